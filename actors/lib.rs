@@ -1,1 +1,4 @@
+//! Wakala commits and acts here.
 
+pub mod ports;
+pub mod supervision;

@@ -18,7 +18,12 @@ pub trait Log: Send + Sync {
     fn partitions(&self) -> u16;
 
     /// Appends a record; done when it is durable (law 2). After an error the record may or may not be there.
-    fn append(&self, partition: PartitionNo, terminal: &TerminalId, record: Vec<u8>) -> Wait<'static, Result<Offset, LogError>>;
+    fn append(
+        &self,
+        partition: PartitionNo,
+        terminal: &TerminalId,
+        record: Vec<u8>,
+    ) -> Wait<'static, Result<Offset, LogError>>;
 
     /// Reads a partition from a position onward.
     ///
@@ -66,7 +71,13 @@ pub trait Hsm: Send + Sync {
     ///
     /// # Errors
     /// When no comparison took place.
-    fn verify_pin(&self, ksn: &Ksn, block: &PinBlock, card: &CardRef, reference: &PinReference) -> Result<PinVerdict, HsmError>;
+    fn verify_pin(
+        &self,
+        ksn: &Ksn,
+        block: &PinBlock,
+        card: &CardRef,
+        reference: &PinReference,
+    ) -> Result<PinVerdict, HsmError>;
 
     /// Encrypts the PIN again, under a zone key of the core (format 4 to format 4; PCI PIN 3-3).
     ///
