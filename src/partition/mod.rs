@@ -5,7 +5,6 @@
 //! done once they are written. It decides many events at once, for the commit is what costs.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use crate::id::{CoreId, Offset, PartitionNo, Rrn, Stan, TransactionId};
 use crate::ledger::{Account, Entry, FloatMove, Phase};
@@ -183,23 +182,40 @@ impl Partition {
         self.timers.first().map(|&(due, _)| due)
     }
 
+    /// How many requests each core would be sent after these events, if it had room for all.
     #[must_use]
-    pub fn needs(&self, events: &[Event]) -> Needs {
-        let mut needs = Needs { stans: self.waiting.values().map(VecDeque::len).sum(), ..Needs::default() };
+    pub fn wants(&self, events: &[Event]) -> BTreeMap<CoreId, usize> {
+        let mut wants: BTreeMap<CoreId, usize> = self.waiting().map(|(core, n)| (core.clone(), n)).collect();
         for event in events {
-            match event {
-                Event::Record { record, .. } => {
-                    needs.ids.insert(record.transaction());
-                    if let Body::Asked(asked) = &record.body {
-                        needs.ids.insert(reuse_id(record, asked));
-                        needs.stans += 1;
-                        if asked.kind == Kind::Deposit {
-                            needs.floats.insert(Account::float(record.agent.clone(), asked.amount.currency()));
-                        }
+            let core = match event {
+                Event::Record { record, .. } if matches!(record.body, Body::Asked(_)) => Some(&record.core),
+                Event::Unsent { transaction } => self.open.get(transaction).map(|t| &t.core),
+                Event::Record { .. }
+                | Event::Unreadable { .. }
+                | Event::Answer { .. }
+                | Event::Lost { .. }
+                | Event::Wake => None,
+            };
+            if let Some(core) = core {
+                *wants.entry(core.clone()).or_default() += 1;
+            }
+        }
+        wants
+    }
+
+    /// What is to be read for these events, when the cores have this much room.
+    #[must_use]
+    pub fn needs(&self, events: &[Event], room: &BTreeMap<CoreId, usize>) -> Needs {
+        let mut needs = Needs { stans: room.values().sum(), ..Needs::default() };
+        for event in events {
+            if let Event::Record { record, .. } = event {
+                needs.ids.insert(record.transaction());
+                if let Body::Asked(asked) = &record.body {
+                    needs.ids.insert(reuse_id(record, asked));
+                    if asked.kind == Kind::Deposit {
+                        needs.floats.insert(Account::float(record.agent.clone(), asked.amount.currency()));
                     }
                 }
-                Event::Unsent { .. } => needs.stans += 1,
-                Event::Unreadable { .. } | Event::Answer { .. } | Event::Lost { .. } | Event::Wake => {}
             }
         }
         needs
@@ -542,5 +558,5 @@ fn expired(transaction: &Transaction, now: Time) -> bool {
     (expiry.year, expiry.month) < (year, u8::from(today.month()))
 }
 
-/// How long a transaction that waits for room may sleep before the cores are asked again.
-pub const ROOM_POLL: Duration = Duration::from_millis(50);
+#[cfg(test)]
+mod tests;
