@@ -47,6 +47,16 @@ impl Pan {
         if luhn(pan.digits()) { Ok(pan) } else { Err(PanError::CheckDigit) }
     }
 
+    /// For the standards' vectors, whose PANs have no right check digit.
+    #[cfg(test)]
+    pub(crate) fn unchecked(text: &str) -> Self {
+        let mut pan = Self { digits: [0; Self::MAX], length: text.len() };
+        for (digit, byte) in pan.digits.iter_mut().zip(text.bytes()) {
+            *digit = byte - b'0';
+        }
+        pan
+    }
+
     /// The digits, each 0 to 9. Whoever asks for them answers for where they go.
     #[must_use]
     pub fn digits(&self) -> &[u8] {
