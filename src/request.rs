@@ -1,6 +1,9 @@
 //! What a terminal may ask: from the bytes of a PUBLISH to a request that means something, or the reason why not.
 
+use std::fmt;
+
 use prost::Message as _;
+use zeroize::Zeroizing;
 
 use crate::card::{Ksn, Mac, PinBlock};
 use crate::id::RequestKey;
@@ -36,7 +39,8 @@ impl Kind {
 }
 
 /// A request as the terminal meant it, nothing of it verified yet.
-#[derive(Debug)]
+///
+/// Its body has the PIN block in it, so it is neither printed nor cloned, and wiped when dropped.
 pub struct Request {
     pub key: RequestKey,
     pub kind: Kind,
@@ -49,8 +53,20 @@ pub struct Request {
     /// Present exactly when the kind asks for a PIN.
     pub pin_block: Option<PinBlock>,
     /// The bytes that `mac` is over.
-    pub body: Vec<u8>,
+    pub body: Zeroizing<Vec<u8>>,
     pub mac: Mac,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, kind, amount, ksn, .. } = self;
+        f.debug_struct("Request")
+            .field("key", key)
+            .field("kind", kind)
+            .field("amount", amount)
+            .field("ksn", ksn)
+            .finish()
+    }
 }
 
 /// Why bytes are not a request, and the key if that much could be read.
@@ -137,7 +153,8 @@ impl Request {
             return Err(unknown(Refusal::TooLarge));
         }
         let envelope = wire::Envelope::decode(bytes).map_err(|_| unknown(Refusal::Unreadable))?;
-        let request = wire::Request::decode(&envelope.body[..]).map_err(|_| unknown(Refusal::Unreadable))?;
+        let body = Zeroizing::new(envelope.body);
+        let request = wire::Request::decode(&body[..]).map_err(|_| unknown(Refusal::Unreadable))?;
         let key = request.key.as_slice().try_into().map(RequestKey).map_err(|_| unknown(Refusal::Unreadable))?;
 
         let refused = |refusal| Malformed { key: Some(key), refusal };
@@ -149,17 +166,18 @@ impl Request {
             })
         })?;
         let card = request.card.ok_or_else(|| refused(Refusal::NoCard))?;
+        let sent_block = Zeroizing::new(card.pin_block);
         let card_data = card.data.as_slice().try_into().map_err(|_| refused(Refusal::NoCard))?;
         let pin_block = match kind {
             Kind::Withdrawal => {
-                let block = card.pin_block.as_slice().try_into().map_err(|_| refused(Refusal::NoPin))?;
+                let block = sent_block.as_slice().try_into().map_err(|_| refused(Refusal::NoPin))?;
                 Some(PinBlock(block))
             }
             Kind::Deposit => None,
         };
         let ksn = Ksn::from_bytes(&envelope.ksn).ok_or_else(|| refused(Refusal::UnknownTerminalKey))?;
         let mac = envelope.mac.as_slice().try_into().map(Mac).map_err(|_| refused(Refusal::BadMac))?;
-        Ok(Self { key, kind, amount, made_at: request.made_at, ksn, card_data, pin_block, body: envelope.body, mac })
+        Ok(Self { key, kind, amount, made_at: request.made_at, ksn, card_data, pin_block, body, mac })
     }
 }
 
@@ -226,7 +244,13 @@ mod tests {
 
     #[test]
     fn nothing_secret_is_in_the_debug_text() {
-        let text = format!("{:?}", Request::read(&sent(&good())).expect("good").pin_block);
-        assert_eq!(text, "Some(PinBlock)");
+        let request = Request::read(&sent(&good())).expect("good");
+        assert_eq!(format!("{:?}", request.pin_block), "Some(PinBlock)");
+        let text = format!("{request:?}");
+        assert!(text.starts_with("Request {"), "{text}");
+        // The block is sixteen twos and the card data are sixteen ones, as a list of numbers or otherwise.
+        for secret in ["2, 2, 2", "0202", "1, 1, 1", "0101"] {
+            assert!(!text.contains(secret), "{text}");
+        }
     }
 }
