@@ -1,0 +1,106 @@
+//! The admin port: the living tree as JSON, readiness, and in sandbox mode a way to make actors panic.
+//!
+//! It listens on loopback only; the configuration refuses anything else. There is no money behind it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use actix_web::{App, HttpResponse, HttpServer, web};
+use serde::{Deserialize, Serialize};
+
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Where `wakala status` finds the node. Loopback only.
+    pub address: SocketAddr,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 8830)) }
+    }
+}
+
+/// What the admin port may ask of the node.
+pub trait Node: Send + Sync {
+    fn status(&self) -> Status;
+
+    /// Whether terminals may be sent here.
+    fn is_ready(&self) -> bool;
+
+    /// Ends a terminal's connection; true when there was one.
+    fn kick(&self, terminal: &str) -> bool;
+
+    /// Makes an actor panic; only in sandbox mode. True when there was such an actor.
+    fn panic(&self, actor: &str, key: &str) -> bool;
+
+    fn is_sandbox(&self) -> bool;
+}
+
+/// What `wakala status` shows.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub node: String,
+    pub version: &'static str,
+    pub sandbox: bool,
+    pub ready: bool,
+    pub uptime_seconds: u64,
+    /// Connected terminals.
+    pub sessions: usize,
+    pub actors: std::collections::BTreeMap<String, crate::supervision::Branch>,
+}
+
+/// Starts serving; the server ends with its handle.
+///
+/// # Errors
+/// When the address is taken.
+pub fn serve(options: &Options, node: Arc<dyn Node>) -> std::io::Result<actix_web::dev::Server> {
+    let node = web::Data::from(node);
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(node.clone())
+            .route("/status", web::get().to(status))
+            .route("/readyz", web::get().to(ready))
+            .route("/terminals/{terminal}/kick", web::post().to(kick))
+            .route("/sandbox/panic", web::post().to(panic))
+    })
+    .workers(1)
+    .disable_signals()
+    .shutdown_timeout(1)
+    .bind(options.address)?;
+    Ok(server.run())
+}
+
+async fn status(node: web::Data<dyn Node>) -> HttpResponse {
+    HttpResponse::Ok().json(node.status())
+}
+
+async fn ready(node: web::Data<dyn Node>) -> HttpResponse {
+    if node.is_ready() { HttpResponse::Ok().body("ready\n") } else { HttpResponse::ServiceUnavailable().body("not ready\n") }
+}
+
+async fn kick(node: web::Data<dyn Node>, terminal: web::Path<String>) -> HttpResponse {
+    found(node.kick(&terminal))
+}
+
+#[derive(Deserialize)]
+struct Which {
+    /// `session`, `partition` or `bank`.
+    actor: String,
+    /// Terminal, partition number or core; empty for any.
+    #[serde(default)]
+    key: String,
+}
+
+async fn panic(node: web::Data<dyn Node>, which: web::Query<Which>) -> HttpResponse {
+    if !node.is_sandbox() {
+        return HttpResponse::Forbidden().body("this node is not in sandbox mode\n");
+    }
+    found(node.panic(&which.actor, &which.key))
+}
+
+fn found(it_was: bool) -> HttpResponse {
+    if it_was { HttpResponse::NoContent().finish() } else { HttpResponse::NotFound().body("no such actor\n") }
+}
+

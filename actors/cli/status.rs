@@ -1,0 +1,59 @@
+//! `wakala status`: asks a running node over its admin port.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Output, table};
+
+/// # Errors
+/// When no node answers there.
+pub async fn run(address: SocketAddr, output: Output) -> anyhow::Result<()> {
+    let status = get(address, "/status").await?;
+    output.print(|| drawing(&status), &status)
+}
+
+async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Value> {
+    let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
+    let mut answer = client
+        .get(format!("http://{address}{path}"))
+        .send()
+        .await
+        .map_err(|error| anyhow::anyhow!("no node answers at {address} ({error}); is it running, and is admin.address the same?"))?;
+    let body = answer.body().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// Ends a terminal's connection, if a node runs here and has one.
+pub async fn kick(address: SocketAddr, terminal: &str) -> bool {
+    let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
+    let answer = client.post(format!("http://{address}/terminals/{terminal}/kick")).send().await;
+    answer.is_ok_and(|answer| answer.status().is_success())
+}
+
+fn drawing(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut lines = vec![format!(
+        "{} {} · {}{} · up {} · {} terminals connected",
+        text(&status["node"]),
+        text(&status["version"]),
+        if status["ready"] == Value::Bool(true) { "ready" } else { "not ready" },
+        if status["sandbox"] == Value::Bool(true) { " · SANDBOX" } else { "" },
+        humantime::format_duration(Duration::from_secs(status["uptime_seconds"].as_u64().unwrap_or(0))),
+        text(&status["sessions"]),
+    )];
+    let rows = status["actors"].as_object().into_iter().flatten().map(|(path, branch)| {
+        let depth = path.matches('/').count();
+        [
+            format!("{}{}", "  ".repeat(depth), path.rsplit('/').next().unwrap_or(path)),
+            text(&branch["state"]),
+            text(&branch["restarts"]),
+            text(&branch["panics"]),
+            branch.get("note").map_or_else(String::new, text),
+            branch.get("last_panic").map_or_else(String::new, text),
+        ]
+    });
+    lines.push(table(["actor", "state", "restarts", "panics", "", "last panic"], rows));
+    lines.join("\n")
+}

@@ -1,0 +1,217 @@
+//! The configuration: one file in TOML, `WAKALA_…` variables over it, flags over those.
+//!
+//! Every limit is named with its unit, every key has a default, and an unknown key is refused with the name that may have
+//! been meant. `config/wakala.toml` shows every key with its default; a test keeps it so.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format as _, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use wakala::id::CoreId;
+
+use crate::adapters::{kafka, postgres_log, soft_hsm};
+use crate::supervision::Policy;
+use crate::{admin, banks, edge, listener, partitions, receipts, store};
+
+/// EX_CONFIG: starting again would not mend it, so systemd does not (`RestartPreventExitStatus`).
+pub const EXIT_CONFIG: i32 = 78;
+
+/// Variables that are flags of the command line, not keys of the configuration.
+const FLAGS: [&str; 1] = ["config"];
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub node: Node,
+    pub database: store::Options,
+    pub log: Log,
+    pub listener: listener::Options,
+    pub edge: edge::Options,
+    pub keys: soft_hsm::Options,
+    pub partitions: partitions::Options,
+    /// Bank cores by name: `[cores.mwanga]`.
+    pub cores: BTreeMap<CoreId, banks::Options>,
+    pub receipts: receipts::Options,
+    pub supervision: Policy,
+    pub admin: admin::Options,
+    pub logging: Logging,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// This node's name among the nodes of one database: in leases, logs and `wakala status`.
+    pub name: String,
+    /// Takes sandbox keys, cards and terminals and no others; actors can be made to panic. Never at a bank.
+    pub sandbox: bool,
+    /// How long a stopping node waits for what is under way.
+    #[serde(with = "humantime_serde")]
+    pub drain: std::time::Duration,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self { name: "wakala-1".to_owned(), sandbox: false, drain: std::time::Duration::from_secs(10) }
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub kind: LogKind,
+    pub postgres: postgres_log::Options,
+    pub kafka: kafka::Options,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogKind {
+    /// In the database that is there anyway: nothing else need run.
+    #[default]
+    Postgres,
+    Kafka,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logging {
+    pub format: LogFormat,
+    /// Which events are logged, as `tracing_subscriber::EnvFilter` reads it: `info,wakala_node=debug`.
+    pub filter: String,
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".to_owned() }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For a terminal and for the journal.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is wrong with a configuration, each line of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct Error(pub Vec<String>);
+
+impl Config {
+    /// Reads the file, then `WAKALA_…` variables (`WAKALA_NODE__NAME` is `node.name`), and checks what they say together.
+    ///
+    /// # Errors
+    /// Every fault with its file, its key, and what would be right.
+    pub fn load(file: Option<&Path>) -> Result<Self, Error> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(file) = file {
+            if !file.is_file() {
+                return Err(Error(vec![format!("{}: there is no such file", file.display())]));
+            }
+            figment = figment.merge(Toml::file_exact(file));
+        }
+        let config: Self =
+            figment.merge(Env::prefixed("WAKALA_").ignore(&FLAGS).split("__")).extract().map_err(explain)?;
+        config.check(file.and_then(Path::parent))?;
+        Ok(config)
+    }
+
+    /// What no single key can know.
+    fn check(&self, folder: Option<&Path>) -> Result<(), Error> {
+        let mut faults = Vec::new();
+        let mut fault = |key: &str, text: String| faults.push(format!("{key}: {text}"));
+        if let Err(error) = self.node.name.parse::<wakala::id::AgentId>() {
+            fault("node.name", error.to_string().replace("an agent's name", "it"));
+        }
+        if !self.admin.address.ip().is_loopback() {
+            fault("admin.address", format!("{} is not loopback; use 127.0.0.1", self.admin.address));
+        }
+        if self.partitions.renew * 2 > self.partitions.lease {
+            fault("partitions.renew", "must be at most half of partitions.lease, or a hiccup loses the lease".to_owned());
+        }
+        for (key, zero) in [
+            ("partitions.batch_max", self.partitions.batch_max == 0),
+            ("partitions.open_max", self.partitions.open_max == 0),
+            ("partitions.mailbox", self.partitions.mailbox == 0),
+        ] {
+            if zero {
+                fault(key, "must be at least 1".to_owned());
+            }
+        }
+        for (core, options) in &self.cores {
+            let file = resolve(folder, &options.dialect);
+            if let Err(error) = banks::read_dialect(&file) {
+                fault(&format!("cores.{core}.dialect"), format!("{error:#}"));
+            }
+        }
+        if let Err(error) = self.logging.filter.parse::<tracing_subscriber::EnvFilter>() {
+            fault("logging.filter", format!("{error}; right would be, for example, \"info,wakala_node=debug\""));
+        }
+        if faults.is_empty() { Ok(()) } else { Err(Error(faults)) }
+    }
+
+    /// Has paths that the file gives relative to itself found from anywhere.
+    #[must_use]
+    pub fn resolved(mut self, file: Option<&Path>) -> Self {
+        let folder = file.and_then(Path::parent);
+        for options in self.cores.values_mut() {
+            options.dialect = resolve(folder, &options.dialect);
+        }
+        self
+    }
+}
+
+fn resolve(folder: Option<&Path>, path: &Path) -> PathBuf {
+    match folder {
+        Some(folder) if path.is_relative() => folder.join(path),
+        _ => path.to_owned(),
+    }
+}
+
+/// figment's errors with the file, the key and what would be right, a line each.
+fn explain(errors: figment::Error) -> Error {
+    let each = errors.into_iter().map(|error| {
+        let source = error.metadata.as_ref().map_or_else(String::new, |metadata| match &metadata.source {
+            Some(source) => format!("{source}: "),
+            None => format!("{}: ", metadata.name),
+        });
+        // figment puts the name of its profile first; nobody here has heard of profiles.
+        let key = error.path.iter().filter(|part| *part != "default").cloned().collect::<Vec<_>>().join(".");
+        let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+        let text = match &error.kind {
+            figment::error::Kind::UnknownField(found, known) => {
+                let near = nearest(found, known);
+                let meant = near.map_or_else(|| format!("known here: {}", known.join(", ")), |near| format!("did you mean {near}?"));
+                format!("unknown key {found}; {meant}")
+            }
+            kind => kind.to_string(),
+        };
+        format!("{source}{key}{text}")
+    });
+    Error(each.collect())
+}
+
+/// The known key that differs least, if it differs little.
+fn nearest<'a>(found: &str, known: &'a [&'a str]) -> Option<&'a str> {
+    known.iter().map(|key| (distance(found, key), *key)).filter(|(far, key)| *far * 3 <= key.len().max(3)).min().map(|(_, key)| key)
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.chars().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
