@@ -463,3 +463,6 @@ where
         self.died(died, ctx);
     }
 }
+
+#[cfg(test)]
+mod tests;
