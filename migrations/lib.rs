@@ -22,21 +22,17 @@ macro_rules! step {
             }
         }
 
+        #[expect(elided_lifetimes_in_paths, reason = "as the trait's own macro wants it written")]
         #[sea_orm_migration::async_trait::async_trait]
         impl sea_orm_migration::MigrationTrait for Step {
-            async fn up(&self, manager: &sea_orm_migration::SchemaManager<'_>) -> Result<(), sea_orm_migration::DbErr> {
-                sea_orm_migration::sea_orm::ConnectionTrait::execute_unprepared(manager.get_connection(), $up)
-                    .await
-                    .map(drop)
+            async fn up(&self, manager: &sea_orm_migration::SchemaManager) -> Result<(), sea_orm_migration::DbErr> {
+                let db = manager.get_connection();
+                sea_orm_migration::sea_orm::ConnectionTrait::execute_unprepared(db, $up).await.map(drop)
             }
 
-            async fn down(
-                &self,
-                manager: &sea_orm_migration::SchemaManager<'_>,
-            ) -> Result<(), sea_orm_migration::DbErr> {
-                sea_orm_migration::sea_orm::ConnectionTrait::execute_unprepared(manager.get_connection(), $down)
-                    .await
-                    .map(drop)
+            async fn down(&self, manager: &sea_orm_migration::SchemaManager) -> Result<(), sea_orm_migration::DbErr> {
+                let db = manager.get_connection();
+                sea_orm_migration::sea_orm::ConnectionTrait::execute_unprepared(db, $down).await.map(drop)
             }
         }
     };
