@@ -1,4 +1,5 @@
 //! Wakala commits and acts here.
 
 pub mod ports;
+pub mod store;
 pub mod supervision;

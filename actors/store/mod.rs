@@ -275,20 +275,24 @@ fn connect_options(options: &Options, url: &str) -> ConnectOptions {
         // The driver's own log would say every statement.
         .sqlx_logging(false)
         .map_sqlx_postgres_opts(move |given| {
-            given
-                .application_name("wakala")
-                .options([("statement_timeout", &statement), ("lock_timeout", &lock), ("timezone", &"UTC".to_owned())])
+            given.application_name("wakala").options([
+                ("statement_timeout", &statement),
+                ("lock_timeout", &lock),
+                ("timezone", &"UTC".to_owned()),
+            ])
         });
     connecting
 }
 
 /// A time as Postgres takes it.
-pub(crate) fn timestamp(time: wakala::time::Time) -> time::OffsetDateTime {
+#[must_use]
+pub fn timestamp(time: wakala::time::Time) -> time::OffsetDateTime {
     time.utc()
 }
 
 /// A time as Postgres gave it.
-pub(crate) fn time_of(stamp: time::OffsetDateTime) -> wakala::time::Time {
+#[must_use]
+pub fn time_of(stamp: time::OffsetDateTime) -> wakala::time::Time {
     let millis = stamp.unix_timestamp_nanos().div_euclid(1_000_000);
     wakala::time::Time::from_millis(i64::try_from(millis).unwrap_or(0))
 }
