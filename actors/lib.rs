@@ -1,5 +1,7 @@
 //! Wakala commits and acts here.
 
+pub mod adapters;
+pub mod bank;
+pub mod banks;
 pub mod ports;
-pub mod store;
 pub mod supervision;

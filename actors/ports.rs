@@ -140,8 +140,11 @@ pub enum HsmError {
 
 /// A way to a core: messages out, messages in, framed.
 pub trait BankLink: Send + Sync {
-    fn connect(&self) -> Wait<'_, std::io::Result<(Box<dyn LinkWriter>, Box<dyn LinkReader>)>>;
+    fn connect(&self) -> Wait<'_, std::io::Result<LinkEnds>>;
 }
+
+/// The two ends of a link that is up.
+pub type LinkEnds = (Box<dyn LinkWriter>, Box<dyn LinkReader>);
 
 pub trait LinkWriter: Send {
     /// Writes one message whole; an error says that it may have left in part.
