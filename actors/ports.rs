@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use wakala::card::{CardRef, Ksn, Mac, Pan, PinBlock, Sealed};
+use wakala::card::{CardRef, Ksn, Mac, Pan, PinBlock, Sealed, Token};
 use wakala::id::{Offset, PartitionNo, TerminalId};
 use wakala::time::Time;
 
@@ -113,7 +113,7 @@ pub trait Hsm: Send + Sync {
 /// What a card's PIN is compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PinReference {
-    /// Visa PIN verification value and the index of its key.
+    /// Visa PIN verification value, four digits of 0 to 9 each, and the index of its key.
     Pvv { index: u8, value: [u8; 4] },
 }
 
@@ -136,6 +136,137 @@ pub enum HsmError {
     BadCounter,
     #[error("the HSM failed: {0}")]
     Fault(String),
+}
+
+/// What the owner of an HSM does with its keys, never at a terminal's request. A key comes out of it sealed.
+pub trait Custody: Send + Sync {
+    /// Replaces all keys by those of these blocks; on an error the keys stay as they were.
+    ///
+    /// # Errors
+    /// [`KeyError::Unreadable`] for a block that does not open or is not what it says.
+    fn load(&self, blocks: &[KeyBlock]) -> Result<(), KeyError>;
+
+    /// Draws a new key at random. It is not loaded yet.
+    ///
+    /// # Errors
+    /// When it cannot.
+    fn generate(&self, name: &KeyName, sandbox: bool) -> Result<KeyBlock, KeyError>;
+
+    /// Takes in a key. It is not loaded yet.
+    ///
+    /// # Errors
+    /// [`KeyError::NotAKey`] when the bytes cannot be a key of this usage.
+    fn import(&self, name: &KeyName, key: &KeyBytes, sandbox: bool) -> Result<KeyBlock, KeyError>;
+
+    /// Derives a terminal's initial key for injection, in clear: from a sandbox key alone.
+    ///
+    /// # Errors
+    /// [`HsmError::UnknownKey`] when the base derivation key is not here, [`KeyError::Refused`] when it is a real one.
+    fn initial_key(&self, id: &[u8; 8]) -> Result<KeyBytes, KeyError>;
+
+    /// The token of a card that the bank brings in.
+    ///
+    /// # Errors
+    /// When the key for it is not here.
+    fn token(&self, pan: &Pan) -> Result<Token, HsmError>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Sealed under another master key, altered, or moved from another row.
+    #[error("the key {name} cannot be opened: {why}")]
+    Unreadable { name: KeyName, why: &'static str },
+    #[error("not a key of this usage: {0}")]
+    NotAKey(&'static str),
+    #[error("refused: {0}")]
+    Refused(&'static str),
+    #[error(transparent)]
+    Hsm(#[from] HsmError),
+}
+
+/// A key in clear, on its way from its custodians to the HSM or from it into a terminal.
+pub struct KeyBytes(pub zeroize::Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for KeyBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyBytes")
+    }
+}
+
+/// Which key. Its usage follows from its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyName {
+    /// `bdk-12345678`: a base derivation key, by the first four bytes of the initial key identifiers under it.
+    BaseDerivation([u8; 4]),
+    /// `pvk-1`: a PIN verification key, by its index.
+    PinVerification(u8),
+    /// `zpk-NAME`: the PIN encryption key shared with a core.
+    Zone(Box<str>),
+    /// `card-token`: what card numbers are hashed with.
+    CardToken,
+    /// `card-seal`: what card numbers are sealed with on their way to the core.
+    CardSeal,
+}
+
+impl KeyName {
+    /// The usage in the words of ANSI X9.143 (TR-31) table 6.
+    #[must_use]
+    pub fn usage(&self) -> &'static str {
+        match self {
+            Self::BaseDerivation(_) => "B0",
+            Self::PinVerification(_) => "V2",
+            Self::Zone(_) => "P0",
+            Self::CardToken => "M7",
+            Self::CardSeal => "D0",
+        }
+    }
+}
+
+impl std::fmt::Display for KeyName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::BaseDerivation(id) => write!(f, "bdk-{}", hex::encode_upper(id)),
+            Self::PinVerification(index) => write!(f, "pvk-{index}"),
+            Self::Zone(name) => write!(f, "zpk-{name}"),
+            Self::CardToken => f.write_str("card-token"),
+            Self::CardSeal => f.write_str("card-seal"),
+        }
+    }
+}
+
+/// A text that names no key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} names no key; names are bdk-12345678, pvk-1, zpk-NAME, card-token, card-seal")]
+pub struct NoKeyName(pub String);
+
+impl std::str::FromStr for KeyName {
+    type Err = NoKeyName;
+
+    fn from_str(text: &str) -> Result<Self, NoKeyName> {
+        let no = || NoKeyName(text.to_owned());
+        let id = |id| hex::decode(id).ok()?.try_into().ok();
+        match text.split_once('-').ok_or_else(no)? {
+            ("bdk", id_hex) => id(id_hex).map(Self::BaseDerivation).ok_or_else(no),
+            ("pvk", index) if index.len() == 1 => index.parse().map(Self::PinVerification).map_err(|_| no()),
+            ("zpk", name) => {
+                wakala::id::CoreId::new(name).map(|name| Self::Zone(name.as_str().into())).map_err(|_| no())
+            }
+            ("card", "token") => Ok(Self::CardToken),
+            ("card", "seal") => Ok(Self::CardSeal),
+            _ => Err(no()),
+        }
+    }
+}
+
+/// A key as it is stored: opened by the HSM alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyBlock {
+    pub name: KeyName,
+    /// `FF0BD7`, to compare with what the key's owner wrote down.
+    pub check_value: String,
+    pub sealed: Vec<u8>,
+    /// A key that everybody may know, for trying Wakala out.
+    pub sandbox: bool,
 }
 
 /// A way to a core: messages out, messages in, framed.
