@@ -4,4 +4,5 @@ pub mod adapters;
 pub mod bank;
 pub mod banks;
 pub mod ports;
+pub mod store;
 pub mod supervision;

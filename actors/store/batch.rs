@@ -1,0 +1,157 @@
+//! Natural batching: while one commit is under way, what comes gathers, and the next commit takes all of it.
+//!
+//! Under little load a commit carries one thing and nobody waits for company; under much it carries many, and latency
+//! stays near that of one commit. There is no timer.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Error;
+
+type Commit<T, R> = Box<dyn FnMut(Vec<T>) -> Pin<Box<dyn Future<Output = Result<Vec<R>, Error>> + Send>> + Send>;
+
+/// The way in. Clones feed the same batches. When the last is dropped, what gathered is still committed.
+pub struct Batcher<T, R> {
+    queue: mpsc::Sender<(T, oneshot::Sender<Result<R, Error>>)>,
+}
+
+impl<T, R> Clone for Batcher<T, R> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone() }
+    }
+}
+
+impl<T, R> fmt::Debug for Batcher<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batcher").field("room", &self.queue.capacity()).finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
+    /// Batches of at most `max`, committed one after the other on `runtime` by `commit`, which gives one result per
+    /// thing in the same order, or an error for all. At most `room` wait; who comes then waits to be let in.
+    pub fn new<C, F>(runtime: &Handle, room: usize, max: usize, mut commit: C) -> Self
+    where
+        C: FnMut(Vec<T>) -> F + Send + 'static,
+        F: Future<Output = Result<Vec<R>, Error>> + Send + 'static,
+    {
+        let (queue, waiting) = mpsc::channel(room.max(1));
+        runtime.spawn(work_off(waiting, max.max(1), Box::new(move |batch| Box::pin(commit(batch)))));
+        Self { queue }
+    }
+
+    /// Done when the commit that carried `thing` is. After an error it may or may not be committed.
+    ///
+    /// # Errors
+    /// What the commit said; [`Error::Away`] when the runtime is gone or the commit panicked.
+    pub async fn submit(&self, thing: T) -> Result<R, Error> {
+        let (told, hears) = oneshot::channel();
+        let gone = || Error::Away("nobody commits any more".to_owned());
+        self.queue.send((thing, told)).await.map_err(|_| gone())?;
+        hears.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// The same without waiting to be let in; `None` when there is no room.
+    pub fn try_submit(&self, thing: T) -> Option<impl Future<Output = Result<R, Error>> + Send + use<T, R>> {
+        let (told, hears) = oneshot::channel();
+        self.queue.try_send((thing, told)).ok()?;
+        Some(async { hears.await.unwrap_or_else(|_| Err(Error::Away("nobody commits any more".to_owned()))) })
+    }
+}
+
+async fn work_off<T, R>(
+    mut waiting: mpsc::Receiver<(T, oneshot::Sender<Result<R, Error>>)>,
+    max: usize,
+    mut commit: Commit<T, R>,
+) where
+    T: Send + 'static,
+    R: Send + 'static,
+{
+    let mut gathered = Vec::new();
+    while waiting.recv_many(&mut gathered, max).await > 0 {
+        let (batch, callers): (Vec<T>, Vec<_>) = gathered.drain(..).unzip();
+        // In a task of its own: a panic in it must not end the batches that follow.
+        let committed = tokio::spawn(commit(batch)).await.unwrap_or_else(|error| Err(Error::Away(error.to_string())));
+        // Whoever stopped waiting is not told.
+        match committed {
+            Ok(results) if results.len() == callers.len() => {
+                for (caller, result) in callers.into_iter().zip(results) {
+                    let _ = caller.send(Ok(result));
+                }
+            }
+            Ok(results) => {
+                let error = Error::Broken(format!("{} results for {} things", results.len(), callers.len()));
+                for caller in callers {
+                    let _ = caller.send(Err(error.clone()));
+                }
+            }
+            Err(error) => {
+                for caller in callers {
+                    let _ = caller.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn while_one_commit_is_under_way_others_gather() {
+        let (sizes, open) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Notify::new()));
+        let (seen, gate) = (Arc::clone(&sizes), Arc::clone(&open));
+        let batcher = Batcher::new(&Handle::current(), 16, 8, move |batch: Vec<u32>| {
+            seen.lock().expect("no panic").push(batch.len());
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.notified().await;
+                Ok(batch.into_iter().map(|n| n * 10).collect())
+            }
+        });
+        let callers: Vec<_> = (0..10)
+            .map(|n| {
+                let batcher = batcher.clone();
+                tokio::spawn(async move { batcher.submit(n).await })
+            })
+            .collect();
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        while sizes.lock().expect("no panic").iter().sum::<usize>() < 10 {
+            open.notify_one();
+            tokio::task::yield_now().await;
+        }
+        open.notify_one();
+        for (n, caller) in callers.into_iter().enumerate() {
+            assert_eq!(caller.await.expect("no panic"), Ok(u32::try_from(n).expect("small") * 10));
+        }
+        let sizes = sizes.lock().expect("no panic").clone();
+        assert!(sizes.len() <= 4 && sizes.iter().all(|&size| size <= 8), "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_fails_or_panics_fails_its_own_callers_only() {
+        let batcher = Batcher::new(&Handle::current(), 4, 1, |batch: Vec<u32>| async move {
+            match batch[0] {
+                0 => Err(Error::Fenced("late".to_owned())),
+                1 => panic!("on purpose"),
+                2 => Ok(vec![]),
+                n => Ok(vec![n]),
+            }
+        });
+        assert_eq!(batcher.submit(0).await, Err(Error::Fenced("late".to_owned())));
+        assert!(matches!(batcher.submit(1).await, Err(Error::Away(_))));
+        assert!(matches!(batcher.submit(2).await, Err(Error::Broken(_))));
+        assert_eq!(batcher.submit(3).await, Ok(3));
+    }
+}

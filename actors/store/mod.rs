@@ -1,0 +1,313 @@
+//! All SQL. Postgres is memory, not a port: there is no trait here and no stand-in.
+//!
+//! The pool lives on a tokio runtime of its own, "runtime D": a pooled connection belongs to the runtime that opened it,
+//! and an arbiter that is busy would hold up another arbiter's query. Every call is spawned there and awaited through
+//! its `JoinHandle`; a semaphore in front of the pool bounds how many are under way.
+
+pub mod batch;
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sea_orm::sqlx;
+use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How the node reaches its database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Where, as the role `wakala_service`: `postgres://wakala_service@localhost/wakala?host=/run/postgresql`.
+    pub url: String,
+    /// The same as the role `wakala_owner`, for `wakala migrate` alone; empty where nobody migrates.
+    pub owner_url: String,
+    /// Connections, and database transactions at the same time. Postgres' `max_connections` must cover all nodes'.
+    pub pool_size: u32,
+    /// Calls that may wait for a connection; the next one is refused at once.
+    pub waiting_max: usize,
+    /// The longest wait for a connection.
+    #[serde(with = "humantime_serde")]
+    pub acquire_timeout: Duration,
+    /// The longest a statement may run. Postgres ends it.
+    #[serde(with = "humantime_serde")]
+    pub statement_timeout: Duration,
+    /// The longest wait for a row that another transaction has locked.
+    #[serde(with = "humantime_serde")]
+    pub lock_timeout: Duration,
+    /// Threads of runtime D.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            url: "postgres://wakala_service@localhost/wakala?host=/run/postgresql".to_owned(),
+            owner_url: String::new(),
+            pool_size: 16,
+            waiting_max: 4096,
+            acquire_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(10),
+            lock_timeout: Duration::from_secs(5),
+            threads: 2,
+        }
+    }
+}
+
+/// Why the database did not do it. None of them quotes a row.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It cannot be reached, is overloaded or gave up on this one; what was asked may or may not be committed.
+    #[error("the database is away: {0}")]
+    Away(String),
+    /// Somebody else owns the partition or session now; nothing was written, and the caller stops.
+    #[error("fenced off: {0}")]
+    Fenced(String),
+    /// It refused: a rule of the schema, a statement it does not know. Trying again would not help.
+    #[error("the database refused: {0}")]
+    Broken(String),
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        match &error {
+            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Self::Away(error.to_string()),
+            DbErr::Exec(RuntimeErr::SqlxError(inner)) | DbErr::Query(RuntimeErr::SqlxError(inner)) => of_sqlx(inner),
+            _ => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        of_sqlx(&error)
+    }
+}
+
+fn of_sqlx(error: &sqlx::Error) -> Error {
+    let text = error.to_string();
+    match error {
+        sqlx::Error::Database(said) if !said.code().is_some_and(|code| is_passing(&code)) => Error::Broken(text),
+        sqlx::Error::Database(_)
+        | sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::BeginFailed
+        // What a connection says that broke in the middle of a message.
+        | sqlx::Error::Protocol(_) => Error::Away(text),
+        _ => Error::Broken(text),
+    }
+}
+
+/// The classes and codes of SQLSTATE (PostgreSQL, Appendix A) after which the same may succeed later.
+fn is_passing(code: &str) -> bool {
+    matches!(code.get(..2), Some("08" | "40" | "53" | "57" | "58")) || code == "55P03" || code == "25P03"
+}
+
+/// The database, for the whole node. Clones are the same one.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    runtime: Mutex<Option<Runtime>>,
+    handle: Handle,
+    db: DatabaseConnection,
+    room: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    acquire_timeout: Duration,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("free", &self.inner.room.available_permits()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Whoever drops the last clone may be on a thread that must not block.
+        if let Some(runtime) = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Store {
+    /// Starts runtime D and connects as the service's role.
+    ///
+    /// # Errors
+    /// [`Error::Away`] when the database cannot be reached, [`Error::Broken`] when the address is none.
+    pub async fn connect(options: &Options) -> Result<Self, Error> {
+        Self::open(options, &options.url).await
+    }
+
+    /// The same as the owner of the schema, to migrate and to set what the service may not.
+    ///
+    /// # Errors
+    /// As [`Store::connect`]; [`Error::Broken`] when no address of the owner is configured.
+    pub async fn connect_as_owner(options: &Options) -> Result<Self, Error> {
+        if options.owner_url.is_empty() {
+            return Err(Error::Broken("owner_url is not configured".to_owned()));
+        }
+        Self::open(options, &options.owner_url).await
+    }
+
+    async fn open(options: &Options, url: &str) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(options.threads.max(1))
+            .thread_name("database")
+            .enable_all()
+            .build()
+            .map_err(|error| Error::Away(format!("no threads for runtime D: {error}")))?;
+        let handle = runtime.handle().clone();
+        let connecting = connect_options(options, url);
+        let connected = handle.spawn(Database::connect(connecting)).await;
+        let pool_size = usize::try_from(options.pool_size.max(1)).unwrap_or(1);
+        match connected {
+            Ok(Ok(db)) => Ok(Self {
+                inner: Arc::new(Inner {
+                    runtime: Mutex::new(Some(runtime)),
+                    handle,
+                    db,
+                    room: Arc::new(Semaphore::new(pool_size)),
+                    waiting: Arc::new(Semaphore::new(options.waiting_max.max(1))),
+                    acquire_timeout: options.acquire_timeout,
+                }),
+            }),
+            failed => {
+                runtime.shutdown_background();
+                Err(match failed {
+                    Ok(Err(error)) => error.into(),
+                    Err(error) => Error::Away(error.to_string()),
+                    Ok(Ok(_)) => Error::Away("connected and gone".to_owned()),
+                })
+            }
+        }
+    }
+
+    /// Runs `work` on runtime D with the pool, and gives back what it gave. Where the caller stops waiting, the work
+    /// goes on to its end.
+    ///
+    /// # Errors
+    /// What the work said; [`Error::Away`] when there was no connection in time or the work panicked.
+    pub async fn run<T, F, W>(&self, work: W) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+        W: FnOnce(DatabaseConnection) -> F + Send + 'static,
+    {
+        self.run_holding(|db, permit| async move {
+            let done = work(db).await;
+            drop(permit);
+            done
+        })
+        .await
+    }
+
+    /// The same with the place in front of the pool, for work that keeps its connection over several calls.
+    async fn run_holding<T, F, W>(&self, work: W) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+        W: FnOnce(DatabaseConnection, OwnedSemaphorePermit) -> F + Send + 'static,
+    {
+        let Ok(waiting) = Arc::clone(&self.inner.waiting).try_acquire_owned() else {
+            return Err(Error::Away("too many wait for a connection".to_owned()));
+        };
+        let (room, db, patience) = (Arc::clone(&self.inner.room), self.inner.db.clone(), self.inner.acquire_timeout);
+        let running = self.inner.handle.spawn(async move {
+            let permit = match tokio::time::timeout(patience, room.acquire_owned()).await {
+                Ok(Ok(permit)) => permit,
+                Ok(Err(_)) => return Err(Error::Away("closed".to_owned())),
+                Err(_) => return Err(Error::Away(format!("no connection for {patience:?}"))),
+            };
+            drop(waiting);
+            work(db, permit).await
+        });
+        running.await.unwrap_or_else(|error| Err(Error::Away(error.to_string())))
+    }
+
+    /// Runtime D, for tasks that belong to the database.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.inner.handle
+    }
+
+    /// Brings the schema to the newest step. For a store that is connected as the owner.
+    ///
+    /// # Errors
+    /// What the first step that failed said.
+    pub async fn migrate(&self) -> Result<(), Error> {
+        self.run(|db| async move { Ok(wakala_migrations::migrate(&db).await?) }).await
+    }
+
+    /// The steps that the schema lacks, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be asked, or is newer than this program.
+    pub async fn pending(&self) -> Result<Vec<String>, Error> {
+        self.run(|db| async move { Ok(wakala_migrations::pending(&db).await?) }).await
+    }
+
+    /// Ends the connections; what waits is refused.
+    pub async fn close(&self) {
+        self.inner.room.close();
+        let db = self.inner.db.clone();
+        // Nobody is left who could follow an error.
+        let _ = self.inner.handle.spawn(async move { db.close().await }).await;
+    }
+}
+
+fn connect_options(options: &Options, url: &str) -> ConnectOptions {
+    let mut connecting = ConnectOptions::new(url);
+    let millis = |wait: Duration| format!("{}ms", wait.as_millis());
+    let (statement, lock) = (millis(options.statement_timeout), millis(options.lock_timeout));
+    connecting
+        .max_connections(options.pool_size.max(1))
+        .acquire_timeout(options.acquire_timeout)
+        .connect_timeout(options.acquire_timeout)
+        // The driver's own log would say every statement.
+        .sqlx_logging(false)
+        .map_sqlx_postgres_opts(move |given| {
+            given.application_name("wakala").options([
+                ("statement_timeout", &statement),
+                ("lock_timeout", &lock),
+                ("timezone", &"UTC".to_owned()),
+            ])
+        });
+    connecting
+}
+
+/// A time as Postgres takes it.
+#[must_use]
+pub fn timestamp(time: wakala::time::Time) -> time::OffsetDateTime {
+    time.utc()
+}
+
+/// A time as Postgres gave it.
+#[must_use]
+pub fn time_of(stamp: time::OffsetDateTime) -> wakala::time::Time {
+    let millis = stamp.unix_timestamp_nanos().div_euclid(1_000_000);
+    wakala::time::Time::from_millis(i64::try_from(millis).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_and_what_does_not() {
+        for code in ["08006", "40P01", "40001", "53300", "57P01", "57014", "58030", "55P03"] {
+            assert!(is_passing(code), "{code}");
+        }
+        for code in ["23505", "23514", "42501", "42P01", "22003", "", "5"] {
+            assert!(!is_passing(code), "{code}");
+        }
+    }
+}
