@@ -1,0 +1,131 @@
+//! What a CONNECT asks for, what is granted, and how a refusal is said.
+
+use std::time::Duration;
+
+use ntex_bytes::ByteString;
+use ntex_mqtt::v5::codec::{Connect, ConnectAck, ConnectAckReason, LastWill, QoS};
+
+use super::{Limits, Version};
+use crate::id::TerminalId;
+
+/// What holds for one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    pub version: Version,
+    /// Whatever is left of an earlier session is discarded [MQTT-3.1.2-4].
+    pub clean_start: bool,
+    /// How long the session outlives the connection, in seconds; 0 for not at all.
+    pub expiry_s: u32,
+    /// The longest that may be, in seconds.
+    expiry_max_s: u32,
+    /// What was asked for, where the answer says that it is something else.
+    asked: Asked,
+    /// The keep-alive in force.
+    pub keep_alive: Duration,
+    /// The client's Receive Maximum.
+    pub receive_max: u16,
+    /// The client's Maximum Packet Size, in bytes.
+    pub packet_bytes_max: u32,
+    /// Whether reasons may be given in words (3.1.2.11.7).
+    pub problem_info: bool,
+    pub will: Option<Box<LastWill>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    keep_alive_s: u16,
+    expiry_s: u32,
+    named: bool,
+}
+
+impl Terms {
+    /// The terms on which a CONNECT is accepted, if its sender is who it says.
+    ///
+    /// # Errors
+    /// The reason for which the CONNACK refuses it.
+    pub fn of(connect: &Connect, version: Version, limits: &Limits) -> Result<Self, ConnectAckReason> {
+        if connect.auth_method.is_some() {
+            return Err(ConnectAckReason::BadAuthenticationMethod);
+        }
+        // MQTT 3.1.1 cannot announce what is offered, and so is taken as it comes: a will at QoS 2 or retained is kept.
+        if version == Version::V5
+            && let Some(will) = &connect.last_will
+        {
+            if will.retain {
+                return Err(ConnectAckReason::RetainNotSupported);
+            }
+            if will.qos == QoS::ExactlyOnce {
+                return Err(ConnectAckReason::QosNotSupported);
+            }
+        }
+        if connect.client_id.is_empty() && version == Version::V3 && !connect.clean_start {
+            return Err(ConnectAckReason::ClientIdentifierNotValid);
+        }
+        let expiry_max_s = u32::try_from(limits.session_expiry_max.as_secs()).unwrap_or(u32::MAX);
+        let asked_expiry_s = match version {
+            Version::V3 if connect.clean_start => 0,
+            Version::V3 => u32::MAX,
+            Version::V5 => connect.session_expiry_interval_secs,
+        };
+        let asked = Duration::from_secs(connect.keep_alive.into());
+        Ok(Self {
+            version,
+            clean_start: connect.clean_start,
+            expiry_s: asked_expiry_s.min(expiry_max_s),
+            expiry_max_s,
+            asked: Asked {
+                keep_alive_s: connect.keep_alive,
+                expiry_s: asked_expiry_s,
+                named: !connect.client_id.is_empty(),
+            },
+            keep_alive: if asked.is_zero() { limits.keep_alive_max } else { asked.min(limits.keep_alive_max) },
+            receive_max: connect.receive_max.map_or(u16::MAX, std::num::NonZeroU16::get),
+            packet_bytes_max: connect.max_packet_size.map_or(u32::MAX, std::num::NonZeroU32::get),
+            problem_info: connect.request_problem_info,
+            will: connect.last_will.clone().map(Box::new),
+        })
+    }
+
+    /// One and a half keep-alives [MQTT-3.1.2-22]; [MQTT-3.1.2-24] in 3.1.1.
+    #[must_use]
+    pub fn silence_max(&self) -> Duration {
+        self.keep_alive * 3 / 2
+    }
+
+    /// What the client hears when it is let in.
+    #[must_use]
+    pub fn accept(&self, terminal: &TerminalId, session_present: bool, limits: &Limits) -> ConnectAck {
+        let keep_alive_s = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX);
+        ConnectAck {
+            session_present,
+            session_expiry_interval_secs: (self.expiry_s != self.asked.expiry_s).then_some(self.expiry_s),
+            receive_max: limits.inbound_max,
+            max_qos: QoS::AtLeastOnce,
+            max_packet_size: Some(limits.packet_bytes_max),
+            assigned_client_id: (!self.asked.named).then(|| ByteString::from(terminal.as_str().to_owned())),
+            topic_alias_max: 0,
+            retain_available: false,
+            wildcard_subscription_available: false,
+            shared_subscription_available: false,
+            server_keepalive_sec: (keep_alive_s != self.asked.keep_alive_s).then_some(keep_alive_s),
+            ..ConnectAck::default()
+        }
+    }
+
+    /// A reason in words, where they are wanted.
+    #[must_use]
+    pub fn explain(&self, why: &'static str) -> Option<ByteString> {
+        self.problem_info.then(|| ByteString::from_static(why))
+    }
+
+    /// The client changed its mind at DISCONNECT (3.14.2.2.2).
+    pub(super) fn expire_after(&mut self, expiry_s: u32) {
+        self.expiry_s = expiry_s.min(self.expiry_max_s);
+    }
+}
+
+/// What a client hears when it is not let in.
+#[must_use]
+pub fn refuse(reason_code: ConnectAckReason) -> ConnectAck {
+    ConnectAck { reason_code, ..ConnectAck::default() }
+}

@@ -1,0 +1,149 @@
+//! What a client subscribes to, and what it may.
+
+use std::num::{NonZeroU16, NonZeroU32};
+
+use ntex_bytes::ByteString;
+use ntex_mqtt::v5::codec::{
+    Packet, QoS, SubscribeAck, SubscribeAckReason, SubscriptionOptions, UnsubscribeAck, UnsubscribeAckReason,
+};
+
+/// One subscription.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    pub filter: ByteString,
+    /// The granted QoS and the other options (3.8.3.1).
+    pub options: SubscriptionOptions,
+    /// Goes out with every message that it matches (3.8.2.1.2).
+    pub identifier: Option<NonZeroU32>,
+}
+
+/// What is to be stored of a SUBSCRIBE or an UNSUBSCRIBE before it is acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A subscription with the same filter is replaced [MQTT-3.8.4-3].
+    Subscribe(Vec<Subscription>),
+    Unsubscribe(Vec<ByteString>),
+}
+
+/// A change and the acknowledgement that waits for it.
+#[derive(Debug)]
+pub(super) struct Pending {
+    packet_id: NonZeroU16,
+    change: Option<Change>,
+    answer: Answer,
+}
+
+#[derive(Debug)]
+enum Answer {
+    Subscribe(Vec<SubscribeAckReason>, Option<&'static str>),
+    Unsubscribe(Vec<UnsubscribeAckReason>),
+}
+
+impl Pending {
+    pub(super) fn packet_id(&self) -> NonZeroU16 {
+        self.packet_id
+    }
+
+    pub(super) fn change(&self) -> Option<&Change> {
+        self.change.as_ref()
+    }
+
+    /// Makes the change and gives the acknowledgement.
+    pub(super) fn apply(self, subscriptions: &mut Vec<Subscription>, explain: bool) -> Packet {
+        match self.change {
+            Some(Change::Subscribe(new)) => {
+                subscriptions.retain(|old| new.iter().all(|new| new.filter != old.filter));
+                subscriptions.extend(new);
+            }
+            Some(Change::Unsubscribe(filters)) => subscriptions.retain(|old| !filters.contains(&old.filter)),
+            None => {}
+        }
+        let (packet_id, properties) = (self.packet_id, Vec::new());
+        match self.answer {
+            Answer::Subscribe(status, why) => {
+                let reason_string = why.filter(|_| explain).map(ByteString::from_static);
+                Packet::SubscribeAck(SubscribeAck { packet_id, properties, reason_string, status })
+            }
+            Answer::Unsubscribe(status) => {
+                Packet::UnsubscribeAck(UnsubscribeAck { packet_id, properties, reason_string: None, status })
+            }
+        }
+    }
+}
+
+/// The decisions, filter by filter.
+pub(super) mod decide {
+    use ntex_mqtt::v5::codec::{Subscribe, Unsubscribe};
+
+    use super::super::is_own;
+    use super::*;
+    use crate::id::TerminalId;
+
+    pub(in crate::session) fn subscribe(terminal: &TerminalId, subscribe: Subscribe) -> Pending {
+        let mut granted: Vec<Subscription> = Vec::new();
+        let mut why = None;
+        let status = subscribe.topic_filters.into_iter().map(|(filter, options)| {
+            match grant(terminal, &filter, options.qos) {
+                Ok(qos) => {
+                    // Of two equal filters in one packet the later counts (3.8.4).
+                    granted.retain(|earlier| earlier.filter != filter);
+                    let options = SubscriptionOptions { qos, ..options };
+                    // A slice of the packet would keep all of it in memory for the life of the session.
+                    let filter = ByteString::from(filter.as_str().to_owned());
+                    granted.push(Subscription { filter, options, identifier: subscribe.id });
+                    if qos == QoS::AtMostOnce {
+                        SubscribeAckReason::GrantedQos0
+                    } else {
+                        SubscribeAckReason::GrantedQos1
+                    }
+                }
+                Err((reason, text)) => {
+                    why = Some(text);
+                    reason
+                }
+            }
+        });
+        let status = status.collect();
+        Pending {
+            packet_id: subscribe.packet_id,
+            change: (!granted.is_empty()).then_some(Change::Subscribe(granted)),
+            answer: Answer::Subscribe(status, why),
+        }
+    }
+
+    /// The granted QoS: at most 1.
+    fn grant(terminal: &TerminalId, filter: &str, asked: QoS) -> Result<QoS, (SubscribeAckReason, &'static str)> {
+        if filter.starts_with("$share/") {
+            Err((SubscribeAckReason::SharedSubscriptionNotSupported, "shared subscriptions are not offered"))
+        } else if filter.contains(['+', '#']) {
+            Err((SubscribeAckReason::WildcardSubscriptionsNotSupported, "wildcard subscriptions are not offered"))
+        } else if is_own(terminal, "r/", filter) {
+            match asked {
+                QoS::AtMostOnce => Err((SubscribeAckReason::ImplementationSpecificError, "receipts need QoS 1")),
+                QoS::AtLeastOnce | QoS::ExactlyOnce => Ok(QoS::AtLeastOnce),
+            }
+        } else if is_own(terminal, "c/", filter) {
+            Ok(asked.min(QoS::AtLeastOnce))
+        } else {
+            Err((SubscribeAckReason::NotAuthorized, "a terminal subscribes to r/<its name> and c/<its name> only"))
+        }
+    }
+
+    pub(in crate::session) fn unsubscribe(subscriptions: &[Subscription], unsubscribe: Unsubscribe) -> Pending {
+        let mut gone: Vec<ByteString> = Vec::new();
+        let status = unsubscribe.topic_filters.into_iter().map(|filter| {
+            if subscriptions.iter().any(|subscription| subscription.filter == filter) && !gone.contains(&filter) {
+                gone.push(filter);
+                UnsubscribeAckReason::Success
+            } else {
+                UnsubscribeAckReason::NoSubscriptionExisted
+            }
+        });
+        let status = status.collect();
+        Pending {
+            packet_id: unsubscribe.packet_id,
+            change: (!gone.is_empty()).then_some(Change::Unsubscribe(gone)),
+            answer: Answer::Unsubscribe(status),
+        }
+    }
+}
