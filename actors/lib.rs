@@ -6,3 +6,4 @@ pub mod banks;
 pub mod ports;
 pub mod store;
 pub mod supervision;
+pub mod terminal;

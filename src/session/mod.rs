@@ -104,6 +104,8 @@ pub enum Event {
         seq: i64,
         receipt: Option<Bytes>,
     },
+    /// Something may be queued that no hint told of.
+    Look,
     /// Time has passed.
     Wake,
     /// The connection is to end, for a reason that is not the client's doing.
@@ -240,6 +242,7 @@ impl Session {
             Event::Stored => self.stored(effects),
             Event::Fetched { deliveries, last } => self.outgoing.fetched(deliveries, last),
             Event::Hint { seq, receipt } => self.outgoing.hint(seq, receipt),
+            Event::Look => self.outgoing.look(),
             Event::Wake => self.wake(now, effects),
             Event::End(reason, why) => self.close(Some(reason), why, effects),
         }

@@ -140,6 +140,10 @@ impl Outgoing {
         self.hinted_to = self.hinted_to.max(seq);
     }
 
+    pub(super) fn look(&mut self) {
+        self.unread = true;
+    }
+
     pub(super) fn acked(&mut self, packet_id: NonZeroU16, now: Time, effects: &mut Vec<Effect>) {
         let place = self.queue.iter().position(|q| q.sent && self::packet_id(q.delivery.seq) == packet_id);
         // An acknowledgement of nothing that is in flight is one that came late: no fault (4.4).
