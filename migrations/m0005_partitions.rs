@@ -14,6 +14,12 @@ create table wakala.partition_owner (
 comment on column wakala.partition_owner.epoch is 'The fence: raised whenever an owner loads. A write under an older one changes no row.';
 comment on column wakala.partition_owner.position is 'The offset of the next record to be read; moves in the commit of the work.';
 
+create table wakala.node (
+    name    text        primary key,
+    seen_at timestamptz not null
+);
+comment on table wakala.node is 'Who shares the partitions; whoever was not seen for a lease does not count.';
+
 create table wakala.parked (
     partition smallint    not null,
     "offset"  bigint      not null,
@@ -32,12 +38,14 @@ create table wakala.suspect (
 comment on table wakala.suspect is 'How often a record was begun. One that kills its partition again and again is parked.';
 
 grant select, insert, update on wakala.partition_owner to wakala_service;
+grant select, insert, update, delete on wakala.node to wakala_service;
 grant select, insert on wakala.parked to wakala_service;
 grant select, insert, update, delete on wakala.suspect to wakala_service;
 "#,
     down: r"
 drop table wakala.suspect;
 drop table wakala.parked;
+drop table wakala.node;
 drop table wakala.partition_owner;
 "
 );

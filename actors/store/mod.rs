@@ -4,7 +4,14 @@
 //! and an arbiter that is busy would hold up another arbiter's query. Every call is spawned there and awaited through
 //! its `JoinHandle`; a semaphore in front of the pool bounds how many are under way.
 
+mod accounts;
 pub mod batch;
+mod decision;
+pub mod ledger;
+pub mod partitions;
+pub mod receipts;
+pub mod terminals;
+mod transactions;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -121,6 +128,7 @@ struct Inner {
     room: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     acquire_timeout: Duration,
+    accounts: accounts::Numbers,
 }
 
 impl std::fmt::Debug for Store {
@@ -178,6 +186,7 @@ impl Store {
                     room: Arc::new(Semaphore::new(pool_size)),
                     waiting: Arc::new(Semaphore::new(options.waiting_max.max(1))),
                     acquire_timeout: options.acquire_timeout,
+                    accounts: Mutex::default(),
                 }),
             }),
             failed => {

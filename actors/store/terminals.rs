@@ -1,0 +1,212 @@
+//! Enrolled terminals. Enrolment makes all that a terminal will be looked for in: its row, its session (so that a
+//! receipt always finds its queue) and its agent's float.
+
+use sea_orm::sqlx::postgres::PgRow;
+use sea_orm::sqlx::{self, Row as _};
+use time::OffsetDateTime;
+use wakala::id::{AgentId, CoreId, TerminalId};
+use wakala::ledger::Account;
+use wakala::money::Currency;
+use wakala::time::Time;
+
+use super::{Error, Store, accounts, time_of, timestamp};
+
+/// A terminal, as it is enrolled.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Terminal {
+    pub id: TerminalId,
+    pub agent: AgentId,
+    /// The bank core that serves the terminal's agent.
+    pub core: CoreId,
+    /// Argon2id, PHC string; `None` where it comes with a certificate.
+    pub password_hash: Option<String>,
+    /// SHA-256 over the client certificate in DER.
+    pub certificate_sha256: Option<[u8; 32]>,
+    pub blocked: Option<Blocked>,
+    /// For a node in sandbox mode only.
+    pub sandbox: bool,
+    pub enrolled_at: Time,
+}
+
+impl std::fmt::Debug for Terminal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Terminal")
+            .field("id", &self.id)
+            .field("agent", &self.agent)
+            .field("core", &self.core)
+            .field("blocked", &self.blocked)
+            .field("sandbox", &self.sandbox)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Since when a terminal may not connect, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    pub at: Time,
+    pub why: String,
+}
+
+/// What became of an enrolment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolment {
+    Done,
+    /// There is a terminal of this name; nothing was changed.
+    NameTaken,
+    /// There is a terminal with this certificate; nothing was changed.
+    CertificateTaken,
+}
+
+const COLUMNS: &str =
+    "id, agent, core, password_hash, certificate_sha256, blocked_at, blocked_why, sandbox, enrolled_at";
+
+fn of_row(row: &PgRow) -> Result<Terminal, Error> {
+    let bad = |error: wakala::id::Error| Error::Broken(error.to_string());
+    let certificate: Option<&[u8]> = row.try_get("certificate_sha256")?;
+    let blocked_at: Option<OffsetDateTime> = row.try_get("blocked_at")?;
+    Ok(Terminal {
+        id: row.try_get::<&str, _>("id")?.parse().map_err(bad)?,
+        agent: row.try_get::<&str, _>("agent")?.parse().map_err(bad)?,
+        core: row.try_get::<&str, _>("core")?.parse().map_err(bad)?,
+        password_hash: row.try_get("password_hash")?,
+        certificate_sha256: certificate
+            .map(|digest| digest.try_into().map_err(|_| Error::Broken("a fingerprint is not 32 bytes".to_owned())))
+            .transpose()?,
+        blocked: match (blocked_at, row.try_get("blocked_why")?) {
+            (Some(at), Some(why)) => Some(Blocked { at: time_of(at), why }),
+            _ => None,
+        },
+        sandbox: row.try_get("sandbox")?,
+        enrolled_at: time_of(row.try_get("enrolled_at")?),
+    })
+}
+
+impl Store {
+    /// Enrols a terminal, opens its session and, where the agent has none yet, a float in this currency.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn enrol_terminal(&self, terminal: Terminal, currency: Currency) -> Result<Enrolment, Error> {
+        let store = self.clone();
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let at = timestamp(terminal.enrolled_at);
+            // On any conflict nothing is inserted: of the name, or of the certificate.
+            let enrolled = sqlx::query(
+                "insert into wakala.terminal (id, agent, core, password_hash, certificate_sha256, sandbox, enrolled_at) \
+                 values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
+            )
+            .bind(terminal.id.as_str())
+            .bind(terminal.agent.as_str())
+            .bind(terminal.core.as_str())
+            .bind(terminal.password_hash)
+            .bind(terminal.certificate_sha256.map(Vec::from))
+            .bind(terminal.sandbox)
+            .bind(at)
+            .execute(&mut *opened)
+            .await?;
+            if enrolled.rows_affected() == 0 {
+                let (taken,): (bool,) = sqlx::query_as("select exists (select from wakala.terminal where id = $1)")
+                    .bind(terminal.id.as_str())
+                    .fetch_one(&mut *opened)
+                    .await?;
+                return Ok(if taken { Enrolment::NameTaken } else { Enrolment::CertificateTaken });
+            }
+            sqlx::query("insert into wakala.session (client_id, created_at) values ($1, $2) on conflict do nothing")
+                .bind(terminal.id.as_str())
+                .bind(at)
+                .execute(&mut *opened)
+                .await?;
+            let float = [Account::float(terminal.agent, currency)].into();
+            let mut found = accounts::known(&mut opened, &store.inner.accounts, &float).await?;
+            accounts::make_missing(&mut opened, &mut found, &float).await?;
+            opened.commit().await?;
+            Ok(Enrolment::Done)
+        })
+        .await
+    }
+
+    /// Blocks a terminal from `at` on; false when there is none. One that is blocked stays blocked for its first reason.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn block_terminal(&self, id: &TerminalId, why: &str, at: Time) -> Result<bool, Error> {
+        let (id, why) = (id.clone(), why.to_owned());
+        self.change_terminal(move |db| async move {
+            sqlx::query(
+                "update wakala.terminal set blocked_at = coalesce(blocked_at, $2), \
+                 blocked_why = coalesce(blocked_why, $3) where id = $1",
+            )
+            .bind(id.as_str())
+            .bind(timestamp(at))
+            .bind(why)
+            .execute(db.get_postgres_connection_pool())
+            .await
+        })
+        .await
+    }
+
+    /// Lets a terminal connect again; false when there is none.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn unblock_terminal(&self, id: &TerminalId) -> Result<bool, Error> {
+        let id = id.clone();
+        self.change_terminal(move |db| async move {
+            sqlx::query("update wakala.terminal set blocked_at = null, blocked_why = null where id = $1")
+                .bind(id.as_str())
+                .execute(db.get_postgres_connection_pool())
+                .await
+        })
+        .await
+    }
+
+    async fn change_terminal<F, W>(&self, change: W) -> Result<bool, Error>
+    where
+        F: Future<Output = Result<sqlx::postgres::PgQueryResult, sqlx::Error>> + Send + 'static,
+        W: FnOnce(sea_orm::DatabaseConnection) -> F + Send + 'static,
+    {
+        self.run(move |db| async move { Ok(change(db).await?.rows_affected() == 1) }).await
+    }
+
+    /// The terminal of this name.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn terminal(&self, id: &TerminalId) -> Result<Option<Terminal>, Error> {
+        let id = id.clone();
+        self.run(move |db| async move {
+            let text = format!("select {COLUMNS} from wakala.terminal where id = $1");
+            let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(id.as_str());
+            query.fetch_optional(db.get_postgres_connection_pool()).await?.as_ref().map(of_row).transpose()
+        })
+        .await
+    }
+
+    /// The terminal that is enrolled with the certificate of this SHA-256.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn terminal_by_certificate(&self, sha256: [u8; 32]) -> Result<Option<Terminal>, Error> {
+        self.run(move |db| async move {
+            let text = format!("select {COLUMNS} from wakala.terminal where certificate_sha256 = $1");
+            let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(sha256.to_vec());
+            query.fetch_optional(db.get_postgres_connection_pool()).await?.as_ref().map(of_row).transpose()
+        })
+        .await
+    }
+
+    /// Enrolled terminals by name, beyond `after`, at most `limit`.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn terminals(&self, after: Option<&TerminalId>, limit: u32) -> Result<Vec<Terminal>, Error> {
+        let after = after.map_or_else(String::new, ToString::to_string);
+        self.run(move |db| async move {
+            let text = format!("select {COLUMNS} from wakala.terminal where id > $1 order by id limit $2");
+            let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(after).bind(i64::from(limit));
+            query.fetch_all(db.get_postgres_connection_pool()).await?.iter().map(of_row).collect()
+        })
+        .await
+    }
+}
