@@ -1,1 +1,159 @@
-fn main() {}
+//! `wakala`: the command line, and the only file that chooses adapters.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use wakala_node::adapters::iso8583_tcp::Iso8583Tcp;
+use wakala_node::adapters::kafka::KafkaLog;
+use wakala_node::adapters::postgres_log::PostgresLog;
+use wakala_node::adapters::soft_hsm::SoftHsm;
+use wakala_node::cli::{self, Output};
+use wakala_node::clock::MonotonicClock;
+use wakala_node::config::{Config, EXIT_CONFIG, LogFormat, LogKind, Logging};
+use wakala_node::node::{self, Parts};
+use wakala_node::ports::Log;
+use wakala_node::store::Store;
+
+/// Wakala, agency-banking switch: MQTT terminals on one side, a bank's core on the other, a ledger in between
+///
+/// One program on one server: the MQTT broker of the terminals, the PIN check, the way to the core banking system, the
+/// ledger in Postgres and the receipts. Begin with `wakala check-config`, then `wakala migrate`, then `wakala run`.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+struct Wakala {
+    /// The configuration; config/wakala.toml in the source shows every key. WAKALA_… variables go over it
+    /// (WAKALA_NODE__NAME is node.name)
+    #[arg(long, global = true, env = "WAKALA_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node until it is told to stop (SIGTERM, SIGINT)
+    ///
+    /// Exits 0 after a stop that was asked for, 78 when the configuration is wrong (starting again would not help), 70 when
+    /// actors failed too often (starting again may).
+    Run,
+    /// Read the configuration and say everything that is wrong with it; exit 78 if anything is
+    CheckConfig,
+    /// Bring the database's schema up to date, as the role that owns it
+    ///
+    /// Running nodes of the previous version go on meanwhile. Needs database.owner_url.
+    Migrate {
+        /// Only say which steps are open; exit 1 if any is
+        #[arg(long)]
+        pending: bool,
+    },
+    /// Show a running node: the living tree of actors with restarts and the last panic
+    Status,
+    /// Who may connect
+    #[command(subcommand)]
+    Terminals(cli::terminals::Command),
+    /// Look at one transaction
+    #[command(subcommand)]
+    Txn(cli::txn::Command),
+    /// The books
+    #[command(subcommand)]
+    Ledger(cli::ledger::Command),
+    /// Keys of the soft key store
+    #[command(subcommand)]
+    Keys(cli::keys::Command),
+    /// The bank's cards
+    #[command(subcommand)]
+    Cards(cli::keys::Cards),
+}
+
+fn main() -> ExitCode {
+    let wakala = Wakala::parse();
+    let config = match Config::load(wakala.config.as_deref()) {
+        Ok(config) => config.resolved(wakala.config.as_deref()),
+        Err(error) => {
+            tell(&error.to_string());
+            return exit(EXIT_CONFIG);
+        }
+    };
+    log_to(&config.logging);
+    let system = actix_rt::System::new();
+    match system.block_on(obey(wakala.command, config, wakala.output)) {
+        Ok(code) => exit(code),
+        Err(error) => {
+            tell(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn obey(command: Command, config: Config, output: Output) -> anyhow::Result<i32> {
+    match command {
+        Command::Run => {
+            let parts = parts(&config).await?;
+            return node::run(config, parts).await;
+        }
+        Command::CheckConfig => output.print(|| "the configuration is right".to_owned(), &config)?,
+        Command::Migrate { pending } => return migrate(pending, &config, output).await,
+        Command::Status => cli::status::run(config.admin.address, output).await?,
+        Command::Terminals(command) => cli::terminals::run(command, &config, &MonotonicClock::start(), output).await?,
+        Command::Txn(command) => cli::txn::run(command, &config, output).await?,
+        Command::Ledger(command) => return cli::ledger::run(command, &config, output).await,
+        Command::Keys(command) => cli::keys::run(command, &config, output).await?,
+        Command::Cards(command) => cli::keys::run_cards(command, &config, output).await?,
+    }
+    Ok(0)
+}
+
+/// What stands behind the ports.
+async fn parts(config: &Config) -> anyhow::Result<Parts> {
+    let store = Store::connect(&config.database).await.context("database.url")?;
+    let open = store.pending().await?;
+    anyhow::ensure!(open.is_empty(), "the database's schema is not up to date: run `wakala migrate`");
+    let clock = Arc::new(MonotonicClock::start());
+    let log: Arc<dyn Log> = match config.log.kind {
+        LogKind::Postgres => Arc::new(PostgresLog::open(store.clone(), &config.log.postgres, clock.clone()).await?),
+        LogKind::Kafka => Arc::new(KafkaLog::open(&config.log.kafka).await?),
+    };
+    let hsm = Arc::new(SoftHsm::open(&store, &config.keys, config.node.sandbox).await?);
+    let driver = Box::new(|options: &_, dialect: &_| Arc::new(Iso8583Tcp::new(options, dialect)) as Arc<_>);
+    Ok(Parts { store, log, hsm, clock, driver })
+}
+
+async fn migrate(pending: bool, config: &Config, output: Output) -> anyhow::Result<i32> {
+    let store = Store::connect_as_owner(&config.database).await.context("database.owner_url")?;
+    let open = store.pending().await?;
+    if !pending {
+        store.migrate().await?;
+    }
+    let done = if pending { "open" } else { "done" };
+    let text = || match open.len() {
+        0 => "the schema is up to date".to_owned(),
+        n => format!("{}\n{n} steps {done}", open.join("\n")),
+    };
+    output.print(text, &serde_json::json!({ done: open }))?;
+    Ok(i32::from(pending && !open.is_empty()))
+}
+
+fn log_to(logging: &Logging) {
+    // ntex-mqtt logs whole packets at WARN, a CONNECT's password among them.
+    let filter = EnvFilter::new(format!("{},ntex_mqtt=error", logging.filter));
+    let to = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match logging.format {
+        LogFormat::Text => to.init(),
+        LogFormat::Json => to.json().init(),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one place that speaks to whoever typed the command")]
+fn tell(text: &str) {
+    eprintln!("wakala: {text}");
+}
+
+fn exit(code: i32) -> ExitCode {
+    u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
+}

@@ -1,0 +1,197 @@
+//! `wakala terminals`: who may connect.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use argon2::PasswordHasher as _;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use wakala::id::{AgentId, CoreId, TerminalId};
+use wakala::money::Currency;
+use wakala::receipt::{receipt_topic, request_topic};
+
+use super::{Output, table};
+use crate::config::Config;
+use crate::ports::Clock;
+use crate::store::Store;
+use crate::store::terminals::{Enrolment, Terminal};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Let a terminal connect, and print what it needs
+    ///
+    /// The terminal's name is its MQTT client identifier and user name. Without --certificate a password is drawn and
+    /// printed once; only its argon2id hash is stored. With --certificate the terminal comes with that client certificate
+    /// (mutual TLS) and needs no password. The agent's float account is created with the terminal if it is not there.
+    Enrol {
+        /// The terminal's name: 1 to 32 characters of A-Z a-z 0-9 - . _
+        terminal: TerminalId,
+        /// Who runs it and owns the float
+        #[arg(long)]
+        agent: AgentId,
+        /// The bank core that serves the agent, as the configuration calls it
+        #[arg(long)]
+        core: CoreId,
+        /// Currency of the agent's float, ISO 4217 letters
+        #[arg(long, default_value = "TZS", value_parser = currency)]
+        currency: Currency,
+        /// The terminal's certificate (PEM)
+        #[arg(long, value_name = "FILE")]
+        certificate: Option<PathBuf>,
+    },
+    /// Keep a terminal out, and end its connection
+    Block {
+        terminal: TerminalId,
+        /// Stored with the block, for whoever asks later
+        #[arg(long)]
+        why: String,
+    },
+    /// Let a blocked terminal in again
+    Unblock { terminal: TerminalId },
+    /// Show who is enrolled
+    List {
+        /// Only those after this name
+        #[arg(long)]
+        after: Option<TerminalId>,
+        /// At most so many
+        #[arg(long, default_value_t = 1000)]
+        limit: u32,
+    },
+}
+
+fn currency(text: &str) -> Result<Currency, String> {
+    Currency::from_code(text).ok_or_else(|| format!("{text} is no ISO 4217 code; TZS is one"))
+}
+
+/// # Errors
+/// When the database is away or the terminal is not as the command needs it.
+pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: Output) -> anyhow::Result<()> {
+    let store = Store::connect(&config.database).await?;
+    match command {
+        Command::Enrol { terminal, agent, core, currency, certificate } => {
+            if !config.cores.contains_key(&core) {
+                let known: Vec<String> = config.cores.keys().map(ToString::to_string).collect();
+                bail!("no core {core} is configured; there are: {}", known.join(", "));
+            }
+            let certificate_sha256 = certificate.map(|file| fingerprint(&file)).transpose()?;
+            let secret = if certificate_sha256.is_none() { Some(draw_password()?) } else { None };
+            let password_hash = secret.as_deref().map(hash_password).transpose()?;
+            let row = Terminal {
+                id: terminal.clone(),
+                agent: agent.clone(),
+                core,
+                password_hash,
+                certificate_sha256,
+                blocked: None,
+                sandbox: config.node.sandbox,
+                enrolled_at: clock.now(),
+            };
+            match store.enrol_terminal(row, currency).await? {
+                Enrolment::Done => enrolled(config, &terminal, &agent, secret.as_deref(), output),
+                Enrolment::NameTaken => bail!("there is a terminal {terminal} already; block it, or choose another name"),
+                Enrolment::CertificateTaken => bail!("another terminal comes with this certificate"),
+            }
+        }
+        Command::Block { terminal, why } => {
+            if !store.block_terminal(&terminal, &why, clock.now()).await? {
+                bail!("there is no terminal {terminal}");
+            }
+            let kicked = super::status::kick(config.admin.address, terminal.as_str()).await;
+            let text = if kicked { "blocked; its connection was ended" } else { "blocked; it was not connected here" };
+            output.print(|| format!("{terminal}: {text}"), &json!({ "terminal": terminal, "blocked": true, "kicked": kicked }))
+        }
+        Command::Unblock { terminal } => {
+            if !store.unblock_terminal(&terminal).await? {
+                bail!("there is no terminal {terminal}");
+            }
+            output.print(|| format!("{terminal}: may connect"), &json!({ "terminal": terminal, "blocked": false }))
+        }
+        Command::List { after, limit } => {
+            let terminals = store.terminals(after.as_ref(), limit).await?;
+            list(&terminals, output)
+        }
+    }
+}
+
+fn enrolled(
+    config: &Config,
+    terminal: &TerminalId,
+    agent: &AgentId,
+    password: Option<&str>,
+    output: Output,
+) -> anyhow::Result<()> {
+    let value = json!({
+        "client_id": terminal, "user_name": terminal, "password": password, "agent": agent,
+        "publish": request_topic(terminal), "subscribe": receipt_topic(terminal), "qos": 1, "clean_session": false,
+        "listener": config.listener.addresses(),
+    });
+    let text = || {
+        let rows = [
+            ["client identifier".to_owned(), terminal.to_string()],
+            ["user name".to_owned(), terminal.to_string()],
+            ["password".to_owned(), password.map_or_else(|| "none: its certificate".to_owned(), str::to_owned)],
+            ["publishes on".to_owned(), format!("{} at QoS 1", request_topic(terminal))],
+            ["subscribes to".to_owned(), format!("{} at QoS 1", receipt_topic(terminal))],
+            ["session".to_owned(), "persistent: clean session 0, or in MQTT 5 a session expiry".to_owned()],
+            ["connects to".to_owned(), config.listener.addresses().join(", ")],
+        ];
+        format!(
+            "{}\nThe password is shown this once. Its DUKPT initial key: wakala keys initial-key --help",
+            table(["terminal", ""], rows)
+        )
+    };
+    output.print(text, &value)
+}
+
+fn list(terminals: &[Terminal], output: Output) -> anyhow::Result<()> {
+    let values: Vec<_> = terminals
+        .iter()
+        .map(|t| {
+            json!({
+                "terminal": t.id, "agent": t.agent, "core": t.core, "sandbox": t.sandbox,
+                "enters_with": enters_with(t), "blocked": t.blocked.as_ref().map(|b| &b.why),
+                "enrolled_at": t.enrolled_at.utc().to_string(),
+            })
+        })
+        .collect();
+    let text = || {
+        let rows = terminals.iter().map(|t| {
+            [
+                t.id.to_string(),
+                t.agent.to_string(),
+                t.core.to_string(),
+                enters_with(t).to_owned(),
+                t.blocked.as_ref().map_or_else(String::new, |b| b.why.clone()),
+                if t.sandbox { "sandbox".to_owned() } else { String::new() },
+            ]
+        });
+        format!("{}\n{} terminals", table(["terminal", "agent", "core", "enters with", "blocked", ""], rows), terminals.len())
+    };
+    output.print(text, &values)
+}
+
+fn enters_with(terminal: &Terminal) -> &'static str {
+    if terminal.certificate_sha256.is_some() { "certificate" } else { "password" }
+}
+
+/// 26 characters of Crockford's base 32: 130 bits, and nothing that is mistaken when typed.
+fn draw_password() -> anyhow::Result<String> {
+    const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    let mut bytes = [0; 26];
+    getrandom::fill(&mut bytes).context("no randomness")?;
+    Ok(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect())
+}
+
+fn hash_password(password: &str) -> anyhow::Result<String> {
+    let hash = argon2::Argon2::default().hash_password(password.as_bytes());
+    Ok(hash.map_err(|error| anyhow::anyhow!("{error}"))?.to_string())
+}
+
+/// SHA-256 over the first certificate of the file, in DER.
+fn fingerprint(file: &std::path::Path) -> anyhow::Result<[u8; 32]> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    let certificate = CertificateDer::from_pem_file(file)
+        .map_err(|error| anyhow::anyhow!("{}: no certificate in PEM: {error}", file.display()))?;
+    Ok(Sha256::digest(&certificate).into())
+}
