@@ -15,6 +15,8 @@ pub mod mqtt;
 /// What it does.
 pub mod terminal;
 
+/// Who books.
+pub mod core;
 /// What lies between terminal and node, and between node and core.
 pub mod link;
 
