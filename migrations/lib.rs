@@ -49,6 +49,7 @@ mod m0008_sessions;
 mod m0009_ledger;
 mod m0010_ledger_guards;
 mod m0011_audit;
+mod m0012_admission;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -68,6 +69,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0009_ledger::Step),
             Box::new(m0010_ledger_guards::Step),
             Box::new(m0011_audit::Step),
+            Box::new(m0012_admission::Step),
         ]
     }
 }

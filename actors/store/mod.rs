@@ -6,7 +6,9 @@
 
 mod accounts;
 pub mod batch;
+pub mod cards;
 mod decision;
+pub mod keys;
 pub mod ledger;
 pub mod partitions;
 pub mod receipts;
