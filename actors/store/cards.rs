@@ -126,9 +126,12 @@ impl Admissions {
     }
 }
 
+/// Place, replayed, PVKI, PVV, number.
+type Admitted = (i64, bool, Option<i16>, Option<String>, Option<i64>);
+
 async fn admit(pool: &PgPool, sandbox: bool, batch: &[Arrival]) -> Result<Vec<Admission>, Error> {
     let at = batch.iter().map(|arrival| arrival.at).max().unwrap_or(Time::from_millis(0));
-    let rows: Vec<(i64, bool, Option<i16>, Option<String>, Option<i64>)> = sqlx::query_as(
+    let rows: Vec<Admitted> = sqlx::query_as(
         "select place, replayed, pvki, pvv, number from wakala.admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
     .bind(sandbox)

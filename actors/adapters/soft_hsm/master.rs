@@ -1,9 +1,9 @@
 //! The master key: 32 bytes from outside, under which all other keys are sealed. It is in no file of ours and no row.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -93,20 +93,6 @@ impl Master {
         }
     }
 
-    /// Draws one and writes it to a new file that its owner alone can read.
-    ///
-    /// # Errors
-    /// When the file exists or cannot be written.
-    pub fn draw(path: &Path) -> Result<(), MasterError> {
-        let unreadable = |error| MasterError::Unreadable { place: path.display().to_string(), error };
-        let mut key = Zeroizing::new([0_u8; 32]);
-        getrandom::fill(&mut *key).map_err(|error| unreadable(std::io::Error::other(error)))?;
-        let line = Zeroizing::new(format!("{}\n", hex::encode_upper(&*key)));
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(unreadable)?;
-        file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(unreadable)
-    }
-
     pub(super) fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -153,6 +139,8 @@ pub(super) mod tests_support {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn written(content: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
@@ -197,17 +185,6 @@ mod tests {
         }
         let unset = Master::read(&Source::Environment("WAKALA_NO_SUCH_VARIABLE".into())).expect_err("unset");
         assert!(unset.to_string().contains("WAKALA_NO_SUCH_VARIABLE"), "{unset}");
-    }
-
-    #[test]
-    fn a_drawn_key_can_be_read_and_is_never_written_over() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("master.key");
-        Master::draw(&path).expect("drawn");
-        let first = Master::read(&Source::File(path.clone())).expect("read");
-        assert!(Master::draw(&path).is_err());
-        assert_eq!(Master::read(&Source::File(path.clone())).expect("read").0, first.0);
-        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

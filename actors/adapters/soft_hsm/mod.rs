@@ -23,6 +23,7 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 pub use self::master::{Master, MasterError, Source};
 use crate::ports::{Custody, Hsm, HsmError, KeyBlock, KeyBytes, KeyError, KeyName, PinReference, PinVerdict};
+use crate::store::{self, Store};
 
 /// The keys' keeper.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,17 @@ impl fmt::Debug for SoftHsm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SoftHsm").field("sandbox", &self.sandbox).finish_non_exhaustive()
     }
+}
+
+/// Why it did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Master(#[from] MasterError),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
 /// What was loaded.
@@ -69,8 +81,18 @@ impl SoftHsm {
     ///
     /// # Errors
     /// When there is no master key.
-    pub fn open(options: &Options, sandbox: bool) -> Result<Self, MasterError> {
+    pub fn unlock(options: &Options, sandbox: bool) -> Result<Self, MasterError> {
         Ok(Self { master: Master::read(&options.master)?, sandbox, keys: RwLock::default() })
+    }
+
+    /// Reads the master key and loads the keys of the database.
+    ///
+    /// # Errors
+    /// When there is no master key, no database, or a key that does not open.
+    pub async fn open(store: &Store, options: &Options, sandbox: bool) -> Result<Self, OpenError> {
+        let hsm = Self::unlock(options, sandbox)?;
+        hsm.load(&store.key_blocks().await?)?;
+        Ok(hsm)
     }
 
     fn keys(&self) -> Arc<Keys> {
