@@ -1,0 +1,4 @@
+//! Wakala's parts against their real neighbours.
+
+mod decisions;
+mod schema;
