@@ -1,0 +1,10 @@
+//! `src/pin` against what others computed: 200 random cases by `tests/foreign/pin_cases.py --seed 1 --count 200`.
+//! `tests/system` draws thousands of new ones.
+
+#[path = "pins/check.rs"]
+mod check;
+
+#[test]
+fn what_others_computed_is_what_we_compute() {
+    assert_eq!(check::all(include_str!("vectors/pins.jsonl")), 200);
+}
