@@ -13,7 +13,7 @@ use wakala::id::CoreId;
 
 use crate::adapters::{kafka, postgres_log, soft_hsm};
 use crate::supervision::Policy;
-use crate::{admin, banks, edge, listener, partitions, receipts, store};
+use crate::{admin, banks, edge, listener, partitions, receipts, sessions, store};
 
 /// EX_CONFIG: starting again would not mend it, so systemd does not (`RestartPreventExitStatus`).
 pub const EXIT_CONFIG: i32 = 78;
@@ -28,6 +28,7 @@ pub struct Config {
     pub database: store::Options,
     pub log: Log,
     pub listener: listener::Options,
+    pub sessions: sessions::Options,
     pub edge: edge::Options,
     pub keys: soft_hsm::Options,
     pub partitions: partitions::Options,

@@ -7,7 +7,7 @@ use wakala::id::PartitionNo;
 
 use crate::edge::Edge;
 use crate::ports::{Log, Wait};
-use crate::session::{Away, Intake};
+use crate::sessions::{Away, Intake};
 use crate::terminal::Enrolled;
 
 /// The edge and the log, as a session sees them.

@@ -5,27 +5,27 @@
 //! that starts goes on from there. Draining only spares the terminals a surprise.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix::prelude::*;
 use futures_util::FutureExt as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use wakala::id::{CoreId, PartitionNo, TerminalId};
+use wakala::id::{CoreId, PartitionNo};
 
 use crate::banks::{self, Banks};
 use crate::config::Config;
 use crate::edge::Edge;
 use crate::intake::Admission;
+use crate::listener::{self, Listening};
 use crate::partitions::{self, Owner, Partitions, Ping};
 use crate::ports::{Clock, Hsm, Log};
 use crate::receipts::{self, Receipts};
-use crate::sessions::Sessions;
+use crate::sessions::{self, Sessions};
 use crate::store::Store;
 use crate::supervision::{self, EXIT_ESCALATED, Registry, Start, Stop, Supervisor, Tree};
-use crate::{admin, listener, partition};
+use crate::{admin, partition};
 
 /// What `main.rs` has chosen for the ports.
 pub struct Parts {
@@ -40,5 +40,247 @@ pub struct Parts {
 impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Parts").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// The rooms of a running node.
+struct Node {
+    config: Config,
+    tree: Tree,
+    started: Instant,
+    banks: Banks,
+    partitions: Partitions,
+    sessions: Sessions,
+}
+
+/// Where a supervisor that gives up says so.
+#[derive(Clone)]
+struct GiveUp(mpsc::Sender<String>);
+
+impl GiveUp {
+    fn call(&self) -> impl Fn(&str) + Send + Sync + Clone + 'static {
+        let to = self.0.clone();
+        move |why: &str| {
+            tracing::error!(why, "gave up");
+            // Full means that another one gave up first; once is enough.
+            let _ = to.try_send(why.to_owned());
+        }
+    }
+}
+
+/// Runs a node until it is told to stop, and gives the process's exit code.
+///
+/// # Errors
+/// When a room cannot be started.
+pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
+    supervision::catch_panic_messages();
+    let (gave_up, mut why) = mpsc::channel(1);
+    let give_up = GiveUp(gave_up);
+    let tree = Tree::default();
+    let store = parts.store.clone();
+    store.forget_connections(&config.node.name, parts.clock.now()).await?;
+
+    let partitions = Partitions::default();
+    let banks = start_banks(&config, &parts, &partitions, &tree, &give_up)?;
+    let sessions = start_sessions(&config, &parts, &tree, &give_up);
+    let owner = start_partitions(&config, &parts, &partitions, &banks, &sessions, &tree, &give_up);
+    start_receipts(&config, &parts, &sessions, &tree, &give_up)?;
+    let listening = listener::start(&config.listener, sessions.clone()).await?;
+    for address in listening.addresses() {
+        tracing::info!(%address, "listening");
+    }
+    let node = Node { config, tree, started: Instant::now(), banks, partitions, sessions };
+    let node = Arc::new(node);
+    let admin = admin::serve(&node.config.admin, Arc::clone(&node) as Arc<dyn admin::Node>)?;
+    let stop_admin = admin.handle();
+    actix_rt::spawn(admin);
+
+    notify(&[NotifyState::Ready]);
+    tracing::info!(node = node.config.node.name, sandbox = node.config.node.sandbox, "running");
+    let watchdog = actix_rt::spawn(feed_watchdog(owner.clone()));
+    let code = until_told(&mut why).await?;
+    watchdog.abort();
+    notify(&[NotifyState::Stopping]);
+    drain(&node, listening, &owner).await;
+    stop_admin.stop(true).await;
+    store.close().await;
+    Ok(code)
+}
+
+fn start_banks(
+    config: &Config,
+    parts: &Parts,
+    partitions: &Partitions,
+    tree: &Tree,
+    give_up: &GiveUp,
+) -> anyhow::Result<Banks> {
+    let told = partitions.clone();
+    let (store, clock) = (parts.store.clone(), Arc::clone(&parts.clock));
+    let deps = banks::Deps {
+        clock: Arc::clone(&parts.clock),
+        hsm: Arc::clone(&parts.hsm),
+        driver: Arc::clone(&parts.driver),
+        outcome: Arc::new(move |partition, event| told.tell(partition, event)),
+        unmatched: Box::new(move |core, unmatched| {
+            let (store, core, at) = (store.clone(), core.clone(), clock.now());
+            store.handle().clone().spawn(async move {
+                let summary = serde_json::json!({ "why": unmatched.why, "elements": unmatched.summary });
+                if let Err(error) = store.unmatched_answer(&core, at, summary).await {
+                    tracing::error!(%core, %error, why = unmatched.why, "an answer that nobody waits for was not stored");
+                }
+            });
+        }),
+    };
+    banks::start(&config.cores, deps, config.supervision, tree.clone(), give_up.call())
+}
+
+fn start_sessions(config: &Config, parts: &Parts, tree: &Tree, give_up: &GiveUp) -> Sessions {
+    let sandbox = config.node.sandbox;
+    let (hsm, clock) = (Arc::clone(&parts.hsm), Arc::clone(&parts.clock));
+    let edge = Edge::new(hsm, &parts.store, clock, config.edge.clone(), sandbox);
+    Sessions::new(sessions::Deps {
+        options: config.sessions.clone(),
+        node: config.node.name.clone(),
+        store: parts.store.clone(),
+        intake: Arc::new(Admission { edge: Arc::new(edge), log: Arc::clone(&parts.log) }),
+        clock: Arc::clone(&parts.clock),
+        sandbox,
+        tree: tree.clone(),
+        give_up: Box::new(give_up.call()),
+    })
+}
+
+fn start_partitions(
+    config: &Config,
+    parts: &Parts,
+    partitions: &Partitions,
+    banks: &Banks,
+    sessions: &Sessions,
+    tree: &Tree,
+    give_up: &GiveUp,
+) -> Addr<Owner> {
+    let sessions = sessions.clone();
+    let deps = partition::Deps {
+        options: config.partitions.clone(),
+        node: config.node.name.clone(),
+        store: parts.store.clone(),
+        log: Arc::clone(&parts.log),
+        hsm: Arc::clone(&parts.hsm),
+        banks: banks.clone(),
+        clock: Arc::clone(&parts.clock),
+        hint: Box::new(move |hint| sessions.hint(&hint.terminal, hint.seq, Some(hint.envelope))),
+    };
+    partitions::start(&Arc::new(deps), partitions, config.supervision, tree.clone(), give_up.call())
+}
+
+fn start_receipts(
+    config: &Config,
+    parts: &Parts,
+    sessions: &Sessions,
+    tree: &Tree,
+    give_up: &GiveUp,
+) -> anyhow::Result<()> {
+    let sessions = sessions.clone();
+    let deps = Arc::new(receipts::Deps {
+        options: config.receipts.clone(),
+        store: parts.store.clone(),
+        clock: Arc::clone(&parts.clock),
+        wake: Box::new(move |terminal| sessions.wake(terminal)),
+    });
+    let factory = move |_: &'static str, link| {
+        let deps = Arc::clone(&deps);
+        async move { Ok(Receipts::start(deps, link)) }.boxed_local()
+    };
+    let registry: Registry<&'static str, Receipts> = Registry::default();
+    let policy = config.supervision;
+    let supervisor =
+        Supervisor::new("receipts", policy, tree.clone(), registry, Box::new(factory), give_up.call()).start();
+    Ok(supervisor.try_send(Start("sweeper"))?)
+}
+
+/// Ends with the exit code when a signal comes or a supervisor gives up.
+async fn until_told(gave_up: &mut mpsc::Receiver<String>) -> anyhow::Result<i32> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("told to stop (SIGTERM)"),
+        _ = interrupt.recv() => tracing::info!("told to stop (SIGINT)"),
+        _ = gave_up.recv() => return Ok(EXIT_ESCALATED),
+    }
+    Ok(0)
+}
+
+async fn drain(node: &Node, listening: Listening, owner: &Addr<Owner>) {
+    let draining = async {
+        listening.stop().await;
+        node.sessions.end_all();
+        if owner.send(Stop).await.is_err() {
+            tracing::warn!("the partitions were gone before they were told to stop");
+        }
+        node.banks.end();
+    };
+    if tokio::time::timeout(node.config.node.drain, draining).await.is_err() {
+        tracing::warn!(after = ?node.config.node.drain, "stopped before all was drained; nothing is lost by it");
+    }
+}
+
+/// Tells systemd that the node lives, as often as it wants to know, as long as the actors answer.
+async fn feed_watchdog(owner: Addr<Owner>) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        let answered = tokio::time::timeout(period / 2, owner.send(Ping)).await;
+        if matches!(answered, Ok(Ok(()))) {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!("the partitions' owner does not answer; systemd is not told that all is well");
+        }
+        actix_rt::time::sleep(period / 2).await;
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd was not told");
+    }
+}
+
+impl admin::Node for Node {
+    fn status(&self) -> admin::Status {
+        admin::Status {
+            node: self.config.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            sandbox: self.config.node.sandbox,
+            ready: self.is_ready(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            sessions: self.sessions.len(),
+            actors: self.tree.branches(),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.banks.is_ready() && !self.partitions.is_empty()
+    }
+
+    fn kick(&self, terminal: &str) -> bool {
+        self.sessions.kick(terminal)
+    }
+
+    fn panic(&self, actor: &str, key: &str) -> bool {
+        match actor {
+            "session" => self.sessions.panic(key),
+            "partition" => match key.parse() {
+                Ok(number) => self.partitions.panic(Some(PartitionNo(number))),
+                Err(_) => key.is_empty() && self.partitions.panic(None),
+            },
+            "bank" => match CoreId::new(key) {
+                Ok(core) => self.banks.panic(Some(&core)),
+                Err(_) => key.is_empty() && self.banks.panic(None),
+            },
+            _ => false,
+        }
+    }
+
+    fn is_sandbox(&self) -> bool {
+        self.config.node.sandbox
     }
 }

@@ -115,6 +115,11 @@ impl Partitions {
     }
 }
 
+/// Answered when the room is alive: the watchdog asks through the actors, not beside them.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Ping;
+
 /// Claims, renews and lets go.
 pub struct Owner {
     deps: Arc<Deps>,
@@ -203,6 +208,12 @@ impl Actor for Owner {
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.renew(ctx);
     }
+}
+
+impl Handler<Ping> for Owner {
+    type Result = ();
+
+    fn handle(&mut self, _: Ping, _: &mut Context<Self>) {}
 }
 
 impl Handler<Stop> for Owner {
