@@ -8,7 +8,6 @@ use std::sync::Arc;
 use actix_web::{App, HttpResponse, HttpServer, web};
 use serde::{Deserialize, Serialize};
 
-
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
@@ -77,7 +76,11 @@ async fn status(node: web::Data<dyn Node>) -> HttpResponse {
 }
 
 async fn ready(node: web::Data<dyn Node>) -> HttpResponse {
-    if node.is_ready() { HttpResponse::Ok().body("ready\n") } else { HttpResponse::ServiceUnavailable().body("not ready\n") }
+    if node.is_ready() {
+        HttpResponse::Ok().body("ready\n")
+    } else {
+        HttpResponse::ServiceUnavailable().body("not ready\n")
+    }
 }
 
 async fn kick(node: web::Data<dyn Node>, terminal: web::Path<String>) -> HttpResponse {
@@ -103,4 +106,3 @@ async fn panic(node: web::Data<dyn Node>, which: web::Query<Which>) -> HttpRespo
 fn found(it_was: bool) -> HttpResponse {
     if it_was { HttpResponse::NoContent().finish() } else { HttpResponse::NotFound().body("no such actor\n") }
 }
-

@@ -126,7 +126,7 @@ pub type Outcome = Arc<dyn Fn(PartitionNo, Event) + Send + Sync>;
 pub type Remember = Box<dyn Fn(&CoreId, Unmatched) + Send + Sync>;
 
 /// Makes the way to a core.
-pub type Driver = Box<dyn Fn(&Options, &Dialect) -> Arc<dyn BankLink> + Send + Sync>;
+pub type Driver = Arc<dyn Fn(&Options, &Dialect) -> Arc<dyn BankLink> + Send + Sync>;
 
 /// What every bank is given.
 pub struct Deps {

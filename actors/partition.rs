@@ -74,7 +74,10 @@ pub struct Partition {
 
 impl std::fmt::Debug for Partition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Partition").field("number", &self.twin.number()).field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Partition")
+            .field("number", &self.twin.number())
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }
 
@@ -110,7 +113,13 @@ impl Partition {
         let reader = deps.log.read(number, position)?;
         let twin = Twin::load(number, position, open, deps.options.patience());
         let suspects = std::mem::take(&mut *deciding.lock().unwrap_or_else(PoisonError::into_inner));
-        tracing::info!(partition = number.0, epoch = epoch.0, position = position.0, open = twin.open().len(), "loaded");
+        tracing::info!(
+            partition = number.0,
+            epoch = epoch.0,
+            position = position.0,
+            open = twin.open().len(),
+            "loaded"
+        );
         Ok(Self::start_in_arbiter(&arbiter, move |ctx| {
             ctx.set_mailbox_capacity(deps.options.mailbox);
             Self {
@@ -147,7 +156,11 @@ impl Partition {
                 this.work(ctx);
             }
             Err(LogError::Away(why)) => {
-                tracing::warn!(partition = this.twin.number().0, why, "the log is away; reading goes on when it is back");
+                tracing::warn!(
+                    partition = this.twin.number().0,
+                    why,
+                    "the log is away; reading goes on when it is back"
+                );
                 this.reader = Some(reader);
                 ctx.run_later(this.deps.options.log_retry, Self::read);
             }

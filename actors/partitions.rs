@@ -88,9 +88,12 @@ impl Partitions {
     /// Tells a partition what its core said. A word that finds the mailbox full, or the partition between two lives, is
     /// lost; the transaction is then in doubt when it is due, and reversed. Nothing waits for a slow partition.
     pub fn tell(&self, partition: PartitionNo, event: Event) {
-        let told = self.0.get(&partition).map(|addr| addr.try_send(Heard(event)));
-        if !matches!(told, Some(Ok(()))) {
-            tracing::warn!(partition = partition.0, "a core's word found no partition; its transaction will be in doubt");
+        let told = self.0.get(&partition).is_some_and(|addr| addr.try_send(Heard(event)).is_ok());
+        if !told {
+            tracing::warn!(
+                partition = partition.0,
+                "a core's word found no partition; its transaction will be in doubt"
+            );
         }
     }
 

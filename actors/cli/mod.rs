@@ -33,7 +33,7 @@ impl Output {
 #[must_use]
 pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_header(head);
+    table.load_style(comfy_table::presets::NOTHING).set_header(head);
     for row in rows {
         table.add_row(row);
     }

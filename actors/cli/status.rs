@@ -16,11 +16,9 @@ pub async fn run(address: SocketAddr, output: Output) -> anyhow::Result<()> {
 
 async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Value> {
     let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
-    let mut answer = client
-        .get(format!("http://{address}{path}"))
-        .send()
-        .await
-        .map_err(|error| anyhow::anyhow!("no node answers at {address} ({error}); is it running, and is admin.address the same?"))?;
+    let mut answer = client.get(format!("http://{address}{path}")).send().await.map_err(|error| {
+        anyhow::anyhow!("no node answers at {address} ({error}); is it running, and is admin.address the same?")
+    })?;
     let body = answer.body().await.map_err(|error| anyhow::anyhow!("{error}"))?;
     Ok(serde_json::from_slice(&body)?)
 }

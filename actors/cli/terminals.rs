@@ -59,7 +59,7 @@ pub enum Command {
     },
 }
 
-fn currency(text: &str) -> Result<Currency, String> {
+pub(super) fn currency(text: &str) -> Result<Currency, String> {
     Currency::from_code(text).ok_or_else(|| format!("{text} is no ISO 4217 code; TZS is one"))
 }
 
@@ -88,7 +88,9 @@ pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: O
             };
             match store.enrol_terminal(row, currency).await? {
                 Enrolment::Done => enrolled(config, &terminal, &agent, secret.as_deref(), output),
-                Enrolment::NameTaken => bail!("there is a terminal {terminal} already; block it, or choose another name"),
+                Enrolment::NameTaken => {
+                    bail!("there is a terminal {terminal} already; block it, or choose another name")
+                }
                 Enrolment::CertificateTaken => bail!("another terminal comes with this certificate"),
             }
         }
@@ -98,7 +100,10 @@ pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: O
             }
             let kicked = super::status::kick(config.admin.address, terminal.as_str()).await;
             let text = if kicked { "blocked; its connection was ended" } else { "blocked; it was not connected here" };
-            output.print(|| format!("{terminal}: {text}"), &json!({ "terminal": terminal, "blocked": true, "kicked": kicked }))
+            output.print(
+                || format!("{terminal}: {text}"),
+                &json!({ "terminal": terminal, "blocked": true, "kicked": kicked }),
+            )
         }
         Command::Unblock { terminal } => {
             if !store.unblock_terminal(&terminal).await? {
@@ -165,7 +170,11 @@ fn list(terminals: &[Terminal], output: Output) -> anyhow::Result<()> {
                 if t.sandbox { "sandbox".to_owned() } else { String::new() },
             ]
         });
-        format!("{}\n{} terminals", table(["terminal", "agent", "core", "enters with", "blocked", ""], rows), terminals.len())
+        format!(
+            "{}\n{} terminals",
+            table(["terminal", "agent", "core", "enters with", "blocked", ""], rows),
+            terminals.len()
+        )
     };
     output.print(text, &values)
 }

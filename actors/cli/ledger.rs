@@ -1,0 +1,80 @@
+//! `wakala ledger`: the books.
+
+use anyhow::bail;
+use serde_json::json;
+use wakala::id::AgentId;
+use wakala::ledger::Account;
+use wakala::money::Currency;
+
+use super::{Output, table};
+use crate::config::Config;
+use crate::store::Store;
+use crate::store::ledger::Report;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Recompute everything and compare; exit 0, or 1 with the first break
+    ///
+    /// Reads one consistent snapshot while the node goes on: every entry sums to zero, phases follow each other, posted
+    /// equals pending, balances equal postings, every transaction has the entries and the receipt that its state asks for.
+    Verify,
+    /// Set how low an agent's float may go
+    ///
+    /// In minor units of the currency; negative lets the agent take in cash on credit.
+    Floor {
+        agent: AgentId,
+        #[arg(long, default_value = "TZS", value_parser = super::terminals::currency)]
+        currency: Currency,
+        #[arg(allow_negative_numbers = true)]
+        minor: i64,
+    },
+}
+
+/// # Errors
+/// When the database is away.
+pub async fn run(command: Command, config: &Config, output: Output) -> anyhow::Result<i32> {
+    let store = Store::connect(&config.database).await?;
+    match command {
+        Command::Verify => {
+            let began = std::time::Instant::now();
+            let report = store.verify_ledger().await?;
+            let seconds = began.elapsed().as_secs_f64();
+            let mut value = serde_json::to_value(&report)?;
+            value["ledger"] = json!(if report.first_break.is_none() { "balanced" } else { "broken" });
+            value["seconds"] = json!(seconds);
+            output.print(|| summary(&report, seconds), &value)?;
+            Ok(i32::from(report.first_break.is_some()))
+        }
+        Command::Floor { agent, currency, minor } => {
+            let float = Account::float(agent, currency);
+            if !store.set_floor(&float, minor).await? {
+                bail!("there is no account {float}; it comes with the agent's first terminal (wakala terminals enrol)");
+            }
+            output.print(
+                || format!("{float}: floor {minor}"),
+                &json!({ "account": float.to_string(), "floor": minor }),
+            )?;
+            Ok(0)
+        }
+    }
+}
+
+fn summary(report: &Report, seconds: f64) -> String {
+    let rows = [
+        ("accounts", report.accounts),
+        ("entries", report.entries),
+        ("postings", report.postings),
+        ("transactions", report.transactions),
+        ("  open", report.open),
+        ("  approved", report.approved),
+        ("  declined", report.declined),
+        ("  reversed", report.reversed),
+        ("receipts", report.receipts),
+    ];
+    let counts = table(["", "count"], rows.map(|(what, count)| [what.to_owned(), count.to_string()]));
+    let verdict = match &report.first_break {
+        None => "the ledger is balanced".to_owned(),
+        Some(broken) => format!("BROKEN: {}\n{}", broken.rule, broken.what),
+    };
+    format!("{counts}\n{verdict} ({seconds:.1} s)")
+}

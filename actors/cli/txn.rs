@@ -1,0 +1,114 @@
+//! `wakala txn`: all that is known of one transaction.
+
+use anyhow::{Context as _, bail};
+use prost::Message as _;
+use serde_json::{Value, json};
+use wakala::id::TransactionId;
+use wakala::receipt::Stage;
+use wakala::time::Time;
+use wakala::wire;
+
+use super::Output;
+use crate::config::Config;
+use crate::store::Store;
+use crate::store::ledger::Shown;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Show a transaction with its ledger entries, receipts and late answers
+    Show {
+        /// The transaction's identifier (a UUID), or the RRN that is on the receipt
+        which: String,
+    },
+}
+
+/// # Errors
+/// When there is no such transaction, or the database is away.
+pub async fn run(command: Command, config: &Config, output: Output) -> anyhow::Result<()> {
+    let Command::Show { which } = command;
+    let store = Store::connect(&config.database).await?;
+    let ids = match uuid::Uuid::parse_str(&which) {
+        Ok(id) => vec![TransactionId(id)],
+        Err(_) => store.transactions_by_rrn(&which).await?,
+    };
+    let mut shown = Vec::new();
+    for id in ids {
+        shown.extend(store.transaction(id).await?);
+    }
+    if shown.is_empty() {
+        bail!("there is no transaction {which}; give its identifier or its RRN");
+    }
+    let values: Vec<Value> = shown.iter().map(value).collect::<anyhow::Result<_>>()?;
+    output.print(|| shown.iter().map(text).collect::<Vec<_>>().join("\n\n"), &values)
+}
+
+fn at(time: Time) -> String {
+    time.utc().to_string()
+}
+
+fn value(shown: &Shown) -> anyhow::Result<Value> {
+    let t = &shown.transaction;
+    let entries = shown.entries.iter().map(|entry| {
+        let postings = entry.postings.iter().map(|(account, minor)| json!({ "account": account, "minor": minor }));
+        json!({ "phase": entry.phase, "at": at(entry.at), "postings": postings.collect::<Vec<_>>() })
+    });
+    let receipts = shown.receipts.iter().map(|receipt| {
+        let envelope = wire::ReceiptEnvelope::decode(&receipt.envelope[..]).context("a stored receipt")?;
+        let told = wire::Receipt::decode(&envelope.body[..]).context("a stored receipt")?;
+        Ok(json!({
+            "stage": if receipt.stage == Stage::Final { "receipt" } else { "notice" },
+            "outcome": told.outcome().as_str_name(), "code": told.code, "text": told.text, "at": at(receipt.at),
+            "delivered_at": receipt.delivered_at.map(at), "copies": receipt.copies,
+            "envelope": hex::encode(&receipt.envelope),
+        }))
+    });
+    let late = shown.late.iter().map(|(answer, code, time)| json!({ "answer": answer, "code": code, "at": at(*time) }));
+    Ok(json!({
+        "transaction": t.id.to_string(), "terminal": t.terminal, "agent": t.agent, "core": t.core,
+        "kind": format!("{:?}", t.kind), "amount": t.amount.minor(), "currency": t.amount.currency().code(),
+        "card": t.card.masked.as_str(), "state": t.state.as_str(), "asked_at": at(t.asked_at),
+        "stan": t.trace.as_ref().map(|trace| trace.stan.to_string()),
+        "rrn": t.trace.as_ref().map(|trace| trace.rrn.to_string()),
+        "sent_at": t.trace.as_ref().map(|trace| at(trace.sent_at)),
+        "code": t.code.as_ref().map(|code| code.as_str()), "authorisation": t.authorisation,
+        "reversals": t.reversals, "due": t.due.map(at), "updated_at": at(shown.updated_at),
+        "entries": entries.collect::<Vec<_>>(), "receipts": receipts.collect::<anyhow::Result<Vec<_>>>()?,
+        "late_answers": late.collect::<Vec<_>>(),
+    }))
+}
+
+fn text(shown: &Shown) -> String {
+    let t = &shown.transaction;
+    let mut lines = vec![
+        format!("{} {} {:?} of {} · {}", t.id, t.state.as_str(), t.kind, t.amount, t.card.masked),
+        format!("  terminal {} · agent {} · core {} · asked {}", t.terminal, t.agent, t.core, at(t.asked_at)),
+    ];
+    if let Some(trace) = &t.trace {
+        lines.push(format!("  STAN {} · RRN {} · sent {}", trace.stan, trace.rrn, at(trace.sent_at)));
+    }
+    if let Some(code) = &t.code {
+        lines.push(format!("  code {}", code.as_str()));
+    }
+    if let Some(authorisation) = &t.authorisation {
+        lines.push(format!("  authorisation {authorisation}"));
+    }
+    if t.reversals > 0 {
+        lines.push(format!("  {} reversal messages", t.reversals));
+    }
+    for entry in &shown.entries {
+        lines.push(format!("  {} at {}", entry.phase, at(entry.at)));
+        lines.extend(entry.postings.iter().map(|(account, minor)| format!("    {account} {minor:+}")));
+    }
+    for receipt in &shown.receipts {
+        let stage = if receipt.stage == Stage::Final { "receipt" } else { "notice" };
+        let delivered = receipt
+            .delivered_at
+            .map_or_else(|| "waits for its terminal".to_owned(), |t| format!("delivered {}", at(t)));
+        lines.push(format!("  {stage} of {} · {delivered} · copies {}", at(receipt.at), receipt.copies));
+    }
+    for (answer, code, time) in &shown.late {
+        let code = code.as_deref().map_or_else(String::new, |code| format!(" {code}"));
+        lines.push(format!("  the core said too late: {answer}{code} at {}", at(*time)));
+    }
+    lines.join("\n")
+}
