@@ -1,0 +1,77 @@
+//! The file that shows every key is true, and a wrong key is answered with what would be right.
+
+use std::io::Write as _;
+
+use super::*;
+
+fn shown() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/wakala.toml")
+}
+
+/// What is wrong with a file of this text, without the file's name.
+fn faults(text: &str) -> Vec<String> {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(text.as_bytes()).expect("written");
+    let name = file.path().display().to_string();
+    let Err(Error(faults)) = Config::load(Some(file.path())) else { panic!("it is right: {text}") };
+    faults.into_iter().map(|fault| fault.replace(&name, "FILE")).collect()
+}
+
+#[test]
+fn the_shown_configuration_is_the_default() {
+    let text = std::fs::read_to_string(shown()).expect("config/wakala.toml");
+    let shown: toml::Table = text.parse().expect("TOML");
+    let mut default = toml::Table::try_from(Config::default()).expect("defaults are TOML");
+    // One core is shown, for there is no default one.
+    let core = toml::Value::try_from(banks::Options::default()).expect("defaults are TOML");
+    default["cores"] = toml::Value::Table([("sandbox".to_owned(), core)].into_iter().collect());
+    assert_eq!(shown, default);
+}
+
+#[test]
+fn every_key_is_explained() {
+    let text = std::fs::read_to_string(shown()).expect("config/wakala.toml");
+    let lines: Vec<&str> = text.lines().collect();
+    for (at, line) in lines.iter().enumerate() {
+        let is_key = !line.starts_with('#') && !line.starts_with('[') && !line.trim().is_empty();
+        if is_key {
+            let before = at.checked_sub(1).map_or("", |before| lines[before]);
+            assert!(before.starts_with('#'), "config/wakala.toml:{}: no word about {line}", at + 1);
+        }
+    }
+}
+
+#[test]
+fn a_wrong_key_is_named_with_what_may_have_been_meant() {
+    assert_eq!(faults("[node]\nnaem = \"x\""), ["FILE: node: unknown key naem; did you mean name?"]);
+    assert_eq!(faults("[nodes]\nname = \"x\""), ["FILE: unknown key nodes; did you mean node?"]);
+    let far = faults("[node]\nzzzzzz = 1").remove(0);
+    assert_eq!(far, "FILE: node: unknown key zzzzzz; known here: name, sandbox, drain");
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_key() {
+    let fault = faults("[partitions]\nlease = \"ten\"").remove(0);
+    assert!(fault.starts_with("FILE: partitions.lease: "), "{fault}");
+    let fault = faults("[partitions]\nbatch_max = \"many\"").remove(0);
+    assert!(fault.starts_with("FILE: partitions.batch_max: ") && fault.contains("expected usize"), "{fault}");
+    let fault = faults("[log]\nkind = \"nats\"").remove(0);
+    assert!(fault.starts_with("FILE: log.kind: ") && fault.contains("postgres"), "{fault}");
+    let fault = faults("[admin]\naddress = \"0.0.0.0:8830\"").remove(0);
+    assert_eq!(fault, "admin.address: 0.0.0.0:8830 is not loopback; use 127.0.0.1");
+    let fault = faults("[partitions]\nlease = \"1s\"\nrenew = \"3s\"").remove(0);
+    assert!(fault.starts_with("partitions.renew: must be at most half"), "{fault}");
+    let fault = faults("[cores.mwanga]\ndialect = \"nowhere.toml\"").remove(0);
+    assert!(fault.starts_with("cores.mwanga.dialect: ") && fault.contains("nowhere.toml"), "{fault}");
+}
+
+#[test]
+fn several_faults_are_said_at_once() {
+    assert_eq!(faults("[admin]\naddress = \"0.0.0.0:1\"\n[partitions]\nbatch_max = 0\nopen_max = 0").len(), 3);
+}
+
+#[test]
+fn a_file_that_is_not_there_says_so() {
+    let Err(Error(faults)) = Config::load(Some(Path::new("/nowhere/wakala.toml"))) else { panic!("loaded") };
+    assert_eq!(faults, ["/nowhere/wakala.toml: there is no such file"]);
+}
