@@ -11,16 +11,16 @@
 //! A child that dies is started again by its parent with its state loaded from Postgres; a parent whose children die too
 //! often ends the process, and systemd starts it again ([`supervision`]).
 
-// pub mod config;
-// pub mod node;
+pub mod config;
+pub mod node;
 pub mod supervision;
 
-// pub mod listener;
-// pub mod session;
-// pub mod sessions;
+pub mod listener;
+pub mod session;
+pub mod sessions;
 
 pub mod edge;
-// pub mod intake;
+pub mod intake;
 pub mod terminal;
 
 pub mod partition;

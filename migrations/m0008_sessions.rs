@@ -11,11 +11,13 @@ create table wakala.session (
     next_seq        bigint      not null default 1 check (next_seq > 0),
     expiry_s        bigint      not null default 0 check (expiry_s >= 0),
     expires_at      timestamptz null,
+    sent_seq        bigint      null default 0,
     created_at      timestamptz not null,
     connected_at    timestamptz null,
     disconnected_at timestamptz null
 ) with (fillfactor = 50);
 comment on column wakala.session.epoch is 'The fence of a takeover: raised by every connection.';
+comment on column wakala.session.sent_seq is 'How far the queue was sent; null while nobody can say: a connection lives, or its node died.';
 comment on column wakala.session.next_seq is 'Drawn by whoever queues for the client: the row stays locked until the commit, so seq order is commit order.';
 
 create table wakala.subscription (

@@ -2,3 +2,4 @@
 
 pub mod iso8583_tcp;
 pub mod soft_hsm;
+pub mod tls;

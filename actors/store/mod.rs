@@ -12,6 +12,7 @@ pub mod keys;
 pub mod ledger;
 pub mod partitions;
 pub mod receipts;
+pub mod sessions;
 pub mod terminals;
 mod transactions;
 

@@ -1,0 +1,219 @@
+//! Where terminals connect: plain and TLS, MQTT 3.1.1 and MQTT 5 on one port.
+//!
+//! ntex accepts, and carries TLS and the bytes, on worker threads of its own. Each worker is a runtime of one thread that
+//! owns the sockets it was given and the session actors of those connections. What a stranger may cost before it has
+//! proved who it is, is bounded in bytes, in time and in number (`welcome`).
+
+mod password;
+mod welcome;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ntex::SharedCfg;
+use ntex::io::{Io, IoConfig};
+use ntex::server::rustls::TlsServerFilter;
+use ntex::service::fn_service;
+use ntex::time::Millis;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::adapters::tls;
+use crate::sessions::{self, Sessions};
+use welcome::Door;
+
+/// Where terminals connect, and what they may cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Without TLS. For loopback and for a network that is closed otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain: Option<SocketAddr>,
+    /// With TLS 1.3 and 1.2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// Threads for sockets and sessions.
+    pub workers: usize,
+    /// Connections that may wait to be accepted.
+    pub backlog: i32,
+    /// Connections at the same time, per worker.
+    pub connections_max: usize,
+    /// Connections at the same time that have not proved yet who they are, per worker; the next one is closed.
+    pub strangers_max: usize,
+    /// From the end of the TLS handshake to the last byte of CONNECT.
+    #[serde(with = "humantime_serde")]
+    pub connect_within: Duration,
+    /// The longest TLS handshake.
+    #[serde(with = "humantime_serde")]
+    pub handshake_within: Duration,
+    /// The largest CONNECT, header included, in bytes.
+    pub connect_bytes_max: u32,
+    /// Passwords that are verified at the same time. Each takes a thread and, with the usual parameters of argon2id,
+    /// 19 MiB.
+    pub passwords_at_once: usize,
+    /// The longest that a CONNECT waits for its password to be verified; then the server says that it is busy.
+    #[serde(with = "humantime_serde")]
+    pub password_within: Duration,
+    pub sessions: sessions::Options,
+}
+
+/// A TLS listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub address: SocketAddr,
+    pub files: tls::Files,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            plain: Some(SocketAddr::from(([127, 0, 0, 1], 1883))),
+            tls: None,
+            workers: 1,
+            backlog: 4096,
+            connections_max: 25_000,
+            strangers_max: 4096,
+            connect_within: Duration::from_secs(10),
+            handshake_within: Duration::from_secs(10),
+            connect_bytes_max: 64 * 1024,
+            passwords_at_once: 2,
+            password_within: Duration::from_secs(30),
+            sessions: sessions::Options::default(),
+        }
+    }
+}
+
+/// Why nobody can connect.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("neither `plain` nor `tls` has an address")]
+    Nowhere,
+    #[error("{address}: {why}")]
+    Address { address: SocketAddr, why: std::io::Error },
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    #[error("the listener's thread ended before it listened: {0}")]
+    Thread(String),
+}
+
+/// A listener that runs.
+#[derive(Debug)]
+pub struct Listening {
+    /// Where it listens without TLS; the port is the real one, where 0 was asked for.
+    pub plain: Option<SocketAddr>,
+    /// Where it listens with TLS.
+    pub tls: Option<SocketAddr>,
+    sessions: Sessions,
+    server: ntex::server::Server,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listening {
+    /// Stops accepting, ends all connections and waits for the worker threads.
+    pub async fn stop(mut self) {
+        self.server.pause().await;
+        self.sessions.end_all();
+        self.server.stop(true).await;
+        if let Some(thread) = self.thread.take() {
+            // The thread has nothing left to do; a panic in it was logged.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+}
+
+/// Opens the addresses and starts the worker threads.
+///
+/// # Errors
+/// When an address is taken or a file of the TLS listener is not right.
+pub async fn start(options: Options, sessions: Sessions) -> Result<Listening, Error> {
+    let plain = options.plain.map(|address| open(address, options.backlog)).transpose()?;
+    let tls = options.tls.as_ref().map(|tls| open(tls.address, options.backlog)).transpose()?;
+    let config = options.tls.as_ref().map(|tls| tls::server(&tls.files)).transpose()?;
+    if plain.is_none() && tls.is_none() {
+        return Err(Error::Nowhere);
+    }
+    let address = |socket: &Option<TcpListener>| socket.as_ref().and_then(|socket| socket.local_addr().ok());
+    let (at_plain, at_tls) = (address(&plain), address(&tls));
+    let door = Door::new(&options, sessions.clone());
+    let (told, hears) = oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("mqtt".to_owned())
+        .spawn(move || serve(&options, plain, tls.zip(config), door, told))
+        .map_err(|error| Error::Thread(error.to_string()))?;
+    let server = hears.await.map_err(|_| Error::Thread("no word from it".to_owned()))?;
+    let server = server.map_err(|error| Error::Thread(error.to_string()))?;
+    tracing::info!(plain = ?at_plain, tls = ?at_tls, "terminals may connect");
+    Ok(Listening { plain: at_plain, tls: at_tls, sessions, server, thread: Some(thread) })
+}
+
+fn open(address: SocketAddr, backlog: i32) -> Result<TcpListener, Error> {
+    ntex::server::create_tcp_listener(address, backlog).map_err(|why| Error::Address { address, why })
+}
+
+type Told = oneshot::Sender<std::io::Result<ntex::server::Server>>;
+
+/// The life of the listener's thread: ntex's own system, which ends with its server.
+fn serve(
+    options: &Options,
+    plain: Option<TcpListener>,
+    tls: Option<(TcpListener, Arc<rustls::ServerConfig>)>,
+    door: Door,
+    told: Told,
+) {
+    let (workers, connections_max) = (options.workers.max(1), options.connections_max);
+    let handshake_within = Millis(u32::try_from(options.handshake_within.as_millis()).unwrap_or(u32::MAX));
+    let system = ntex::rt::System::new("mqtt", ntex::rt::DefaultRuntime);
+    system.block_on(async move {
+        let mut builder = ntex::server::build()
+            .workers(workers)
+            .maxconn(connections_max)
+            .shutdown_timeout(Millis(2_000))
+            .disable_signals();
+        let config = || SharedCfg::new("mqtt").add(io_config()).build();
+        if let Some(socket) = plain {
+            let door = door.clone();
+            builder = match builder.listen("plain", socket, async move |_| {
+                let door = door.clone();
+                fn_service(move |io: Io| {
+                    let door = door.clone();
+                    async move {
+                        door.welcome(io.boxed(), None).await;
+                        Ok::<_, std::io::Error>(())
+                    }
+                })
+            }) {
+                Ok(builder) => builder.config("plain", config()),
+                Err(error) => return drop(told.send(Err(error))),
+            };
+        }
+        if let Some((socket, tls)) = tls {
+            builder = match builder.listen("tls", socket, async move |_| {
+                let (door, tls) = (door.clone(), Arc::clone(&tls));
+                fn_service(move |io: Io| {
+                    let (door, tls) = (door.clone(), Arc::clone(&tls));
+                    async move {
+                        let Some(stranger) = door.stranger() else { return Ok(()) };
+                        let io = TlsServerFilter::create(io, tls, handshake_within).await?;
+                        door.welcome(io.boxed(), Some(stranger)).await;
+                        Ok::<_, std::io::Error>(())
+                    }
+                })
+            }) {
+                Ok(builder) => builder.config("tls", config()),
+                Err(error) => return drop(told.send(Err(error))),
+            };
+        }
+        let server = builder.run();
+        if told.send(Ok(server.clone())).is_ok() {
+            let _ = server.await;
+        }
+    });
+}
+
+/// Small buffers: most terminals are idle most of the time, and a packet is a few hundred bytes.
+fn io_config() -> IoConfig {
+    IoConfig::new().set_read_buf(4096, 512, 128).set_write_buf(4096, 512, 128)
+}

@@ -1,0 +1,255 @@
+//! From the first byte to the session: CONNECT within its bounds, who it is, and what is stored of it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ntex::io::IoBoxed;
+use ntex::tls::rustls::PeerCert;
+use ntex_bytes::BytesMut;
+use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal, Packet};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wakala::id::TerminalId;
+use wakala::session::connect::{Terms, refuse};
+use wakala::session::strict::{self, Flaw};
+use wakala::session::{Session as Twin, Version};
+
+use super::Options;
+use super::password::{Passwords, Verdict};
+use crate::adapters::tls;
+use crate::session::frames::{Frames, Inbound};
+use crate::session::{Session, say};
+use crate::sessions::Sessions;
+use crate::store::sessions::Opening;
+use crate::store::terminals::Terminal;
+use crate::terminal::Enrolled;
+
+/// What every connection passes.
+#[derive(Clone)]
+pub(super) struct Door {
+    sessions: Sessions,
+    passwords: Passwords,
+    strangers: Arc<Semaphore>,
+    connect_within: Duration,
+    connect_bytes_max: u32,
+}
+
+/// A place among those who have not proved yet who they are.
+pub(super) type Stranger = OwnedSemaphorePermit;
+
+impl Door {
+    pub(super) fn new(options: &Options, sessions: Sessions) -> Self {
+        Self {
+            sessions,
+            passwords: Passwords::new(options.passwords_at_once, options.password_within),
+            strangers: Arc::new(Semaphore::new(options.strangers_max * options.workers.max(1))),
+            connect_within: options.connect_within,
+            connect_bytes_max: options.connect_bytes_max,
+        }
+    }
+
+    pub(super) fn stranger(&self) -> Option<Stranger> {
+        Arc::clone(&self.strangers).try_acquire_owned().ok()
+    }
+
+    /// Takes a connection as far as its session, or ends it.
+    pub(super) async fn welcome(&self, io: IoBoxed, stranger: Option<Stranger>) {
+        let Some(_stranger) = stranger.or_else(|| self.stranger()) else { return };
+        let Ok(read) = tokio::time::timeout(self.connect_within, self.read_connect(&io)).await else {
+            tracing::debug!("no CONNECT in time");
+            return io.terminate();
+        };
+        if let Some((frames, connect)) = read {
+            // On the heap for as long as it takes: the session itself does not need this much.
+            Box::pin(self.admit(io, frames, connect)).await;
+        } else {
+            end(&io).await;
+        }
+    }
+
+    /// The CONNECT and the codec for what follows; none when the connection is to be closed.
+    async fn read_connect(&self, io: &IoBoxed) -> Option<(Frames, Box<Connect>)> {
+        let frame = self.read_frame(io).await?;
+        let version = match strict::version(&frame) {
+            Ok(Ok(version)) => version,
+            Ok(Err(level)) => {
+                // A client of MQTT 3.1 or of one to come: each is told in the words of the nearest that is known.
+                let version = if level > 5 { Version::V5 } else { Version::V3 };
+                let ack = refuse(Refusal::UnsupportedProtocolVersion);
+                say(&io.get_ref(), &Frames::new(version, 0), Packet::ConnectAck(Box::new(ack)));
+                return None;
+            }
+            Err(_) => return None,
+        };
+        let frames = Frames::new(version, self.connect_bytes_max);
+        let decoded = ntex::codec::Decoder::decode(&frames, &mut BytesMut::from(&*frame));
+        match decoded {
+            Ok(Some(Inbound::Packet(Packet::Connect(connect)))) => {
+                frames.set_bytes_max(self.sessions.limits().packet_bytes_max);
+                Some((frames, connect))
+            }
+            Ok(_) => None,
+            Err(flaw) => {
+                // [MQTT-3.1.4-1]: MQTT 5 may be told why; 3.1.1 has no code for it.
+                if version == Version::V5 {
+                    let refusal = refusal_of(flaw);
+                    say(&io.get_ref(), &frames, Packet::ConnectAck(Box::new(refuse(refusal))));
+                }
+                None
+            }
+        }
+    }
+
+    /// The first frame, whole.
+    async fn read_frame(&self, io: &IoBoxed) -> Option<BytesMut> {
+        // What is no CONNECT is not answered [MQTT-3.1.4-1].
+        io.recv(&FirstFrame { bytes_max: self.connect_bytes_max }).await.ok().flatten()
+    }
+
+    async fn admit(&self, io: IoBoxed, frames: Frames, mut connect: Box<Connect>) {
+        let password = connect.password.take();
+        match self.authenticate(&io, &connect, password).await {
+            Ok(terminal) => match Terms::of(&connect, frames.version(), self.sessions.limits()) {
+                Ok(terms) => self.open(io, frames, terms, terminal).await,
+                Err(refusal) => self.turn_away(&io, &frames, &connect, refusal).await,
+            },
+            Err(refusal) => self.turn_away(&io, &frames, &connect, refusal).await,
+        }
+    }
+
+    async fn turn_away(&self, io: &IoBoxed, frames: &Frames, connect: &Connect, refusal: Refusal) {
+        tracing::info!(client = %Printable(&connect.client_id), ?refusal, "a connection was refused");
+        say(&io.get_ref(), frames, Packet::ConnectAck(Box::new(refuse(refusal))));
+        end(io).await;
+    }
+
+    /// Whose connection it is. A certificate that is enrolled is proof by itself; otherwise the password is.
+    async fn authenticate(
+        &self,
+        io: &IoBoxed,
+        connect: &Connect,
+        password: Option<ntex_bytes::Bytes>,
+    ) -> Result<Terminal, Refusal> {
+        let terminal = match self.by_certificate(io).await? {
+            Some(terminal) => terminal,
+            None => self.by_password(connect, password).await?,
+        };
+        if !connect.client_id.is_empty() && *connect.client_id != *terminal.id.as_str() {
+            return Err(Refusal::ClientIdentifierNotValid);
+        }
+        if terminal.blocked.is_some() {
+            return Err(Refusal::Banned);
+        }
+        if terminal.sandbox && !self.sessions.sandbox() {
+            return Err(Refusal::NotAuthorized);
+        }
+        Ok(terminal)
+    }
+
+    async fn by_certificate(&self, io: &IoBoxed) -> Result<Option<Terminal>, Refusal> {
+        let peer = io.query::<PeerCert<'static>>();
+        let Some(PeerCert(certificate)) = peer.as_ref() else { return Ok(None) };
+        self.sessions.store().terminal_by_certificate(tls::fingerprint(certificate)).await.map_err(away)
+    }
+
+    async fn by_password(&self, connect: &Connect, password: Option<ntex_bytes::Bytes>) -> Result<Terminal, Refusal> {
+        let (Some(name), Some(password)) = (&connect.username, password) else { return Err(Refusal::NotAuthorized) };
+        let terminal = match TerminalId::new(name) {
+            Ok(id) => self.sessions.store().terminal(&id).await.map_err(away)?,
+            Err(_) => None,
+        };
+        let hash = terminal.as_ref().and_then(|terminal| terminal.password_hash.clone());
+        match (self.passwords.verify(hash, password).await, terminal) {
+            (Verdict::Right, Some(terminal)) => Ok(terminal),
+            (Verdict::Busy, _) => Err(Refusal::ServerBusy),
+            (Verdict::Right | Verdict::Wrong, _) => Err(Refusal::BadUserNameOrPassword),
+        }
+    }
+
+    /// Opens what is stored of the session and hands the connection to its actor.
+    async fn open(&self, io: IoBoxed, frames: Frames, terms: Terms, terminal: Terminal) {
+        let limits = self.sessions.limits();
+        let now = self.sessions.clock().now();
+        let opening = Opening {
+            client: terminal.id.clone(),
+            node: self.sessions.node().to_owned(),
+            clean_start: terms.clean_start,
+            expiry_s: terms.expiry_s,
+            in_flight_max: limits.outbound_max.get(),
+            at: now,
+        };
+        let (epoch, loaded) = match self.sessions.store().open_session(opening).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::warn!(terminal = %terminal.id, %error, "a session could not be opened");
+                say(&io.get_ref(), &frames, Packet::ConnectAck(Box::new(refuse(Refusal::ServerUnavailable))));
+                return end(&io).await;
+            }
+        };
+        let twin = Twin::load(terminal.id.clone(), terms, limits, loaded, now);
+        let enrolled = Arc::new(Enrolled {
+            terminal: terminal.id.clone(),
+            agent: terminal.agent,
+            core: terminal.core,
+            sandbox: terminal.sandbox,
+            blocked: false,
+        });
+        let addr = Session::start(twin, epoch, enrolled, self.sessions.clone(), io, Rc::new(frames));
+        self.sessions.register(terminal.id, epoch, addr);
+    }
+}
+
+fn away(error: crate::store::Error) -> Refusal {
+    tracing::warn!(%error, "a terminal could not be looked up");
+    Refusal::ServerUnavailable
+}
+
+fn refusal_of(flaw: Flaw) -> Refusal {
+    use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
+    match flaw.reason {
+        Reason::ProtocolError => Refusal::ProtocolError,
+        Reason::PacketTooLarge => Refusal::PacketTooLarge,
+        Reason::TopicNameInvalid => Refusal::TopicNameInvalid,
+        _ => Refusal::MalformedPacket,
+    }
+}
+
+/// Sends what was written and closes.
+async fn end(io: &IoBoxed) {
+    // The peer may be gone already.
+    let _ = io.shutdown().await;
+}
+
+/// A text from outside, as a log may hold it.
+struct Printable<'a>(&'a str);
+
+impl std::fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut end = self.0.len().min(64);
+        while !self.0.is_char_boundary(end) {
+            end -= 1;
+        }
+        write!(f, "{}", self.0[..end].escape_debug())
+    }
+}
+
+/// Gives the first frame as bytes: which codec reads it is not known before.
+#[derive(Debug)]
+struct FirstFrame {
+    bytes_max: u32,
+}
+
+impl ntex::codec::Decoder for FirstFrame {
+    type Item = BytesMut;
+    type Error = Flaw;
+
+    fn decode(&self, src: &mut BytesMut) -> Result<Option<BytesMut>, Flaw> {
+        // What does not begin like a CONNECT is not waited for.
+        if src.first().is_some_and(|&byte| byte != 0x10) {
+            let reason = ntex_mqtt::v5::codec::DisconnectReasonCode::ProtocolError;
+            return Err(Flaw { reason, why: "the first packet is not CONNECT [MQTT-3.1.0-1]" });
+        }
+        let Some(bytes) = strict::frame_bytes(src, self.bytes_max)? else { return Ok(None) };
+        Ok((src.len() >= bytes).then(|| BytesMut::from(&*src.split_to(bytes))))
+    }
+}

@@ -1,0 +1,428 @@
+//! Actor of one connected terminal, on the ntex worker that owns its socket.
+//!
+//! A reading task decodes frames and sends each to the actor, waiting until it is taken: that is the back-pressure. The
+//! actor has its twin decide and carries out what it says, one arm per effect. A panic closes the connection, for MQTT
+//! allows resending on a new connection only [MQTT-4.4.0-1]: the terminal reconnects, and its next actor starts with
+//! what is stored. So the restart of this actor is the terminal's reconnect, and its supervisor only counts.
+
+pub mod frames;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use ntex::io::{IoBoxed, IoRef};
+use ntex::util::Either;
+use ntex_bytes::Bytes;
+use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Packet};
+use tokio::sync::oneshot;
+use wakala::id::Epoch;
+use wakala::session::strict::Flaw;
+use wakala::session::{Effect, Event, Session as Twin};
+use wakala::time::Time;
+
+use self::frames::{Frames, Inbound, Outbound};
+use crate::sessions::{Away, Sessions};
+use crate::store::Error;
+use crate::store::sessions::{Acknowledged, Ended};
+use crate::supervision::{Exit, Link, Stop};
+use crate::terminal::Enrolled;
+
+/// See the module's text.
+pub struct Session {
+    twin: Twin,
+    epoch: Epoch,
+    enrolled: Arc<Enrolled>,
+    sessions: Sessions,
+    io: IoRef,
+    frames: Rc<Frames>,
+    /// Told when the socket may be read again.
+    reading: Option<oneshot::Sender<()>>,
+    /// For when the wake-up is set that comes first.
+    wakes_at: Option<Time>,
+    /// Held for its end: the registry hears of it.
+    link: Link,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("terminal", &self.enrolled.terminal).field("epoch", &self.epoch).finish()
+    }
+}
+
+thread_local! {
+    /// Effects are carried out before the next event comes, so all sessions of a worker share one buffer.
+    static EFFECTS: RefCell<Vec<Effect>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The wait between tries while the database or the log is away.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+impl Session {
+    /// Starts the actor and its reading task. The caller has registered nothing yet.
+    pub fn start(
+        twin: Twin,
+        epoch: Epoch,
+        enrolled: Arc<Enrolled>,
+        sessions: Sessions,
+        io: IoBoxed,
+        frames: Rc<Frames>,
+    ) -> Addr<Self> {
+        let (registry, terminal) = (sessions.clone(), enrolled.terminal.clone());
+        let link = Link::new(move |exit: Exit| registry.exited(&terminal, epoch, &exit));
+        let (reader, codec) = (io.get_ref(), Rc::clone(&frames));
+        let addr = Actor::start(Self {
+            twin,
+            epoch,
+            enrolled,
+            sessions,
+            io: reader,
+            frames,
+            reading: None,
+            wakes_at: None,
+            link,
+        });
+        tokio::task::spawn_local(read(io, codec, addr.clone()));
+        addr
+    }
+
+    fn now(&self) -> Time {
+        self.sessions.clock().now()
+    }
+
+    fn event(&mut self, event: Event, ctx: &mut Context<Self>) {
+        let mut effects = EFFECTS.take();
+        self.twin.handle(event, self.now(), &mut effects);
+        self.act(&mut effects, ctx);
+        EFFECTS.set(effects);
+    }
+
+    /// Carries out what was decided.
+    fn act(&mut self, effects: &mut Vec<Effect>, ctx: &mut Context<Self>) {
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Send(packet) => self.write(Outbound::Packet(packet), ctx),
+                Effect::Publish(publish, payload) => self.write(Outbound::Publish(publish, payload), ctx),
+                Effect::Admit { ticket, payload } => self.admit(ticket, payload, ctx),
+                Effect::Store(change) => {
+                    let (store, terminal, epoch) = (self.sessions.store().clone(), self.terminal(), self.epoch);
+                    self.ask(ctx, Event::Stored, move || {
+                        let (store, terminal, change) = (store.clone(), terminal.clone(), change.clone());
+                        async move { store.change_subscriptions(&terminal, epoch, change).await }
+                    });
+                }
+                Effect::Acked { seq, receipt } => self.acked(seq, receipt, ctx),
+                Effect::Fetch { after, max } => self.fetch(after, max, ctx),
+                Effect::TooLarge { seq } => {
+                    tracing::warn!(terminal = %self.enrolled.terminal, seq, "a delivery exceeds the terminal's maximum packet size");
+                }
+                Effect::Close(why) => {
+                    self.link.because(why);
+                    self.io.close();
+                    ctx.stop();
+                }
+            }
+        }
+        if !self.twin.full()
+            && let Some(reading) = self.reading.take()
+        {
+            // The reading task is gone when the socket is.
+            let _ = reading.send(());
+        }
+        self.set_wake_up(ctx);
+    }
+
+    fn terminal(&self) -> wakala::id::TerminalId {
+        self.enrolled.terminal.clone()
+    }
+
+    fn write(&mut self, item: Outbound, ctx: &mut Context<Self>) {
+        if let Err(error) = self.io.encode(item, &self.frames) {
+            tracing::error!(terminal = %self.enrolled.terminal, ?error, "a packet could not be encoded");
+            self.link.because("a packet could not be encoded");
+            self.io.close();
+            ctx.stop();
+        }
+    }
+
+    /// Has a request admitted and logged, however long the log is away; the PUBACK waits. The work outlives this actor,
+    /// so that a request half-way is not left there; only the trying again ends with the connection.
+    fn admit(&self, ticket: u32, payload: Bytes, ctx: &mut Context<Self>) {
+        let (intake, enrolled, addr) = (self.sessions.intake(), Arc::clone(&self.enrolled), ctx.address());
+        tokio::task::spawn_local(async move {
+            let mut wait = RETRY_MIN;
+            while let Err(Away(why)) = intake.take(&enrolled, payload.clone()).await {
+                if !addr.connected() {
+                    return;
+                }
+                tracing::warn!(terminal = %enrolled.terminal, why, ?wait, "a request waits; its PUBACK is withheld");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+            // Nobody is left to acknowledge it when the connection is gone; the terminal sends it again.
+            let _ = addr.send(Done(Event::Durable { ticket })).await;
+        });
+    }
+
+    /// Asks the database until it answers, and gives the twin `then`.
+    fn ask<F, W>(&self, ctx: &mut Context<Self>, then: Event, work: W)
+    where
+        W: Fn() -> F + 'static,
+        F: Future<Output = Result<(), Error>> + 'static,
+    {
+        let asked = insist(work).into_actor(self);
+        ctx.spawn(asked.map(move |answer, this, ctx| match answer {
+            Ok(()) => this.event(then, ctx),
+            Err(error) => this.lost(&error, ctx),
+        }));
+    }
+
+    fn fetch(&self, after: i64, max: u16, ctx: &mut Context<Self>) {
+        let (store, terminal, clock) = (self.sessions.store().clone(), self.terminal(), self.sessions.clock());
+        let fetched = insist(move || {
+            let (store, terminal, now) = (store.clone(), terminal.clone(), clock.now());
+            async move { store.queued(&terminal, after, max, now).await }
+        });
+        ctx.spawn(fetched.into_actor(self).map(|answer, this, ctx| match answer {
+            Ok(queued) => this.event(Event::Fetched { deliveries: queued.deliveries, last: queued.last }, ctx),
+            Err(error) => this.lost(&error, ctx),
+        }));
+    }
+
+    /// Marks a delivery. If the mark is lost, the delivery goes out again after the next CONNECT: at least once.
+    fn acked(&self, seq: i64, receipt: bool, ctx: &mut Context<Self>) {
+        let marks = self.sessions.acknowledgements();
+        let mark = Acknowledged { client: self.terminal(), epoch: self.epoch, seq, receipt, at: self.now() };
+        let addr = ctx.address();
+        tokio::task::spawn_local(async move {
+            let mut wait = RETRY_MIN;
+            loop {
+                match marks.submit(mark.clone()).await {
+                    Ok(true) => return,
+                    Ok(false) => {
+                        let _ = addr.send(End(Reason::SessionTakenOver, TAKEN_OVER)).await;
+                        return;
+                    }
+                    Err(error) if !addr.connected() => {
+                        tracing::warn!(terminal = %mark.client, seq, %error, "a delivery could not be marked");
+                        return;
+                    }
+                    Err(_) => tokio::time::sleep(wait).await,
+                }
+                wait = (wait * 2).min(RETRY_MAX);
+            }
+        });
+    }
+
+    /// The database answered, and not with what a session can go on with.
+    fn lost(&mut self, error: &Error, ctx: &mut Context<Self>) {
+        match error {
+            Error::Fenced(_) => self.event(Event::End(Reason::SessionTakenOver, TAKEN_OVER), ctx),
+            Error::Away(_) | Error::Broken(_) => {
+                tracing::error!(terminal = %self.enrolled.terminal, %error, "a session cannot go on");
+                self.event(Event::End(Reason::UnspecifiedError, "the session's state could not be stored"), ctx);
+            }
+        }
+    }
+
+    fn set_wake_up(&mut self, ctx: &mut Context<Self>) {
+        let Some(at) = self.twin.poll_timeout() else { return };
+        // A packet moves the deadline of the keep-alive on; the wake-up that is set finds that out when it comes.
+        if self.wakes_at.is_some_and(|set| set <= at) {
+            return;
+        }
+        self.wakes_at = Some(at);
+        let wait = at.since(self.now()) + Duration::from_millis(1);
+        ctx.run_later(wait, move |this, ctx| {
+            if this.wakes_at == Some(at) {
+                this.wakes_at = None;
+            }
+            this.event(Event::Wake, ctx);
+        });
+    }
+}
+
+const TAKEN_OVER: &str = "the session was taken over";
+
+/// Tries again while the database is away.
+async fn insist<T, F: Future<Output = Result<T, Error>>>(work: impl Fn() -> F) -> Result<T, Error> {
+    let mut wait = RETRY_MIN;
+    loop {
+        match work().await {
+            Err(Error::Away(_)) => tokio::time::sleep(wait).await,
+            answer => return answer,
+        }
+        wait = (wait * 2).min(RETRY_MAX);
+    }
+}
+
+/// Reads frames and hands them over, one at a time.
+async fn read(io: IoBoxed, frames: Rc<Frames>, session: Addr<Session>) {
+    loop {
+        let received = match io.recv(&*frames).await {
+            Ok(Some(inbound)) => Received::Inbound(inbound),
+            Ok(None) => Received::Gone("the connection ended"),
+            Err(Either::Left(flaw)) => Received::Flaw(flaw),
+            Err(Either::Right(_)) => Received::Gone("the connection broke"),
+        };
+        let last = !matches!(received, Received::Inbound(_));
+        match session.send(received).await {
+            Ok(_) if last => break,
+            Ok(None) => {}
+            // The sender is dropped when the session ends.
+            Ok(Some(room)) => _ = room.await,
+            Err(_) => break,
+        }
+    }
+    // What was written before the end still goes out.
+    let _ = io.shutdown().await;
+}
+
+/// What the reading task hands over; the answer is what to wait for before the next frame.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<oneshot::Receiver<()>>")]
+enum Received {
+    Inbound(Inbound),
+    Flaw(Flaw),
+    Gone(&'static str),
+}
+
+/// Something that the actor started has been done.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Done(Event);
+
+/// A receipt was queued at this place, or something was at no place in particular. May be lost.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Hint(pub Option<(i64, Option<Bytes>)>);
+
+/// The connection is to end, with this reason for an MQTT 5 client.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct End(pub Reason, pub &'static str);
+
+/// Sent once, when the session is registered: CONNACK, and then what is owed.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Resume;
+
+/// Has the actor panic: how the tests see what a panic leaves behind. Only a node in sandbox mode sends it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Panic;
+
+impl Actor for Session {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(self.sessions.mailbox());
+    }
+}
+
+impl Drop for Session {
+    /// Runs after a panic too: the socket is closed, and what remains is stored, unless a newer connection fenced it.
+    fn drop(&mut self) {
+        self.io.close();
+        let remains = self.twin.remains();
+        if let Some(will) = &remains.will {
+            tracing::info!(terminal = %self.enrolled.terminal, topic = %will.topic, "the connection ended with a will");
+        }
+        let ended = Ended {
+            client: self.terminal(),
+            epoch: self.epoch,
+            expiry_s: remains.expiry_s,
+            sent_to: remains.sent_to,
+            at: self.now(),
+        };
+        self.sessions.ended(ended);
+    }
+}
+
+impl Handler<Received> for Session {
+    type Result = Option<oneshot::Receiver<()>>;
+
+    fn handle(&mut self, received: Received, ctx: &mut Context<Self>) -> Self::Result {
+        match received {
+            Received::Inbound(Inbound::Packet(packet)) => self.event(Event::Packet(packet), ctx),
+            Received::Inbound(Inbound::Publish(publish, payload)) => self.event(Event::Publish(publish, payload), ctx),
+            Received::Flaw(flaw) => {
+                tracing::info!(terminal = %self.enrolled.terminal, why = flaw.why, "a frame was refused");
+                self.event(Event::End(flaw.reason, flaw.why), ctx);
+            }
+            Received::Gone(why) => {
+                self.link.because(why);
+                ctx.stop();
+            }
+        }
+        self.twin.full().then(|| {
+            let (room, wait) = oneshot::channel();
+            self.reading = Some(room);
+            wait
+        })
+    }
+}
+
+impl Handler<Resume> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: Resume, ctx: &mut Context<Self>) {
+        let mut effects = EFFECTS.take();
+        self.twin.resume(self.sessions.limits(), &mut effects);
+        self.act(&mut effects, ctx);
+        EFFECTS.set(effects);
+    }
+}
+
+impl Handler<Done> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Done(event): Done, ctx: &mut Context<Self>) {
+        self.event(event, ctx);
+    }
+}
+
+impl Handler<Hint> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Hint(hint): Hint, ctx: &mut Context<Self>) {
+        match hint {
+            Some((seq, receipt)) => self.event(Event::Hint { seq, receipt }, ctx),
+            None => self.event(Event::Look, ctx),
+        }
+    }
+}
+
+impl Handler<End> for Session {
+    type Result = ();
+
+    fn handle(&mut self, End(reason, why): End, ctx: &mut Context<Self>) {
+        self.event(Event::End(reason, why), ctx);
+    }
+}
+
+impl Handler<Stop> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        self.event(Event::End(Reason::ServerShuttingDown, "the node is stopping"), ctx);
+    }
+}
+
+impl Handler<Panic> for Session {
+    type Result = ();
+
+    #[expect(clippy::panic, reason = "it is what the message asks for")]
+    fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
+        panic!("a session was told to panic");
+    }
+}
+
+/// Says a last word on a connection that has no session yet.
+pub(crate) fn say(io: &IoRef, frames: &Frames, packet: Packet) {
+    // The client that does not hear it sees the connection close.
+    let _ = io.encode(Outbound::Packet(packet), frames);
+}

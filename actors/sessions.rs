@@ -1,0 +1,352 @@
+//! The sessions of the terminals that are connected here: who they are, how they are woken, what their deaths mean.
+//!
+//! A terminal has one connection. A later one takes over: it raises the session's epoch in the database, after which
+//! nothing that the earlier one writes has an effect, and the earlier one is told to go. The registry is one map for all
+//! workers. A session that panics closes its connection and comes back with the terminal's own reconnect; too many
+//! panics within a period escalate like those of any other actor.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU16;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use ntex_bytes::Bytes;
+use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
+use serde::{Deserialize, Serialize};
+use wakala::id::{Epoch, TerminalId};
+use wakala::session::Limits;
+
+use crate::ports::{Clock, Wait};
+use crate::session::{End, Hint, Panic, Resume, Session};
+use crate::store::Store;
+use crate::store::sessions::{Acknowledgements, Ended, Ends};
+use crate::supervision::{BranchState, Exit, Policy, Tree};
+use crate::terminal::Enrolled;
+
+/// Limits of every session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// The longest keep-alive. A terminal that asks for more, or for none, has this one.
+    #[serde(with = "humantime_serde")]
+    pub keep_alive_max: Duration,
+    /// The longest time that subscriptions and messages are kept for a terminal that is away. Receipts are kept for ever.
+    #[serde(with = "humantime_serde")]
+    pub session_expiry_max: Duration,
+    /// The largest packet that is taken, header included, in bytes.
+    pub packet_bytes_max: u32,
+    /// Requests of one terminal that may wait for the log (MQTT 5: Receive Maximum).
+    pub inbound_max: NonZeroU16,
+    /// Deliveries to one terminal that may wait for its PUBACK.
+    pub outbound_max: NonZeroU16,
+    /// Requests of one terminal that are on their way into the log at once. With 1 they enter it as they arrived.
+    pub admitting_max: NonZeroU16,
+    /// Deliveries of one terminal that are kept in memory, in rows.
+    pub page: NonZeroU16,
+    /// How long a terminal may leave every delivery without PUBACK before its connection is given up.
+    #[serde(with = "humantime_serde")]
+    pub ack_within: Duration,
+    /// Messages that may wait for one session's actor.
+    pub mailbox: usize,
+    /// Acknowledgements that may wait for the database, of all terminals together.
+    pub acks_waiting_max: usize,
+    /// Acknowledgements that go into one commit, at most.
+    pub acks_batch_max: usize,
+    /// Panics of sessions together that are borne. A session is started again by its terminal's reconnect, so the
+    /// back-off is not used.
+    pub policy: Policy,
+}
+
+const fn count(number: u16) -> NonZeroU16 {
+    match NonZeroU16::new(number) {
+        Some(number) => number,
+        None => NonZeroU16::MIN,
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            keep_alive_max: Duration::from_secs(20 * 60),
+            session_expiry_max: Duration::from_secs(30 * 24 * 3600),
+            packet_bytes_max: 64 * 1024,
+            inbound_max: count(16),
+            outbound_max: count(16),
+            admitting_max: count(1),
+            page: count(32),
+            ack_within: Duration::from_secs(120),
+            mailbox: 16,
+            acks_waiting_max: 4096,
+            acks_batch_max: 512,
+            policy: Policy::default(),
+        }
+    }
+}
+
+impl Options {
+    fn limits(&self) -> Limits {
+        Limits {
+            keep_alive_max: self.keep_alive_max,
+            session_expiry_max: self.session_expiry_max,
+            packet_bytes_max: self.packet_bytes_max,
+            inbound_max: self.inbound_max,
+            outbound_max: self.outbound_max,
+            admitting_max: self.admitting_max,
+            page: self.page,
+            ack_within: self.ack_within,
+        }
+    }
+}
+
+/// The way of a request out of its session: the edge and the log.
+pub trait Intake: Send + Sync {
+    /// Takes what a terminal published; done when it is durable (law 2). A request that Wakala cannot carry out is
+    /// taken too: its refusal is what becomes durable.
+    fn take(&self, terminal: &Enrolled, payload: Bytes) -> Wait<'static, Result<(), Away>>;
+}
+
+/// The database, the log or the HSM cannot be reached. The session tries again, and its terminal waits for the PUBACK.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("away: {0}")]
+pub struct Away(pub String);
+
+/// What the sessions are given.
+pub struct Deps {
+    pub options: Options,
+    /// Of this node, in `wakala.session`.
+    pub node: String,
+    pub store: Store,
+    pub intake: Arc<dyn Intake>,
+    pub clock: Arc<dyn Clock>,
+    /// Whether terminals of the sandbox may connect, and sessions be told to panic.
+    pub sandbox: bool,
+    pub tree: Tree,
+    /// Called once, with the reason, when sessions panic too often.
+    pub give_up: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Deps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deps").field("node", &self.node).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// All sessions of this node. Clones are the same ones, for any thread.
+#[derive(Clone)]
+pub struct Sessions(Arc<Inner>);
+
+struct Inner {
+    deps: Deps,
+    limits: Limits,
+    acknowledgements: Acknowledgements,
+    ends: Ends,
+    connected: RwLock<BTreeMap<TerminalId, Connected>>,
+    panics: Mutex<VecDeque<Instant>>,
+}
+
+struct Connected {
+    epoch: Epoch,
+    addr: Addr<Session>,
+}
+
+impl std::fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sessions").field("connected", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// The branch of all sessions in the tree: ten thousand branches would show nothing.
+const PATH: &str = "sessions";
+
+impl Sessions {
+    #[must_use]
+    pub fn new(deps: Deps) -> Self {
+        let (room, max) = (deps.options.acks_waiting_max, deps.options.acks_batch_max);
+        let acknowledgements = deps.store.acknowledgements(room, max);
+        let ends = deps.store.ends(room, max);
+        deps.tree.set(PATH, BranchState::Running);
+        Self(Arc::new(Inner {
+            limits: deps.options.limits(),
+            acknowledgements,
+            ends,
+            deps,
+            connected: RwLock::default(),
+            panics: Mutex::default(),
+        }))
+    }
+
+    /// A receipt was queued for a terminal at this place. From any thread; lossy, and nothing if it is not connected
+    /// here. With the bytes, and if nothing else waits before it, the database is not read.
+    pub fn hint(&self, terminal: &TerminalId, seq: i64, envelope: Option<Vec<u8>>) {
+        if let Some(addr) = self.addr(terminal) {
+            // A full mailbox: the sweeper looks again.
+            let _ = addr.try_send(Hint(Some((seq, envelope.map(Bytes::from)))));
+        }
+    }
+
+    /// Something may be queued for a terminal. From any thread; lossy.
+    pub fn wake(&self, terminal: &str) {
+        if let Some(addr) = TerminalId::new(terminal).ok().and_then(|terminal| self.addr(&terminal)) {
+            let _ = addr.try_send(Hint(None));
+        }
+    }
+
+    /// Ends a terminal's connection, such as when it was blocked. False when it is not connected here.
+    #[must_use]
+    pub fn kick(&self, terminal: &str) -> bool {
+        self.tell(terminal, || End(Reason::AdministrativeAction, "an operator ended the connection"))
+    }
+
+    /// Has a session panic, of this terminal or, with an empty name, of any. False when there is none, or when this
+    /// node is not in sandbox mode.
+    #[must_use]
+    pub fn panic(&self, terminal: &str) -> bool {
+        self.0.deps.sandbox && self.tell(terminal, || Panic)
+    }
+
+    /// How many terminals are connected here.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.connected.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends all connections; MQTT 5 terminals hear that the node is stopping.
+    pub fn end_all(&self) {
+        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
+        for each in connected.values() {
+            // A session that does not hear it is ended with its worker.
+            let _ = each.addr.try_send(crate::supervision::Stop);
+        }
+    }
+
+    fn tell<M>(&self, terminal: &str, message: impl FnOnce() -> M) -> bool
+    where
+        M: Message<Result = ()> + Send + 'static,
+        Session: Handler<M>,
+        <Session as Actor>::Context: dev::ToEnvelope<Session, M>,
+    {
+        let addr = match TerminalId::new(terminal) {
+            Ok(terminal) => self.addr(&terminal),
+            Err(_) if terminal.is_empty() => self.any(),
+            Err(_) => None,
+        };
+        addr.is_some_and(|addr| addr.try_send(message()).is_ok())
+    }
+
+    fn addr(&self, terminal: &TerminalId) -> Option<Addr<Session>> {
+        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
+        connected.get(terminal).map(|each| each.addr.clone())
+    }
+
+    fn any(&self) -> Option<Addr<Session>> {
+        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
+        let nth = usize::try_from(getrandom::u32().unwrap_or(0)).unwrap_or(0) % connected.len().max(1);
+        connected.values().nth(nth).map(|each| each.addr.clone())
+    }
+
+    /// Registers a session. The one before it is told to go; if that one is the later, this one is.
+    pub(crate) fn register(&self, terminal: TerminalId, epoch: Epoch, addr: Addr<Session>) {
+        let taken_over = End(Reason::SessionTakenOver, "the session was taken over");
+        let mut connected = self.0.connected.write().unwrap_or_else(PoisonError::into_inner);
+        let leaves = match connected.get(&terminal) {
+            Some(present) if present.epoch > epoch => Some(addr),
+            _ => {
+                // In the mailbox before anybody can find it: CONNACK comes first.
+                addr.do_send(Resume);
+                connected.insert(terminal, Connected { epoch, addr }).map(|before| before.addr)
+            }
+        };
+        drop(connected);
+        if let Some(leaves) = leaves {
+            // A full mailbox must not keep it: it is the last word to this session.
+            leaves.do_send(taken_over);
+        }
+        self.show();
+    }
+
+    /// A session has ended, however.
+    pub(crate) fn exited(&self, terminal: &TerminalId, epoch: Epoch, exit: &Exit) {
+        let mut connected = self.0.connected.write().unwrap_or_else(PoisonError::into_inner);
+        if connected.get(terminal).is_some_and(|present| present.epoch == epoch) {
+            connected.remove(terminal);
+        }
+        drop(connected);
+        if exit.panicked {
+            tracing::warn!(%terminal, reason = exit.reason, "a session died; its terminal's reconnect starts it again");
+            self.0.deps.tree.exited(PATH, exit);
+            self.0.deps.tree.set(PATH, BranchState::Running);
+            self.count_panic();
+        } else {
+            tracing::debug!(%terminal, reason = exit.reason, "disconnected");
+        }
+        self.show();
+    }
+
+    fn count_panic(&self) {
+        let (now, policy) = (Instant::now(), self.0.deps.options.policy);
+        let mut panics = self.0.panics.lock().unwrap_or_else(PoisonError::into_inner);
+        panics.push_back(now);
+        while panics.front().is_some_and(|&at| now.duration_since(at) > policy.period) {
+            panics.pop_front();
+        }
+        let too_many = panics.len() > policy.intensity;
+        drop(panics);
+        if too_many {
+            (self.0.deps.give_up)(&format!("{PATH}: more than {} panics in {:?}", policy.intensity, policy.period));
+        }
+    }
+
+    fn show(&self) {
+        self.0.deps.tree.note(PATH, format!("{} connected", self.len()));
+    }
+
+    /// Has the end of a connection stored. It is the database's to keep trying: whoever dropped is gone.
+    pub(crate) fn ended(&self, ended: Ended) {
+        let ends = self.0.ends.clone();
+        self.0.deps.store.handle().spawn(async move {
+            let client = ended.client.clone();
+            // If it is lost, the session counts as cut: what was in flight goes out with DUP.
+            if let Err(error) = ends.submit(ended).await {
+                tracing::warn!(terminal = %client, %error, "the end of a connection could not be stored");
+            }
+        });
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.deps.store
+    }
+
+    pub(crate) fn intake(&self) -> Arc<dyn Intake> {
+        Arc::clone(&self.0.deps.intake)
+    }
+
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.0.deps.clock)
+    }
+
+    pub(crate) fn node(&self) -> &str {
+        &self.0.deps.node
+    }
+
+    pub(crate) fn sandbox(&self) -> bool {
+        self.0.deps.sandbox
+    }
+
+    pub(crate) fn mailbox(&self) -> usize {
+        self.0.deps.options.mailbox
+    }
+
+    pub(crate) fn acknowledgements(&self) -> Acknowledgements {
+        self.0.acknowledgements.clone()
+    }
+}

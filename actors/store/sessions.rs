@@ -1,0 +1,419 @@
+//! MQTT sessions as they are stored. Every write names the epoch that the connection raised when it opened the session;
+//! under an older one it changes no row.
+
+use ntex_bytes::{ByteString, Bytes};
+use ntex_mqtt::v5::codec::{QoS, RetainHandling, SubscriptionOptions};
+use sea_orm::sqlx;
+use sea_orm::sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+use wakala::id::{Epoch, TerminalId};
+use wakala::session::{Change, Delivery, Loaded, Subscription, What};
+use wakala::time::Time;
+
+use super::batch::Batcher;
+use super::{Error, Store, timestamp};
+
+/// What a CONNECT opens a session with.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    pub client: TerminalId,
+    pub node: String,
+    pub clean_start: bool,
+    /// How long the session outlives the connection, in seconds.
+    pub expiry_s: u32,
+    /// The most deliveries that an earlier connection may have had in flight.
+    pub in_flight_max: u16,
+    pub at: Time,
+}
+
+/// A page of a client's queue.
+#[derive(Clone, Debug)]
+pub struct Queued {
+    pub deliveries: Vec<Delivery>,
+    /// The last place that had been given out when it was read.
+    pub last: i64,
+}
+
+/// A delivery that a client acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acknowledged {
+    pub client: TerminalId,
+    pub epoch: Epoch,
+    pub seq: i64,
+    /// A receipt, not another message.
+    pub receipt: bool,
+    pub at: Time,
+}
+
+/// A connection that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub client: TerminalId,
+    pub epoch: Epoch,
+    /// How long the session lives on, in seconds; 0 if it ended too.
+    pub expiry_s: u32,
+    /// Deliveries up to this place were sent.
+    pub sent_to: i64,
+    pub at: Time,
+}
+
+/// Marks deliveries, many in one commit. False when a later connection owns the session.
+pub type Acknowledgements = Batcher<Acknowledged, bool>;
+
+/// Stores ends of connections, many in one commit. False when a later connection owns the session.
+pub type Ends = Batcher<Ended, bool>;
+
+impl Store {
+    /// Raises the session's epoch and reads what is left of it; discards that first if a clean start is wanted or its
+    /// time is over.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when there is no such client.
+    pub async fn open_session(&self, opening: Opening) -> Result<(Epoch, Loaded), Error> {
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let (expiry_s, expires_at, sent_seq): (i64, Option<OffsetDateTime>, Option<i64>) = sqlx::query_as(
+                "select expiry_s, expires_at, sent_seq from wakala.session where client_id = $1 for update",
+            )
+            .bind(opening.client.as_str())
+            .fetch_optional(&mut *opened)
+            .await?
+            .ok_or_else(|| Error::Broken(format!("{} has no session", opening.client)))?;
+            let now = timestamp(opening.at);
+            let present = !opening.clean_start && expiry_s > 0 && expires_at.is_none_or(|at| at > now);
+            let loaded = if present {
+                let subscriptions = subscriptions(&mut opened, &opening.client).await?;
+                let sent_to = match sent_seq {
+                    Some(sent_to) => sent_to,
+                    None => perhaps_sent(&mut opened, &opening.client, opening.in_flight_max).await?,
+                };
+                Loaded { present, subscriptions, sent_to }
+            } else {
+                discard(&mut opened, &[opening.client.as_str().to_owned()]).await?;
+                Loaded::default()
+            };
+            // While a connection lives, nobody can say how far it sent: `sent_seq` is null until it ends.
+            let (epoch,): (i64,) = sqlx::query_as(
+                "update wakala.session set epoch = epoch + 1, node = $2, connected = true, connected_at = $3, \
+                 expiry_s = $4, expires_at = null, sent_seq = null where client_id = $1 returning epoch",
+            )
+            .bind(opening.client.as_str())
+            .bind(&opening.node)
+            .bind(now)
+            .bind(i64::from(opening.expiry_s))
+            .fetch_one(&mut *opened)
+            .await?;
+            opened.commit().await?;
+            Ok((Epoch(epoch), loaded))
+        })
+        .await
+    }
+
+    /// What is queued for a client beyond `after`, in order, at most `max`.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn queued(&self, client: &TerminalId, after: i64, max: u16, now: Time) -> Result<Queued, Error> {
+        let client = client.clone();
+        self.run(move |db| async move {
+            // One statement, so one snapshot: every row up to `last` is in it, for a place is given out under the lock
+            // of the session's row, which is held until the commit.
+            let rows: Vec<Row> = sqlx::query_as(
+                "select s.next_seq - 1, q.seq, q.topic, q.qos, q.retain, q.payload from wakala.session s \
+                 left join lateral ( \
+                   (select seq, null as topic, 1::smallint as qos, false as retain, envelope as payload \
+                    from wakala.receipt where terminal = s.client_id and seq > $2 \
+                    and delivered_at is null and withdrawn_at is null order by seq limit $3) \
+                   union all \
+                   (select seq, topic, qos, retain, payload from wakala.message \
+                    where client_id = s.client_id and seq > $2 and (expires_at is null or expires_at > $4) \
+                    order by seq limit $3) \
+                   order by seq limit $3) q on true \
+                 where s.client_id = $1 order by q.seq",
+            )
+            .bind(client.as_str())
+            .bind(after)
+            .bind(i64::from(max))
+            .bind(timestamp(now))
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            let last = rows.first().map_or(0, |row| row.0);
+            let deliveries = rows.into_iter().filter_map(delivery).collect();
+            Ok(Queued { deliveries, last })
+        })
+        .await
+    }
+
+    /// Stores what a SUBSCRIBE or an UNSUBSCRIBE changes.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when a later connection owns the session.
+    pub async fn change_subscriptions(&self, client: &TerminalId, epoch: Epoch, change: Change) -> Result<(), Error> {
+        let client = client.clone();
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let owner: Option<(i32,)> =
+                sqlx::query_as("select 1 from wakala.session where client_id = $1 and epoch = $2 for share")
+                    .bind(client.as_str())
+                    .bind(epoch.0)
+                    .fetch_optional(&mut *opened)
+                    .await?;
+            if owner.is_none() {
+                return Err(Error::Fenced(format!("the session of {client} has a later connection")));
+            }
+            match change {
+                Change::Subscribe(new) => subscribe(&mut opened, &client, &new).await?,
+                Change::Unsubscribe(filters) => {
+                    let filters: Vec<String> = filters.iter().map(ToString::to_string).collect();
+                    sqlx::query("delete from wakala.subscription where client_id = $1 and filter = any($2)")
+                        .bind(client.as_str())
+                        .bind(filters)
+                        .execute(&mut *opened)
+                        .await?;
+                }
+            }
+            opened.commit().await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// A batcher that marks deliveries: at most `room` wait, at most `max` go into one commit.
+    #[must_use]
+    pub fn acknowledgements(&self, room: usize, max: usize) -> Acknowledgements {
+        let store = self.clone();
+        Batcher::new(self.handle(), room, max, move |acknowledged| {
+            let store = store.clone();
+            async move { store.acknowledge(acknowledged).await }
+        })
+    }
+
+    async fn acknowledge(&self, acknowledged: Vec<Acknowledged>) -> Result<Vec<bool>, Error> {
+        self.run(move |db| async move {
+            // No lock: what a client acknowledged it has, whoever owns the session by the time of the commit.
+            let owned: Vec<(i64,)> = sqlx::query_as(
+                "with a as materialized ( \
+                   select a.client_id, a.seq, a.receipt, a.at, a.nth, s.epoch = a.epoch as owned from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bool[], \
+                   $5::timestamptz[]) with ordinality a (client_id, epoch, seq, receipt, at, nth) \
+                   join wakala.session s using (client_id)), \
+                 r as (update wakala.receipt r set delivered_at = a.at from a where a.owned and a.receipt \
+                   and r.terminal = a.client_id and r.seq = a.seq and r.delivered_at is null \
+                   and r.withdrawn_at is null), \
+                 m as (delete from wakala.message m using a where a.owned and not a.receipt \
+                   and m.client_id = a.client_id and m.seq = a.seq) \
+                 select nth from a where owned",
+            )
+            .bind(acknowledged.iter().map(|a| a.client.as_str().to_owned()).collect::<Vec<_>>())
+            .bind(acknowledged.iter().map(|a| a.epoch.0).collect::<Vec<_>>())
+            .bind(acknowledged.iter().map(|a| a.seq).collect::<Vec<_>>())
+            .bind(acknowledged.iter().map(|a| a.receipt).collect::<Vec<_>>())
+            .bind(acknowledged.iter().map(|a| timestamp(a.at)).collect::<Vec<_>>())
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            Ok(nth_true(acknowledged.len(), &owned))
+        })
+        .await
+    }
+
+    /// A batcher that stores ends of connections: at most `room` wait, at most `max` go into one commit.
+    #[must_use]
+    pub fn ends(&self, room: usize, max: usize) -> Ends {
+        let store = self.clone();
+        Batcher::new(self.handle(), room, max, move |ended| {
+            let store = store.clone();
+            async move { store.end_sessions(ended).await }
+        })
+    }
+
+    async fn end_sessions(&self, ended: Vec<Ended>) -> Result<Vec<bool>, Error> {
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let owned: Vec<(i64, String, i64)> = sqlx::query_as(
+                "with e as materialized ( \
+                   select client_id, epoch, e.expiry_s, e.sent_to, e.at, e.nth \
+                   from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[]) \
+                   with ordinality e (client_id, epoch, expiry_s, sent_to, at, nth) \
+                   join (select client_id, epoch from wakala.session where client_id = any($1) \
+                         order by client_id for update) s using (client_id, epoch)) \
+                 update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
+                   expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to \
+                 from e where s.client_id = e.client_id and s.epoch = e.epoch returning e.nth, s.client_id, e.expiry_s",
+            )
+            .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
+            .bind(ended.iter().map(|e| e.epoch.0).collect::<Vec<_>>())
+            .bind(ended.iter().map(|e| i64::from(e.expiry_s)).collect::<Vec<_>>())
+            .bind(ended.iter().map(|e| e.sent_to).collect::<Vec<_>>())
+            .bind(ended.iter().map(|e| timestamp(e.at)).collect::<Vec<_>>())
+            .fetch_all(&mut *opened)
+            .await?;
+            let over: Vec<String> =
+                owned.iter().filter(|(_, _, expiry_s)| *expiry_s == 0).map(|(_, client, _)| client.clone()).collect();
+            if !over.is_empty() {
+                discard(&mut opened, &over).await?;
+            }
+            opened.commit().await?;
+            Ok(nth_true(ended.len(), &owned.iter().map(|(nth, ..)| (*nth,)).collect::<Vec<_>>()))
+        })
+        .await
+    }
+
+    /// Says of the sessions that this node held when it died that they are not connected. To be called before the
+    /// listener starts.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn forget_connections(&self, node: &str, now: Time) -> Result<u64, Error> {
+        let node = node.to_owned();
+        self.run(move |db| async move {
+            let forgotten = sqlx::query(
+                "update wakala.session set connected = false, node = null, disconnected_at = $2, \
+                 expires_at = $2 + make_interval(secs => expiry_s) where node = $1 and connected",
+            )
+            .bind(node)
+            .bind(timestamp(now))
+            .execute(db.get_postgres_connection_pool())
+            .await?;
+            Ok(forgotten.rows_affected())
+        })
+        .await
+    }
+
+    /// Discards what is left of at most `limit` sessions whose time is over: subscriptions and messages. Receipts stay.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn expire_sessions(&self, now: Time, limit: u32) -> Result<u64, Error> {
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let over: Vec<(String,)> = sqlx::query_as(
+                "select client_id from wakala.session where not connected and expiry_s > 0 and expires_at <= $1 \
+                 order by client_id limit $2 for update skip locked",
+            )
+            .bind(timestamp(now))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *opened)
+            .await?;
+            let over: Vec<String> = over.into_iter().map(|(client,)| client).collect();
+            discard(&mut opened, &over).await?;
+            sqlx::query("update wakala.session set expiry_s = 0 where client_id = any($1)")
+                .bind(&over)
+                .execute(&mut *opened)
+                .await?;
+            opened.commit().await?;
+            Ok(u64::try_from(over.len()).unwrap_or(u64::MAX))
+        })
+        .await
+    }
+}
+
+type Row = (i64, Option<i64>, Option<String>, Option<i16>, Option<bool>, Option<Vec<u8>>);
+
+fn delivery((_, seq, topic, qos, retain, payload): Row) -> Option<Delivery> {
+    let what = match topic {
+        None => What::Receipt,
+        Some(topic) => What::Message {
+            topic: ByteString::from(topic),
+            qos: qos_of(qos.unwrap_or(0)),
+            retain: retain.unwrap_or(false),
+        },
+    };
+    Some(Delivery { seq: seq?, what, payload: Bytes::from(payload?) })
+}
+
+fn qos_of(number: i16) -> QoS {
+    match number {
+        0 => QoS::AtMostOnce,
+        1 => QoS::AtLeastOnce,
+        _ => QoS::ExactlyOnce,
+    }
+}
+
+fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
+    let mut results = vec![false; count];
+    for (nth,) in true_ones {
+        if let Some(result) = usize::try_from(nth - 1).ok().and_then(|at| results.get_mut(at)) {
+            *result = true;
+        }
+    }
+    results
+}
+
+/// Removes what ends with a session. Receipts are no part of it: they wait for the terminal, session or not.
+async fn discard(db: &mut PgConnection, clients: &[String]) -> Result<(), Error> {
+    for table in ["subscription", "message"] {
+        let text = format!("delete from wakala.{table} where client_id = any($1)");
+        sqlx::query(sqlx::AssertSqlSafe(text)).bind(clients).execute(&mut *db).await?;
+    }
+    Ok(())
+}
+
+async fn subscriptions(db: &mut PgConnection, client: &TerminalId) -> Result<Vec<Subscription>, Error> {
+    let rows: Vec<(String, i16, i16, Option<i32>)> = sqlx::query_as(
+        "select filter, qos, options, identifier from wakala.subscription where client_id = $1 order by filter",
+    )
+    .bind(client.as_str())
+    .fetch_all(db)
+    .await?;
+    let read = |(filter, qos, options, identifier): (String, i16, i16, Option<i32>)| Subscription {
+        filter: ByteString::from(filter),
+        options: options_of(qos, options),
+        identifier: identifier.and_then(|number| u32::try_from(number).ok()).and_then(std::num::NonZeroU32::new),
+    };
+    Ok(rows.into_iter().map(read).collect())
+}
+
+async fn subscribe(db: &mut PgConnection, client: &TerminalId, new: &[Subscription]) -> Result<(), Error> {
+    sqlx::query(
+        "insert into wakala.subscription (client_id, filter, qos, options, identifier) \
+         select $1, n.* from unnest($2::text[], $3::smallint[], $4::smallint[], $5::integer[]) n \
+         on conflict (client_id, filter) do update \
+         set qos = excluded.qos, options = excluded.options, identifier = excluded.identifier",
+    )
+    .bind(client.as_str())
+    .bind(new.iter().map(|s| s.filter.to_string()).collect::<Vec<_>>())
+    .bind(new.iter().map(|s| s.options.qos as i16).collect::<Vec<_>>())
+    .bind(new.iter().map(|s| option_bits(s.options)).collect::<Vec<_>>())
+    .bind(new.iter().map(|s| s.identifier.and_then(|id| i32::try_from(id.get()).ok())).collect::<Vec<_>>())
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The options as the byte of the SUBSCRIBE has them (3.8.3.1), without the QoS.
+fn option_bits(options: SubscriptionOptions) -> i16 {
+    let retain_handling = match options.retain_handling {
+        RetainHandling::AtSubscribe => 0,
+        RetainHandling::AtSubscribeNew => 0x10,
+        RetainHandling::NoAtSubscribe => 0x20,
+    };
+    i16::from(options.no_local) << 2 | i16::from(options.retain_as_published) << 3 | retain_handling
+}
+
+fn options_of(qos: i16, bits: i16) -> SubscriptionOptions {
+    SubscriptionOptions {
+        qos: qos_of(qos),
+        no_local: bits & 0x04 != 0,
+        retain_as_published: bits & 0x08 != 0,
+        retain_handling: match bits & 0x30 {
+            0x10 => RetainHandling::AtSubscribeNew,
+            0x20 => RetainHandling::NoAtSubscribe,
+            _ => RetainHandling::AtSubscribe,
+        },
+    }
+}
+
+/// How far a connection that was cut by the death of its node may have sent: as far as its window reached.
+async fn perhaps_sent(db: &mut PgConnection, client: &TerminalId, in_flight_max: u16) -> Result<i64, Error> {
+    let (sent_to,): (i64,) = sqlx::query_as(
+        "select coalesce(max(seq), 0) from ( \
+           (select seq from wakala.receipt where terminal = $1 and delivered_at is null and withdrawn_at is null \
+            order by seq limit $2) \
+           union all (select seq from wakala.message where client_id = $1 order by seq limit $2) \
+           order by seq limit $2) q",
+    )
+    .bind(client.as_str())
+    .bind(i64::from(in_flight_max))
+    .fetch_one(db)
+    .await?;
+    Ok(sent_to)
+}
