@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::adapters::tls;
-use crate::sessions::{self, Sessions};
+use crate::sessions::Sessions;
 use welcome::Door;
 
 /// Where terminals connect, and what they may cost.
@@ -56,7 +56,6 @@ pub struct Options {
     /// The longest that a CONNECT waits for its password to be verified; then the server says that it is busy.
     #[serde(with = "humantime_serde")]
     pub password_within: Duration,
-    pub sessions: sessions::Options,
 }
 
 /// A TLS listener.
@@ -81,7 +80,6 @@ impl Default for Options {
             connect_bytes_max: 64 * 1024,
             passwords_at_once: 2,
             password_within: Duration::from_secs(30),
-            sessions: sessions::Options::default(),
         }
     }
 }
@@ -128,7 +126,7 @@ impl Listening {
 ///
 /// # Errors
 /// When an address is taken or a file of the TLS listener is not right.
-pub async fn start(options: Options, sessions: Sessions) -> Result<Listening, Error> {
+pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, Error> {
     let plain = options.plain.map(|address| open(address, options.backlog)).transpose()?;
     let tls = options.tls.as_ref().map(|tls| open(tls.address, options.backlog)).transpose()?;
     let config = options.tls.as_ref().map(|tls| tls::server(&tls.files)).transpose()?;
@@ -137,11 +135,15 @@ pub async fn start(options: Options, sessions: Sessions) -> Result<Listening, Er
     }
     let address = |socket: &Option<TcpListener>| socket.as_ref().and_then(|socket| socket.local_addr().ok());
     let (at_plain, at_tls) = (address(&plain), address(&tls));
-    let door = Door::new(&options, sessions.clone());
+    let door = Door::new(options, sessions.clone());
+    sessions.begin().await;
     let (told, hears) = oneshot::channel();
     let thread = std::thread::Builder::new()
         .name("mqtt".to_owned())
-        .spawn(move || serve(&options, plain, tls.zip(config), door, told))
+        .spawn({
+            let options = options.clone();
+            move || serve(&options, plain, tls.zip(config), door, told)
+        })
         .map_err(|error| Error::Thread(error.to_string()))?;
     let server = hears.await.map_err(|_| Error::Thread("no word from it".to_owned()))?;
     let server = server.map_err(|error| Error::Thread(error.to_string()))?;

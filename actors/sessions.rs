@@ -47,6 +47,11 @@ pub struct Options {
     /// How long a terminal may leave every delivery without PUBACK before its connection is given up.
     #[serde(with = "humantime_serde")]
     pub ack_within: Duration,
+    /// How often sessions are looked for whose time is over.
+    #[serde(with = "humantime_serde")]
+    pub expire_every: Duration,
+    /// Sessions that are discarded in one commit, at most.
+    pub expire_batch_max: u32,
     /// Messages that may wait for one session's actor.
     pub mailbox: usize,
     /// Acknowledgements that may wait for the database, of all terminals together.
@@ -76,6 +81,8 @@ impl Default for Options {
             admitting_max: count(1),
             page: count(32),
             ack_within: Duration::from_secs(120),
+            expire_every: Duration::from_secs(60),
+            expire_batch_max: 1000,
             mailbox: 16,
             acks_waiting_max: 4096,
             acks_batch_max: 512,
@@ -174,6 +181,31 @@ impl Sessions {
             connected: RwLock::default(),
             panics: Mutex::default(),
         }))
+    }
+
+    /// Before the first connection: says of those that this node held when it died that they are gone, and starts to
+    /// look for sessions whose time is over.
+    pub(crate) async fn begin(&self) {
+        let Deps { store, node, clock, options, .. } = &self.0.deps;
+        match store.forget_connections(node, clock.now()).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "connections ended with the node's last life"),
+            // They say so themselves when they connect again.
+            Err(error) => tracing::warn!(%error, "connections of the node's last life are still shown"),
+        }
+        let (sessions, every, batch_max) = (Arc::downgrade(&self.0), options.expire_every, options.expire_batch_max);
+        store.handle().spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(sessions) = sessions.upgrade() else { break };
+                let now = sessions.deps.clock.now();
+                match sessions.deps.store.expire_sessions(now, batch_max).await {
+                    Ok(0) => {}
+                    Ok(count) => tracing::info!(count, "sessions ended whose time was over"),
+                    Err(error) => tracing::warn!(%error, "sessions whose time is over are kept for now"),
+                }
+            }
+        });
     }
 
     /// A receipt was queued for a terminal at this place. From any thread; lossy, and nothing if it is not connected
