@@ -109,7 +109,26 @@ pub struct Listening {
     thread: Option<JoinHandle<()>>,
 }
 
+impl Options {
+    /// Where terminals connect, as a person would write it: `mqtt://127.0.0.1:1883`, `mqtts://[::]:8883`.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        urls(self.plain, self.tls.as_ref().map(|tls| tls.address))
+    }
+}
+
+fn urls(plain: Option<SocketAddr>, tls: Option<SocketAddr>) -> Vec<String> {
+    let plain = plain.map(|address| format!("mqtt://{address}"));
+    plain.into_iter().chain(tls.map(|address| format!("mqtts://{address}"))).collect()
+}
+
 impl Listening {
+    /// Where it listens, with the real ports.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        urls(self.plain, self.tls)
+    }
+
     /// Stops accepting, ends all connections and waits for the worker threads.
     pub async fn stop(mut self) {
         self.server.pause().await;
