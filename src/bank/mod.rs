@@ -15,13 +15,13 @@
 
 mod compose;
 mod flight;
+mod limits;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::id::{PartitionNo, TransactionId};
 use crate::iso8583::{Bytes, Dialect, Message, Shape};
@@ -31,38 +31,9 @@ use crate::time::Time;
 use crate::transaction::{CoreAnswer, Transaction};
 
 pub use compose::{Draft, Order};
-use flight::{Echoed, Entry, Flight, Key, Stage};
+pub use limits::Limits;
 
-/// What a link is allowed, and how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests that wait for their answer at once. More than there are places, for a partition that starts again gives
-    /// its places back before its requests are answered.
-    pub requests: usize,
-    /// Reversals that wait for their answer at once. Those beyond are left to their next repeat.
-    pub reversals: usize,
-    /// Messages that are remembered, with those that wait.
-    pub remembered: usize,
-    /// For the connection.
-    pub connect: Duration,
-    /// For the answer to the sign-on.
-    pub sign_on: Duration,
-    /// Of silence from the core, before it is asked whether it is there.
-    pub idle: Duration,
-    /// For the answer to the echo, before the link is given up.
-    pub echo: Duration,
-    /// For an answer, before the breaker counts. Not shorter than a transaction's patience.
-    pub answer: Duration,
-    /// That a message is remembered after it was answered or given up.
-    pub memory: Duration,
-    /// Before the second attempt to connect; doubled with each further one, and half of it is drawn by lot.
-    pub backoff_min: Duration,
-    pub backoff_max: Duration,
-    /// Messages in a row that were not answered, before the link is closed.
-    pub breaker_after: u32,
-    /// That it then stays closed.
-    pub breaker: Duration,
-}
+use flight::{Echoed, Entry, Flight, Key, Stage};
 
 /// Something that happened.
 #[derive(Debug)]
@@ -398,8 +369,8 @@ impl Bank {
         let id = transaction.id;
         // A request that is still held here must not leave after its reversal.
         if let Ok((key, _)) = self.identify(Order::Ask, &transaction, now)
-            && self.flight.get(&key).is_some_and(|entry| entry.transaction == id && entry.stage.is_open())
-            && let Some(Stage::Held { .. }) = self.flight.turn(&key, Stage::Past, now + self.limits.memory)
+            && let Some(Entry { transaction, stage: Stage::Held { .. }, .. }) = self.flight.get(&key)
+            && *transaction == id
         {
             self.flight.remove(&key);
         }
@@ -592,16 +563,5 @@ impl Bank {
             }
             _ => {}
         }
-    }
-}
-
-impl Limits {
-    /// The wait before the next connection, after this many in a row that came to nothing.
-    fn backoff(&self, failures: u32, lot: u8) -> Duration {
-        let doublings = failures.saturating_sub(1);
-        let doubled = self.backoff_min.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX));
-        let most = doubled.min(self.backoff_max);
-        // Half is certain, half is drawn: nodes that lost a core together do not come back together.
-        most / 2 + most / 2 * u32::from(lot) / 255
     }
 }
