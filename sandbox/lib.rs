@@ -8,6 +8,13 @@ pub mod cards;
 /// What they want, by seed, and what each must be told.
 pub mod plan;
 
+/// How a node comes to know everybody.
+pub mod enrol;
+/// The node, to be killed and started.
+pub mod node;
+/// The node's configuration for a run.
+pub mod settings;
+
 /// What a terminal remembers.
 pub mod flash;
 /// What it speaks.
@@ -17,8 +24,23 @@ pub mod terminal;
 
 /// Who books.
 pub mod core;
+/// What is broken on purpose, and when.
+pub mod faults;
 /// What lies between terminal and node, and between node and core.
 pub mod link;
+
+/// Who compares what all remember.
+pub mod auditor;
+/// What the database remembers.
+pub mod records;
+
+/// What a person sees.
+pub mod screen;
+/// A run in one line.
+pub mod summary;
+
+/// All of it together.
+pub mod world;
 
 #[cfg(test)]
 mod worked_example;

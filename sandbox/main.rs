@@ -1,1 +1,189 @@
-fn main() {}
+//! `wakala-sandbox`: a village to try Wakala in.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use wakala_sandbox::core::{self, behaviour::Behaviour};
+use wakala_sandbox::link::Weather;
+use wakala_sandbox::screen::Screen;
+use wakala_sandbox::world::{self, Options};
+
+/// A village to try Wakala in: simulated terminals, a simulated bank core, links that delay, cut and lose
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node, a core and terminals, and compare in the end what all of them remember
+    ///
+    /// The database must be empty: key counters and sessions belong to one village. Receipts and progress go to standard
+    /// error. With --once standard output is one line of JSON, and the exit code is 0 only if no request was lost, every
+    /// receipt is there and says what it must, the ledger verifies, and core, ledger and receipts agree.
+    Run(Box<Run>),
+    /// Run a simulated core alone, for terminals and nodes of others
+    Core(core::Arguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct Run {
+    /// The database as the role wakala_service
+    #[arg(long, value_name = "URL")]
+    database: String,
+    /// The same database as the role wakala_owner: lays out the schema, and reads for the auditor
+    #[arg(long, value_name = "URL")]
+    owner_database: String,
+    /// Configuration to begin with; addresses, keys and the core are set by the sandbox
+    #[arg(long, value_name = "FILE")]
+    node_config: Option<PathBuf>,
+    /// The program `wakala`; by default the one beside this one
+    #[arg(long, value_name = "FILE")]
+    node: Option<PathBuf>,
+    /// How the core speaks ISO 8583
+    #[arg(long, value_name = "FILE", default_value = "config/banks/sandbox.toml")]
+    dialect: PathBuf,
+    /// Where configuration, keys, the node's log and the core's journal go
+    #[arg(long, value_name = "FOLDER", default_value = "var/sandbox")]
+    folder: PathBuf,
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    terminals: usize,
+    /// How many customers come, with --once
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    transactions: usize,
+    /// Everybody, what they want and what breaks follow from it
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Which log the node keeps
+    #[arg(long, value_enum)]
+    log: Option<LogKind>,
+    /// `death`: the node is killed, actors panic, links are cut, terminals lose their power
+    #[arg(long, value_enum, default_value_t = Faults::None)]
+    faults: Faults,
+    /// Terminals connect by TLS
+    #[arg(long)]
+    tls: bool,
+    /// What lies between terminals and node
+    #[arg(long, value_enum)]
+    link: Option<LinkKind>,
+    /// The longest pause between two customers at one terminal; 3s where there is no end, 0s with --once
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pause: Option<Duration>,
+    /// Keep everything as it is for so long before the end
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    hold: Duration,
+    /// Give up when nothing happens for so long
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = humantime::parse_duration)]
+    patience: Duration,
+    /// Do not show each receipt
+    #[arg(long)]
+    quiet: bool,
+    /// End after --transactions, with one line of JSON; otherwise go on until Ctrl-C
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogKind {
+    Postgres,
+    Kafka,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Faults {
+    None,
+    Death,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LinkKind {
+    /// Straight, and counted
+    None,
+    /// 600 to 1,500 ms there and back, 20 kbit/s, cut every 30 to 120 s, now and then one way only
+    #[value(name = "2g")]
+    TwoG,
+    /// Cut all the time, at any byte
+    Cut,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let done = match Arguments::parse().command {
+        Command::Run(run) => village(&run).await,
+        Command::Core(arguments) => core::run(arguments).await.map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        drop(writeln!(std::io::stderr(), "wakala-sandbox: {error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+async fn village(run: &Run) -> anyhow::Result<ExitCode> {
+    let options = run.options()?;
+    let mut screen = Screen::new(if run.once { run.transactions } else { 0 }, !run.quiet);
+    let outcome = world::run(&options, &mut screen).await?;
+    for complaint in &outcome.complaints {
+        screen.line(&format!("✗ {complaint}"));
+    }
+    let line = serde_json::to_string(&outcome.summary)?;
+    if !run.once || outcome.interrupted {
+        screen.line(&line);
+        // 130: ended by SIGINT, where the end was not the plan.
+        return Ok(if run.once { ExitCode::from(130) } else { ExitCode::SUCCESS });
+    }
+    writeln!(std::io::stdout(), "{line}").context("standard output")?;
+    let sound = outcome.complaints.is_empty() && outcome.summary.lost == 0;
+    if !sound {
+        screen.line(&format!("not sound; the same again: --seed {}", run.seed));
+    }
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Run {
+    fn options(&self) -> anyhow::Result<Options> {
+        let node = match &self.node {
+            Some(node) => node.clone(),
+            None => std::env::current_exe()?.with_file_name("wakala"),
+        };
+        anyhow::ensure!(node.is_file(), "there is no {}: cargo build -p wakala-node", node.display());
+        let death = self.faults == Faults::Death;
+        let weather = match self.link {
+            None | Some(LinkKind::None) => "none",
+            Some(LinkKind::TwoG) => "2g",
+            Some(LinkKind::Cut) => "cut",
+        };
+        let behaviour = if death { "rough" } else { "none" };
+        let pause = if self.once { Duration::ZERO } else { Duration::from_secs(3) };
+        Ok(Options {
+            node,
+            node_config: self.node_config.clone(),
+            dialect: self.dialect.clone(),
+            folder: self.folder.clone(),
+            database: self.database.clone(),
+            owner_database: self.owner_database.clone(),
+            log: self.log.and_then(|log| log.to_possible_value()).map(|log| log.get_name().to_owned()),
+            terminals: self.terminals.max(1),
+            transactions: self.transactions,
+            endless: !self.once,
+            hold: self.hold,
+            seed: self.seed,
+            linked: self.link.is_some(),
+            weather: Weather::named(weather).context("a weather of this name")?,
+            tls: self.tls,
+            death,
+            behaviour: Behaviour::named(behaviour).context("a behaviour of this name")?,
+            pause: self.pause.unwrap_or(pause),
+            patience: self.patience,
+        })
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prost::Message as _;
@@ -87,6 +88,8 @@ pub struct Terminal {
     pub server: Server,
     pub patience: Patience,
     pub flash: Flash,
+    /// Raised with every step that is done.
+    pub progress: Arc<AtomicUsize>,
 }
 
 impl std::fmt::Debug for Terminal {
@@ -274,6 +277,7 @@ impl Terminal {
         if open && copies >= wanted {
             flash.open = None;
             flash.done += 1;
+            self.progress.fetch_add(1, Ordering::Relaxed);
         }
         (copies == 1).then(|| Told { terminal: self.id.clone(), receipt, took })
     }
