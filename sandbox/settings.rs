@@ -81,10 +81,12 @@ impl Settings {
             let (authority, chain, key) = certificates(&folder)?;
             settings.authority = Some(authority);
             set("listener.tls.address", settings.listener.to_string().into());
-            set("listener.tls.certificate", path(&chain));
-            set("listener.tls.key", path(&key));
+            set("listener.tls.files.certificate", path(&chain));
+            set("listener.tls.files.key", path(&key));
+            // There is a port without TLS by default; it must not be one that is taken.
+            set("listener.plain", free_port()?.to_string().into());
         } else {
-            set("listener.plain.address", settings.listener.to_string().into());
+            set("listener.plain", settings.listener.to_string().into());
         }
         std::fs::write(&settings.config, table.to_string()).with_context(|| name(&settings.config))?;
         Ok(settings)
