@@ -11,7 +11,7 @@ use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use wakala::id::CoreId;
 
-use crate::adapters::{kafka, postgres_log, soft_hsm};
+use crate::adapters::soft_hsm;
 use crate::supervision::Policy;
 use crate::{admin, banks, edge, listener, partitions, receipts, sessions, store};
 
@@ -62,8 +62,6 @@ impl Default for Node {
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     pub kind: LogKind,
-    pub postgres: postgres_log::Options,
-    pub kafka: kafka::Options,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +131,10 @@ impl Config {
             fault("admin.address", format!("{} is not loopback; use 127.0.0.1", self.admin.address));
         }
         if self.partitions.renew * 2 > self.partitions.lease {
-            fault("partitions.renew", "must be at most half of partitions.lease, or a hiccup loses the lease".to_owned());
+            fault(
+                "partitions.renew",
+                "must be at most half of partitions.lease, or a hiccup loses the lease".to_owned(),
+            );
         }
         for (key, zero) in [
             ("partitions.batch_max", self.partitions.batch_max == 0),
@@ -187,7 +188,10 @@ fn explain(errors: figment::Error) -> Error {
         let text = match &error.kind {
             figment::error::Kind::UnknownField(found, known) => {
                 let near = nearest(found, known);
-                let meant = near.map_or_else(|| format!("known here: {}", known.join(", ")), |near| format!("did you mean {near}?"));
+                let meant = near.map_or_else(
+                    || format!("known here: {}", known.join(", ")),
+                    |near| format!("did you mean {near}?"),
+                );
                 format!("unknown key {found}; {meant}")
             }
             kind => kind.to_string(),
@@ -199,7 +203,12 @@ fn explain(errors: figment::Error) -> Error {
 
 /// The known key that differs least, if it differs little.
 fn nearest<'a>(found: &str, known: &'a [&'a str]) -> Option<&'a str> {
-    known.iter().map(|key| (distance(found, key), *key)).filter(|(far, key)| *far * 3 <= key.len().max(3)).min().map(|(_, key)| key)
+    known
+        .iter()
+        .map(|key| (distance(found, key), *key))
+        .filter(|(far, key)| *far * 3 <= key.len().max(3))
+        .min()
+        .map(|(_, key)| key)
 }
 
 /// Levenshtein's distance.

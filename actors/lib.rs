@@ -11,8 +11,8 @@
 //! A child that dies is started again by its parent with its state loaded from Postgres; a parent whose children die too
 //! often ends the process, and systemd starts it again ([`supervision`]).
 
-// pub mod config;
-// pub mod node;
+pub mod config;
+pub mod node;
 pub mod supervision;
 
 pub mod listener;

@@ -5,6 +5,7 @@
 //! proved who it is, is bounded in bytes, in time and in number (`welcome`).
 
 mod password;
+pub mod tls;
 mod welcome;
 
 use std::net::{SocketAddr, TcpListener};
@@ -20,7 +21,6 @@ use ntex::time::Millis;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::adapters::tls;
 use crate::sessions::Sessions;
 use welcome::Door;
 

@@ -87,7 +87,7 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     start_receipts(&config, &parts, &sessions, &tree, &give_up)?;
     let listening = listener::start(&config.listener, sessions.clone()).await?;
     for address in listening.addresses() {
-        tracing::info!(%address, "listening");
+        tracing::info!(address, "listening");
     }
     let node = Node { config, tree, started: Instant::now(), banks, partitions, sessions };
     let node = Arc::new(node);

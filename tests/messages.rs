@@ -76,6 +76,9 @@ fn pyiso8583_and_we_write_and_read_the_same() {
             }
         }
     }
-    assert!(whole >= 200 && refused >= 50 && stricter >= 5, "{whole} whole, {refused} refused, {stricter} refused by us");
+    assert!(
+        whole >= 200 && refused >= 50 && stricter >= 5,
+        "{whole} whole, {refused} refused, {stricter} refused by us"
+    );
     assert!(layouts["packed"].mti == Body::Bcd);
 }

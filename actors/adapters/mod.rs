@@ -2,4 +2,3 @@
 
 pub mod iso8583_tcp;
 pub mod soft_hsm;
-pub mod tls;

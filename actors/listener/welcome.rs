@@ -16,7 +16,7 @@ use wakala::session::{Session as Twin, Version};
 
 use super::Options;
 use super::password::{Passwords, Verdict};
-use crate::adapters::tls;
+use super::tls;
 use crate::session::frames::{Frames, Inbound};
 use crate::session::{Session, say};
 use crate::sessions::Sessions;
