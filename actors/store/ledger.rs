@@ -299,13 +299,16 @@ pub struct ShownReceipt {
     pub copies: i32,
 }
 
+/// An entry's number, phase and time, and one line of it: account and amount.
+type Line = (i64, String, OffsetDateTime, Option<String>, Option<i64>);
+
 async fn show(db: &mut PgConnection, id: TransactionId) -> Result<Option<Shown>, Error> {
     let text = format!("select {} from wakala.transaction where id = $1", transactions::COLUMNS);
     let row = sqlx::query(sqlx::AssertSqlSafe(text)).bind(id.0).fetch_optional(&mut *db).await?;
     let Some(row) = row else { return Ok(None) };
     let (transaction, updated_at) = transactions::of_row(&row)?;
 
-    let lines: Vec<(i64, String, OffsetDateTime, Option<String>, Option<i64>)> = sqlx::query_as(
+    let lines: Vec<Line> = sqlx::query_as(
         "select e.id, e.phase, e.at, a.name, p.minor from ledger.entry e \
          left join ledger.posting p on p.entry_id = e.id left join ledger.account a on a.id = p.account_id \
          where e.transaction = $1 order by e.id, p.line",
