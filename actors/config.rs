@@ -11,7 +11,7 @@ use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use wakala::id::CoreId;
 
-use crate::adapters::soft_hsm;
+use crate::adapters::{kafka, postgres_log, soft_hsm};
 use crate::supervision::Policy;
 use crate::{admin, banks, edge, listener, partitions, receipts, sessions, store};
 
@@ -62,6 +62,8 @@ impl Default for Node {
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     pub kind: LogKind,
+    pub postgres: postgres_log::Options,
+    pub kafka: kafka::Options,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
