@@ -1,5 +1,7 @@
 //! The command line. Each command says in its help what it is for; `--json` where a program may read the answer.
 
+pub mod cards;
+pub mod keys;
 pub mod ledger;
 pub mod status;
 pub mod terminals;
