@@ -217,7 +217,7 @@ fn injection(id: &[u8; 8], key: &KeyBytes, output: Output) -> anyhow::Result<()>
 fn draw_master(path: &Path) -> anyhow::Result<()> {
     let mut key = Zeroizing::new([0_u8; 32]);
     getrandom::fill(&mut *key).context("no random bytes")?;
-    let line = Zeroizing::new(format!("{}\n", hex::encode_upper(&*key)));
+    let line = Zeroizing::new(format!("{}\n", hex::encode_upper(*key)));
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
