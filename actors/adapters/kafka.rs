@@ -188,6 +188,10 @@ impl Log for KafkaLog {
             let why = format!("there is no partition {partition}");
             return Err(LogError::Broken { position: from, why });
         }
+        // The library has meanings of its own for numbers below zero.
+        if from.0 < 0 {
+            return Err(LogError::Broken { position: from, why: "a log begins at 0".to_owned() });
+        }
         let consumer: StreamConsumer<Context> =
             reader_config(&self.options).create_with_context(Context).map_err(|error| away(&error))?;
         let mut assigned = TopicPartitionList::new();

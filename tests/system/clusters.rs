@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use wakala_node::store::{Options, Store};
 
@@ -22,8 +22,16 @@ struct Cluster {
     dir: PathBuf,
     /// What `start` printed.
     address: String,
-    /// Its standard input stays open as long as this process lives.
-    _watcher: Child,
+    /// Its standard input is open as long as this value lives, and no longer than this process.
+    watcher: Child,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.watcher.stdin.take());
+        // It stops the cluster; whoever waits for nothing else need not wait for that either.
+        let _ = self.watcher.try_wait();
+    }
 }
 
 impl Cluster {
@@ -49,28 +57,31 @@ impl Cluster {
             .spawn()
             .expect("a shell can be started");
         let address = String::from_utf8(started.stdout).expect("text").trim().to_owned();
-        Self { dir, address, _watcher: watcher }
+        Self { dir, address, watcher }
     }
 }
 
-fn postgres() -> &'static Cluster {
-    static POSTGRES: OnceLock<Cluster> = OnceLock::new();
-    POSTGRES.get_or_init(|| {
-        let cluster = Cluster::start("postgres", &[]);
-        let template = Database { name: "wakala".to_owned(), dir: cluster.dir.clone(), keep: true };
-        // On a thread of its own: the caller may be inside a runtime.
-        let migrated = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().expect("threads");
-            runtime.block_on(async {
-                let owner = Store::connect_as_owner(&template.options()).await.expect("the cluster runs");
-                owner.migrate().await.expect("the schema is made");
-                // A template must have no connections.
-                owner.close().await;
-            });
+fn postgres() -> &'static Arc<Cluster> {
+    static POSTGRES: OnceLock<Arc<Cluster>> = OnceLock::new();
+    POSTGRES.get_or_init(new_postgres)
+}
+
+fn new_postgres() -> Arc<Cluster> {
+    let cluster = Cluster::start("postgres", &[]);
+    let cluster = Arc::new(cluster);
+    let template = Database { name: "wakala".to_owned(), cluster: Arc::clone(&cluster), keep: true };
+    // On a thread of its own: the caller may be inside a runtime.
+    let migrated = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().expect("threads");
+        runtime.block_on(async {
+            let owner = Store::connect_as_owner(&template.options()).await.expect("the cluster runs");
+            owner.migrate().await.expect("the schema is made");
+            // A template must have no connections.
+            owner.close().await;
         });
-        migrated.join().expect("migrated");
-        cluster
-    })
+    });
+    migrated.join().expect("migrated");
+    cluster
 }
 
 /// A real KRaft cluster.
@@ -78,6 +89,23 @@ fn postgres() -> &'static Cluster {
 pub struct Kafka {
     pub address: String,
     pub dir: PathBuf,
+    /// Stopped with the last of them.
+    _cluster: Arc<Cluster>,
+}
+
+impl Kafka {
+    /// A cluster that no other test uses: its brokers may be killed.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn alone(nodes: u8) -> Self {
+        Self::of(&Arc::new(Cluster::start("kafka", &["--nodes", &nodes.to_string()])))
+    }
+
+    fn of(cluster: &Arc<Cluster>) -> Self {
+        Self { address: cluster.address.clone(), dir: cluster.dir.clone(), _cluster: Arc::clone(cluster) }
+    }
 }
 
 /// Kafka with one broker or three, started at the first use.
@@ -86,18 +114,17 @@ pub struct Kafka {
 /// When it cannot be started: a test that needs it fails.
 #[must_use]
 pub fn kafka(nodes: u8) -> Kafka {
-    static ONE: OnceLock<Cluster> = OnceLock::new();
-    static THREE: OnceLock<Cluster> = OnceLock::new();
+    static ONE: OnceLock<Kafka> = OnceLock::new();
+    static THREE: OnceLock<Kafka> = OnceLock::new();
     let cluster = if nodes == 1 { &ONE } else { &THREE };
-    let cluster = cluster.get_or_init(|| Cluster::start("kafka", &["--nodes", &nodes.to_string()]));
-    Kafka { address: cluster.address.clone(), dir: cluster.dir.clone() }
+    cluster.get_or_init(|| Kafka::alone(nodes)).clone()
 }
 
 /// A database of its own, with the whole schema and no rows; gone when dropped.
 #[derive(Debug)]
 pub struct Database {
     name: String,
-    dir: PathBuf,
+    cluster: Arc<Cluster>,
     keep: bool,
 }
 
@@ -118,23 +145,35 @@ impl Database {
         Self::from_template("template1")
     }
 
+    /// One in a cluster that no other test uses: it may be killed.
+    ///
+    /// # Panics
+    /// As [`Database::new`].
+    #[must_use]
+    pub fn alone() -> Self {
+        Self { name: "wakala".to_owned(), cluster: new_postgres(), keep: true }
+    }
+
+    /// Where its cluster lives.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.cluster.dir
+    }
+
     fn from_template(template: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
-        let cluster = postgres();
-        let database = Self {
-            name: format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
-            dir: cluster.dir.clone(),
-            keep: false,
-        };
+        let cluster = Arc::clone(postgres());
+        let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let database = Self { name, cluster, keep: false };
         let text = format!("create database {} template {template} owner wakala_owner", database.name);
-        psql(&url(&cluster.dir, "postgres", "postgres"), &text).expect("a database can be made");
+        psql(&url(database.dir(), "postgres", "postgres"), &text).expect("a database can be made");
         database
     }
 
     /// The address as `service`, `owner`, `auditor` or `postgres` (the superuser).
     #[must_use]
     pub fn url(&self, role: &str) -> String {
-        url(&self.dir, role, &self.name)
+        url(self.dir(), role, &self.name)
     }
 
     #[must_use]
@@ -179,7 +218,7 @@ impl Drop for Database {
         if !self.keep {
             let text = format!("drop database {} with (force)", self.name);
             // The cluster goes in the end, and with it what could not be dropped.
-            let _ = psql(&url(&self.dir, "postgres", "postgres"), &text);
+            let _ = psql(&url(self.dir(), "postgres", "postgres"), &text);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Wakala's parts against their real neighbours.
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 mod admission;
 mod decisions;
+mod logs;
 mod pins;
 mod schema;
