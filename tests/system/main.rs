@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 mod admission;
+mod banks;
 mod decisions;
 mod logs;
 mod pins;
