@@ -237,8 +237,179 @@ fn money(evidence: &Evidence<'_>, found: &mut Vec<Violation>) {
     }
 }
 
-/// The body of a stored or received envelope.
-#[must_use]
-pub fn body(envelope: &[u8]) -> Vec<u8> {
-    wire::ReceiptEnvelope::decode(envelope).map_or_else(|_| Vec::new(), |envelope| envelope.body)
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use wakala::pin::dukpt::initial_key;
+    use wakala::pin::terminal::Injected;
+    use wakala::request::Kind;
+
+    use super::*;
+    use crate::cards::Village;
+    use crate::core::journal::What;
+    use crate::flash::{Flash, Receipt, Strange};
+    use crate::mqtt::Version;
+    use crate::terminal::{Patience, Server};
+
+    /// A village of one terminal, one withdrawal, and everybody agrees about it.
+    struct Sound {
+        terminal: Terminal,
+        core: Vec<Entry>,
+        records: Records,
+    }
+
+    const AMOUNT: i64 = 500_000;
+
+    fn receipt(terminal: &Terminal, outcome: Outcome, code: &str) -> Vec<u8> {
+        let sent = &terminal.flash.lock().requests[0];
+        let receipt = wire::Receipt {
+            key: sent.key.0.to_vec(),
+            outcome: outcome.into(),
+            code: code.into(),
+            amount: 500_000,
+            rrn: "632501000042".into(),
+            terminal: terminal.id.to_string(),
+            ..wire::Receipt::default()
+        };
+        wire::ReceiptEnvelope { body: receipt.encode_to_vec(), mac: vec![1; 8] }.encode_to_vec()
+    }
+
+    fn sound() -> Sound {
+        let village = Village::new(1, 1);
+        let enrolled = &village.terminals[0];
+        let step = Step {
+            kind: Kind::Withdrawal,
+            amount: 500_000,
+            card: 0,
+            pin_is_right: true,
+            manner: Manner::Plain,
+            expected: Expected::Approved,
+        };
+        let terminal = Terminal {
+            id: enrolled.id.clone(),
+            password: String::new(),
+            version: Version::V5,
+            pin_pad: Injected::new(initial_key(&village.bdk(), &enrolled.key_id), enrolled.key_id),
+            cards: enrolled.cards.clone(),
+            steps: vec![step],
+            server: Server { address: ([127, 0, 0, 1], 1).into(), tls: None },
+            patience: Patience::default(),
+            flash: Flash::default(),
+            progress: Arc::default(),
+        };
+        let at = Instant::now();
+        terminal.store_next().expect("a request");
+        let bytes = receipt(&terminal, Outcome::Approved, "00");
+        let id = {
+            let mut flash = terminal.flash.lock();
+            flash.requests[0].pubacks.push(at);
+            flash.requests[0].receipts.push(Receipt { bytes: bytes.clone(), at, authentic: true });
+            TransactionId::of(&terminal.id, flash.requests[0].key).0
+        };
+        let row = Row {
+            id,
+            terminal: terminal.id.to_string(),
+            kind: "WITHDRAWAL".into(),
+            amount: AMOUNT,
+            state: "APPROVED".into(),
+            code: Some("00".into()),
+            rrn: Some("632501000042".into()),
+            reversals: 0,
+        };
+        let records = Records {
+            transactions: [(id, row)].into(),
+            receipts: [(id, bytes)].into(),
+            posted: [(id, AMOUNT)].into(),
+            ..Records::default()
+        };
+        let booked = Entry {
+            at: 0,
+            what: What::Booked,
+            mti: "0200".into(),
+            processing: "01".into(),
+            rrn: "632501000042".into(),
+            stan: "000042".into(),
+            terminal: terminal.id.to_string(),
+            agent: "A0001".into(),
+            amount: AMOUNT,
+            currency: "834".into(),
+            card: String::new(),
+            code: "00".into(),
+            booked: AMOUNT,
+        };
+        Sound { terminal, core: vec![booked], records }
+    }
+
+    fn violated(spoil: impl FnOnce(&mut Sound)) -> Vec<&'static str> {
+        let mut all = sound();
+        spoil(&mut all);
+        let evidence = Evidence { terminals: &[&all.terminal], core: &all.core, records: &all.records, broken: false };
+        audit(&evidence).into_iter().map(|violation| violation.invariant).collect()
+    }
+
+    fn row(all: &mut Sound) -> &mut Row {
+        all.records.transactions.values_mut().next().expect("a row")
+    }
+
+    #[test]
+    fn where_everybody_agrees_nothing_is_violated() {
+        assert_eq!(violated(|_| {}), [""; 0]);
+    }
+
+    #[test]
+    fn a_lost_receipt_is_found() {
+        assert_eq!(violated(|all| all.terminal.flash.lock().requests[0].receipts.clear()), ["I1"]);
+    }
+
+    #[test]
+    fn a_receipt_that_changes_is_found() {
+        let found = violated(|all| {
+            let other = receipt(&all.terminal, Outcome::Declined, "05");
+            let copy = Receipt { bytes: other, at: Instant::now(), authentic: true };
+            all.terminal.flash.lock().requests[0].receipts.push(copy);
+        });
+        assert_eq!(found, ["I2"]);
+        assert_eq!(violated(|all| all.terminal.flash.lock().requests[0].receipts[0].authentic = false), ["I2"]);
+    }
+
+    #[test]
+    fn a_receipt_that_is_only_the_terminals_is_found() {
+        assert_eq!(violated(|all| all.records.receipts.clear()), ["I6"]);
+    }
+
+    #[test]
+    fn money_that_only_one_side_has_is_found() {
+        assert_eq!(violated(|all| all.core.clear()), ["I5"]);
+        assert_eq!(violated(|all| all.core.push(all.core[0].clone())), ["I5"]);
+        assert_eq!(violated(|all| all.core[0].terminal = "T9".into()), ["I5"]);
+        assert_eq!(violated(|all| all.records.posted.clear()), ["I5"]);
+        let stranger = |all: &mut Sound| {
+            let other = Entry { rrn: "632501000043".into(), ..all.core[0].clone() };
+            all.core.push(other);
+        };
+        assert_eq!(violated(stranger), ["I5"]);
+    }
+
+    #[test]
+    fn a_transaction_that_stays_open_or_says_something_else_is_found() {
+        assert_eq!(violated(|all| row(all).state = "IN_DOUBT".into()), ["I1", "I1", "I5"]);
+        assert_eq!(violated(|all| row(all).state = "REVERSED".into()), ["I1", "I5"]);
+        assert!(violated(|all| row(all).amount = 1).contains(&"I5"));
+        assert_eq!(violated(|all| all.records.transactions.clear()), ["I1", "I5"]);
+    }
+
+    #[test]
+    fn what_the_ledger_and_its_rights_say_is_passed_on() {
+        assert_eq!(violated(|all| all.records.ledger_faults.push("entry 1 sums to 5".into())), ["I4"]);
+        assert_eq!(violated(|all| all.records.privileges.push("may UPDATE".into())), ["I7"]);
+        assert_eq!(violated(|all| all.records.parked.push("offset 3".into())), ["I1"]);
+    }
+
+    #[test]
+    fn a_message_for_somebody_else_is_found() {
+        let strange = Strange { topic: "r/T2".into(), bytes: vec![1], why: "another terminal's topic" };
+        assert_eq!(violated(|all| all.terminal.flash.lock().strange.push(strange)), ["I8"]);
+    }
 }

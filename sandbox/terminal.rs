@@ -200,7 +200,7 @@ impl Terminal {
     }
 
     /// Makes the request of the next step and stores it; its place in flash.
-    fn store_next(&self) -> Option<usize> {
+    pub(crate) fn store_next(&self) -> Option<usize> {
         let mut flash = self.flash.lock();
         let step = self.steps.get(flash.done)?;
         let place = flash.requests.len();
