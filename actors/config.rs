@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
-use figment::providers::{Env, Format as _, Serialized, Toml};
+use figment::providers::{Env, Format as _, Toml};
 use serde::{Deserialize, Serialize};
 use wakala::id::CoreId;
 
@@ -109,7 +109,9 @@ impl Config {
     /// # Errors
     /// Every fault with its file, its key, and what would be right.
     pub fn load(file: Option<&Path>) -> Result<Self, Error> {
-        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        // Defaults come from serde alone. Merged in as values they would stay beside what the file says: of two ways to
+        // the master key both would be there.
+        let mut figment = Figment::new();
         if let Some(file) = file {
             if !file.is_file() {
                 return Err(Error(vec![format!("{}: there is no such file", file.display())]));
