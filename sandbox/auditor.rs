@@ -13,7 +13,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use prost::Message as _;
 use uuid::Uuid;
 use wakala::id::TransactionId;
 use wakala::wire::{self, Outcome};
@@ -242,6 +241,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
+    use prost::Message as _;
     use wakala::pin::dukpt::initial_key;
     use wakala::pin::terminal::Injected;
     use wakala::request::Kind;
