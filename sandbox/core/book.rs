@@ -98,7 +98,7 @@ impl Book {
         match refused.map_or_else(|| self.change(message), Err) {
             Err(code) => {
                 self.requests.insert(request, Past::Declined { code });
-                return Judged::declined(code);
+                Judged::declined(code)
             }
             Ok((card, change)) => {
                 self.authorisations = (self.authorisations + 1) % 1_000_000;
