@@ -7,15 +7,17 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use wakala::iso8583::Dialect;
 use wakala_node::adapters::iso8583_tcp::Iso8583Tcp;
 use wakala_node::adapters::kafka::KafkaLog;
 use wakala_node::adapters::postgres_log::PostgresLog;
 use wakala_node::adapters::soft_hsm::SoftHsm;
+use wakala_node::banks;
 use wakala_node::cli::{self, Output};
 use wakala_node::clock::MonotonicClock;
 use wakala_node::config::{Config, EXIT_CONFIG, LogFormat, LogKind, Logging};
 use wakala_node::node::{self, Parts};
-use wakala_node::ports::Log;
+use wakala_node::ports::{BankLink, Custody, Log};
 use wakala_node::store::Store;
 
 /// Wakala, agency-banking switch: MQTT terminals on one side, a bank's core on the other, a ledger in between
@@ -68,7 +70,7 @@ enum Command {
     Keys(cli::keys::Command),
     /// The bank's cards
     #[command(subcommand)]
-    Cards(cli::keys::Cards),
+    Cards(cli::cards::Command),
 }
 
 fn main() -> ExitCode {
@@ -103,8 +105,13 @@ async fn obey(command: Command, config: Config, output: Output) -> anyhow::Resul
         Command::Terminals(command) => cli::terminals::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Txn(command) => cli::txn::run(command, &config, output).await?,
         Command::Ledger(command) => return cli::ledger::run(command, &config, output).await,
-        Command::Keys(command) => cli::keys::run(command, &config, output).await?,
-        Command::Cards(command) => cli::keys::run_cards(command, &config, output).await?,
+        Command::Keys(command) => {
+            let clock = MonotonicClock::start();
+            cli::keys::run(command, &config.database, config.node.sandbox, &unlock(&config), &clock, output).await?;
+        }
+        Command::Cards(command) => {
+            cli::cards::run(command, &config.database, config.node.sandbox, &unlock(&config), output).await?;
+        }
     }
     Ok(0)
 }
@@ -120,8 +127,15 @@ async fn parts(config: &Config) -> anyhow::Result<Parts> {
         LogKind::Kafka => Arc::new(KafkaLog::open(&config.log.kafka).await?),
     };
     let hsm = Arc::new(SoftHsm::open(&store, &config.keys, config.node.sandbox).await?);
-    let driver = Box::new(|options: &_, dialect: &_| Arc::new(Iso8583Tcp::new(options, dialect)) as Arc<_>);
+    let driver = Arc::new(|options: &banks::Options, dialect: &Dialect| {
+        Arc::new(Iso8583Tcp::new(&options.address, dialect.framing.clone())) as Arc<dyn BankLink>
+    });
     Ok(Parts { store, log, hsm, clock, driver })
+}
+
+/// Opens the key store, for the commands that work on it.
+fn unlock(config: &Config) -> impl Fn() -> anyhow::Result<Box<dyn Custody>> {
+    || Ok(Box::new(SoftHsm::unlock(&config.keys, config.node.sandbox)?))
 }
 
 async fn migrate(pending: bool, config: &Config, output: Output) -> anyhow::Result<i32> {
