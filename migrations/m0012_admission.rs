@@ -33,6 +33,8 @@ begin
             as a (terminal, key, digest, initial_key_id, counter, at_place)
         order by a.initial_key_id, a.at_place
     loop
+        -- This row is the lock, also where the condition says no: whoever repeats the request elsewhere at the same time
+        -- waits here, and then finds below which try it was.
         insert into wakala.ksn_seen as seen (initial_key_id, counter, terminal, key)
         values (asked.initial_key_id, asked.counter, asked.terminal, asked.key)
         on conflict (initial_key_id) do update
@@ -55,10 +57,8 @@ begin
         pvv := null;
         number := null;
         if not replayed then
-            -- The card's row is the lock: whoever repeats this request elsewhere at the same time waits here.
             select c.pvki, c.pvv into pvki, pvv from wakala.card c
-            where c.token = asked.token and not c.blocked and c.sandbox = node_sandbox
-            for update;
+            where c.token = asked.token and not c.blocked and c.sandbox = node_sandbox;
 
             select t.number, t.digest into earlier from wakala.pin_try t
             where t.terminal = asked.terminal and t.key = asked.key;

@@ -12,9 +12,11 @@
 //! and repeated calls end where the numbers' order would: only tries after the last correct one count.
 //!
 //! **A block without a PIN in it gives its try back**, `tries_cleared + 1`, once (`pin_try.number` becomes 0), and only if
-//! its number is above `tries_cleared`. That never clears too much: let `m` be the last correct try; increments come from
-//! tries above what was cleared, so each stands for a different try above `m`, or for one below `m`, of which there are
-//! fewer than `m` itself skips. With tries of one card under way at the same time it may clear one too few, the safe side.
+//! its number is above `tries_cleared`. That never clears too much. Let `l` be the last correct try said so far and `r` the
+//! tries given back since: `tries_cleared = l + r`, each of the `r` a different try above `l`. A later correct try `m` leaves
+//! the greater of `l + r` and `m`. At most `m − l − 1` of the `r` lie below `m`, so at least `l + r + 1 − m` lie above it: where
+//! `l + r` stays, it exceeds `m` by less than the tries above `m` that were given back. With tries of one card under way at
+//! the same time it may clear one too few, the safe side; `tests/system` tries orders of all kinds.
 
 use sea_orm::sqlx::{self, PgPool};
 use wakala::card::{Ksn, Masked, Token};
