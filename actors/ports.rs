@@ -158,6 +158,18 @@ pub trait Custody: Send + Sync {
     /// [`KeyError::NotAKey`] when the bytes cannot be a key of this usage.
     fn import(&self, name: &KeyName, key: &KeyBytes, sandbox: bool) -> Result<KeyBlock, KeyError>;
 
+    /// Takes in a key from a TR-31 key block of version D, under a protection key that is loaded. It is not loaded yet.
+    ///
+    /// # Errors
+    /// [`KeyError::NotAKey`] when it is no such block, or one for another usage.
+    fn import_block(&self, name: &KeyName, block: &str, under: &KeyName, sandbox: bool) -> Result<KeyBlock, KeyError>;
+
+    /// Derives a terminal's initial key for injection, as a TR-31 key block of version D.
+    ///
+    /// # Errors
+    /// [`HsmError::UnknownKey`] when one of the keys is not here.
+    fn initial_key_block(&self, id: &[u8; 8], under: &KeyName) -> Result<String, KeyError>;
+
     /// Derives a terminal's initial key for injection, in clear: from a sandbox key alone.
     ///
     /// # Errors
@@ -202,6 +214,8 @@ pub enum KeyName {
     PinVerification(u8),
     /// `zpk-NAME`: the PIN encryption key shared with a core.
     Zone(Box<str>),
+    /// `kbpk-NAME`: a key block protection key, shared with whoever sends us keys or injects them.
+    Protection(Box<str>),
     /// `card-token`: what card numbers are hashed with.
     CardToken,
     /// `card-seal`: what card numbers are sealed with on their way to the core.
@@ -216,6 +230,7 @@ impl KeyName {
             Self::BaseDerivation(_) => "B0",
             Self::PinVerification(_) => "V2",
             Self::Zone(_) => "P0",
+            Self::Protection(_) => "K1",
             Self::CardToken => "M7",
             Self::CardSeal => "D0",
         }
@@ -228,6 +243,7 @@ impl std::fmt::Display for KeyName {
             Self::BaseDerivation(id) => write!(f, "bdk-{}", hex::encode_upper(id)),
             Self::PinVerification(index) => write!(f, "pvk-{index}"),
             Self::Zone(name) => write!(f, "zpk-{name}"),
+            Self::Protection(name) => write!(f, "kbpk-{name}"),
             Self::CardToken => f.write_str("card-token"),
             Self::CardSeal => f.write_str("card-seal"),
         }
@@ -236,7 +252,7 @@ impl std::fmt::Display for KeyName {
 
 /// A text that names no key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} names no key; names are bdk-12345678, pvk-1, zpk-NAME, card-token, card-seal")]
+#[error("{0:?} names no key; names are bdk-12345678, pvk-1, zpk-NAME, kbpk-NAME, card-token, card-seal")]
 pub struct NoKeyName(pub String);
 
 impl std::str::FromStr for KeyName {
@@ -245,12 +261,13 @@ impl std::str::FromStr for KeyName {
     fn from_str(text: &str) -> Result<Self, NoKeyName> {
         let no = || NoKeyName(text.to_owned());
         let id = |id| hex::decode(id).ok()?.try_into().ok();
+        let named =
+            |name: &str| wakala::id::CoreId::new(name).map(|name| Box::<str>::from(name.as_str())).map_err(|_| no());
         match text.split_once('-').ok_or_else(no)? {
             ("bdk", id_hex) => id(id_hex).map(Self::BaseDerivation).ok_or_else(no),
             ("pvk", index) if index.len() == 1 => index.parse().map(Self::PinVerification).map_err(|_| no()),
-            ("zpk", name) => {
-                wakala::id::CoreId::new(name).map(|name| Self::Zone(name.as_str().into())).map_err(|_| no())
-            }
+            ("zpk", name) => named(name).map(Self::Zone),
+            ("kbpk", name) => named(name).map(Self::Protection),
             ("card", "token") => Ok(Self::CardToken),
             ("card", "seal") => Ok(Self::CardSeal),
             _ => Err(no()),

@@ -153,6 +153,12 @@ mod tests {
         fn import(&self, _: &KeyName, _: &KeyBytes, _: bool) -> Result<KeyBlock, KeyError> {
             Err(KeyError::Refused("not here"))
         }
+        fn import_block(&self, _: &KeyName, _: &str, _: &KeyName, _: bool) -> Result<KeyBlock, KeyError> {
+            Err(KeyError::Refused("not here"))
+        }
+        fn initial_key_block(&self, _: &[u8; 8], _: &KeyName) -> Result<String, KeyError> {
+            Err(KeyError::Refused("not here"))
+        }
         fn initial_key(&self, _: &[u8; 8]) -> Result<KeyBytes, KeyError> {
             Err(KeyError::Refused("not here"))
         }

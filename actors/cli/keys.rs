@@ -29,6 +29,7 @@ pub type Unlock<'a> = &'a dyn Fn() -> anyhow::Result<Box<dyn Custody>>;
 ///                 identifier, the first four bytes of the initial key identifiers (IKID) of its terminals.
 ///   pvk-1         PIN verification key (PVK) with index 1: the bank made its cards' PVVs with it.
 ///   zpk-NAME      zone PIN key: shared with the core NAME that wants the PIN itself.
+///   kbpk-NAME     key block protection key: what NAME wraps keys with that it sends us, or that we send it (TR-31).
 ///   card-token    hashes card numbers, so that a card is found without its number. Generate it once, never change it.
 ///   card-seal     seals card numbers on their way to the core. Generate it once.
 #[derive(Debug, clap::Subcommand)]
@@ -47,7 +48,8 @@ pub enum Command {
     ///
     /// Each custodian types his component (hexadecimal; nothing is shown while he types, and it may also come on standard
     /// input, one a line). The check value of each is shown, for him to compare with his paper; the key is the exclusive or
-    /// of all. It is stored only if its check value is the one that the bank wrote down.
+    /// of all. With --tr31 it comes as a key block instead (ANSI X9.143, TR-31 version D), and nobody types anything. It is
+    /// stored only if its check value is the one that the bank wrote down.
     Import {
         name: KeyName,
         /// How many custodians there are; at least two, so that no one person knows the key
@@ -56,6 +58,12 @@ pub enum Command {
         /// The key's check value as the bank wrote it down: six hexadecimal digits, by CMAC (AES keys) or by encrypting zeros
         #[arg(long, value_name = "HEX")]
         check: String,
+        /// A key block in place of components
+        #[arg(long, value_name = "BLOCK", requires = "under", conflicts_with = "components")]
+        tr31: Option<String>,
+        /// The key block protection key that it was wrapped with
+        #[arg(long, value_name = "KBPK")]
+        under: Option<KeyName>,
     },
     /// Show which keys there are, with their check values. Needs no master key
     List,
@@ -63,8 +71,8 @@ pub enum Command {
     Check { name: KeyName, hex: Option<String> },
     /// Derive what is injected into one terminal: its initial key (X9.24-3)
     ///
-    /// In clear, and so only on a node in sandbox mode. A real initial key never leaves an HSM in clear: have it derived and
-    /// injected where the BDK is kept, in the bank's key injection facility.
+    /// With --under as a key block (TR-31 version D, usage B1) for a key injection facility that shares that key. Without it
+    /// in clear, and so only on a node in sandbox mode: a real initial key never travels in clear.
     InitialKey {
         /// The base derivation key
         #[arg(long)]
@@ -72,6 +80,9 @@ pub enum Command {
         /// The terminal's initial key identifier: 16 hexadecimal digits that begin with the BDK's, or its last 8
         #[arg(long, value_name = "HEX")]
         id: String,
+        /// The key block protection key to wrap it with
+        #[arg(long, value_name = "KBPK")]
+        under: Option<KeyName>,
     },
 }
 
@@ -97,7 +108,18 @@ pub async fn run(
             let block = unlock()?.generate(&name, sandbox)?;
             stored(database, block, clock, output).await
         }
-        Command::Import { name, components, check } => {
+        Command::Import { name, check, tr31: Some(block), under: Some(under), .. } => {
+            let custody = unlock()?;
+            custody.load(&Store::connect(database).await?.key_blocks().await?)?;
+            let block = custody.import_block(&name, &block, &under, sandbox)?;
+            ensure!(
+                same(&check, &block.check_value),
+                "the key's check value is {}, not {check}; nothing was stored",
+                block.check_value
+            );
+            stored(database, block, clock, output).await
+        }
+        Command::Import { name, components, check, .. } => {
             ensure!(components >= 2 || sandbox, "one person would know the key: at least two components, please");
             let key = asked_for(&name, components, &check)?;
             let block = unlock()?.import(&name, &key, sandbox)?;
@@ -119,11 +141,19 @@ pub async fn run(
             let value = json!({ "name": name.to_string(), "check_value": block.check_value, "opens": opens });
             output.print(|| format!("{name} {}: {note}", block.check_value), &value)
         }
-        Command::InitialKey { bdk, id } => {
+        Command::InitialKey { bdk, id, under } => {
             let id = identifier(&bdk, &id)?;
             let custody = unlock()?;
             custody.load(&Store::connect(database).await?.key_blocks().await?)?;
-            injection(&id, &custody.initial_key(&id)?, output)
+            match under {
+                Some(under) => {
+                    let block = custody.initial_key_block(&id, &under)?;
+                    let value =
+                        json!({ "initial_key_id": hex::encode_upper(id), "tr31": block, "under": under.to_string() });
+                    output.print(|| block.clone(), &value)
+                }
+                None => injection(&id, &custody.initial_key(&id)?, output),
+            }
         }
     }
 }
@@ -174,6 +204,7 @@ fn purpose(name: &KeyName) -> &'static str {
         KeyName::BaseDerivation(_) => "terminals' keys (DUKPT)",
         KeyName::PinVerification(_) => "PVVs of cards",
         KeyName::Zone(_) => "PINs for a core",
+        KeyName::Protection(_) => "keys on their way (TR-31)",
         KeyName::CardToken => "tokens of card numbers",
         KeyName::CardSeal => "sealed card numbers",
     }
@@ -333,7 +364,7 @@ mod tests {
 
     #[test]
     fn names_of_keys_are_read_and_written_the_same() {
-        for text in ["bdk-12345678", "bdk-ABCDEF01", "pvk-1", "zpk-mwanga", "card-token", "card-seal"] {
+        for text in ["bdk-12345678", "bdk-ABCDEF01", "pvk-1", "zpk-mwanga", "kbpk-mwanga", "card-token", "card-seal"] {
             assert_eq!(name(text).to_string(), text);
         }
         for text in

@@ -11,6 +11,7 @@
 //! | [`pvv`] | Visa PIN verification value, what a bank compares a PIN with |
 //! | [`offset`] | IBM 3624 PIN offset, what other banks compare it with |
 //! | [`key`] | key material, AES-CMAC (NIST SP 800-38B), check values (ANSI X9.24-1:2017 Annex A) |
+//! | [`tr31`] | ANSI X9.143 (TR-31) version D, keys on their way between banks |
 //! | [`terminal`] | what the terminal computes |
 //!
 //! Keys, PINs and blocks are types that cannot be printed, cloned or serialised, and are wiped when dropped (law 3). Whatever
@@ -23,6 +24,7 @@ pub mod key;
 pub mod offset;
 pub mod pvv;
 pub mod terminal;
+pub mod tr31;
 
 use std::fmt;
 

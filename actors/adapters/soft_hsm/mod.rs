@@ -18,7 +18,7 @@ use wakala::card::{CardRef, Ksn, Mac, Pan, PinBlock, Sealed, Token};
 use wakala::pin::dukpt::{self, Transaction, Usage};
 use wakala::pin::key::{AesKey, TdesKey};
 use wakala::pin::pvv::{self, Pvv};
-use wakala::pin::{block, card_data};
+use wakala::pin::{block, card_data, tr31};
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 pub use self::master::{Master, MasterError, Source};
@@ -64,6 +64,7 @@ struct Keys {
     base: BTreeMap<[u8; 4], AesKey>,
     verification: BTreeMap<u8, TdesKey>,
     zones: BTreeMap<Box<str>, AesKey>,
+    protection: BTreeMap<Box<str>, AesKey>,
     token: Option<Secret>,
     seal: Option<Secret>,
     check_values: BTreeMap<String, String>,
@@ -113,7 +114,7 @@ fn place(name: &KeyName, sandbox: bool) -> String {
 /// How long a key of this name is, in bytes.
 fn length(name: &KeyName) -> usize {
     match name {
-        KeyName::BaseDerivation(_) | KeyName::PinVerification(_) | KeyName::Zone(_) => 16,
+        KeyName::BaseDerivation(_) | KeyName::PinVerification(_) | KeyName::Zone(_) | KeyName::Protection(_) => 16,
         KeyName::CardToken | KeyName::CardSeal => 32,
     }
 }
@@ -145,6 +146,12 @@ impl Keys {
                 self.zones.insert(core.clone(), key);
                 check_value
             }
+            KeyName::Protection(other) => {
+                let key = AesKey::new(short()?);
+                let check_value = key.check_value().to_string();
+                self.protection.insert(other.clone(), key);
+                check_value
+            }
             KeyName::CardToken => of_secret(self.token.insert(long()?)),
             KeyName::CardSeal => of_secret(self.seal.insert(long()?)),
         };
@@ -158,6 +165,19 @@ impl Keys {
         let unknown = || HsmError::UnknownKey(KeyName::BaseDerivation(id).to_string());
         let base = self.base.get(&id).ok_or_else(unknown)?;
         Transaction::under_base_key(base, *ksn).map_err(|_| HsmError::BadCounter)
+    }
+
+    fn protection(&self, name: &KeyName) -> Result<&AesKey, HsmError> {
+        let unknown = || HsmError::UnknownKey(name.to_string());
+        let KeyName::Protection(of) = name else { return Err(unknown()) };
+        self.protection.get(of).ok_or_else(unknown)
+    }
+
+    fn initial_key(&self, id: &[u8; 8]) -> Result<AesKey, HsmError> {
+        let [a, b, c, d, ..] = *id;
+        let name = KeyName::BaseDerivation([a, b, c, d]);
+        let base = self.base.get(&[a, b, c, d]).ok_or_else(|| HsmError::UnknownKey(name.to_string()))?;
+        Ok(dukpt::initial_key(base, id))
     }
 
     fn token(&self, pan: &Pan) -> Result<Token, HsmError> {
@@ -290,15 +310,31 @@ impl Custody for SoftHsm {
         self.seal(name, &key.0, check_value, sandbox)
     }
 
+    fn import_block(&self, name: &KeyName, block: &str, under: &KeyName, sandbox: bool) -> Result<KeyBlock, KeyError> {
+        let (attributes, key) =
+            tr31::unwrapped(self.keys().protection(under)?, block).map_err(|error| match error {
+                tr31::Error::Form(what) => KeyError::NotAKey(what),
+                tr31::Error::Code => KeyError::NotAKey("its block was made under another protection key, or altered"),
+            })?;
+        let algorithm = if matches!(name, KeyName::PinVerification(_)) { b'T' } else { b'A' };
+        if attributes.usage != name.usage().as_bytes() || attributes.algorithm != algorithm {
+            return Err(KeyError::NotAKey("its block says that it is for something else"));
+        }
+        self.import(name, &KeyBytes(key), sandbox)
+    }
+
+    fn initial_key_block(&self, id: &[u8; 8], under: &KeyName) -> Result<String, KeyError> {
+        let keys = self.keys();
+        let mut random = [0; 30];
+        getrandom::fill(&mut random).map_err(|error| HsmError::Fault(format!("no random bytes: {error}")))?;
+        Ok(tr31::wrapped_initial_key(keys.protection(under)?, id, &keys.initial_key(id)?, &random))
+    }
+
     fn initial_key(&self, id: &[u8; 8]) -> Result<KeyBytes, KeyError> {
         if !self.sandbox {
             return Err(KeyError::Refused("an initial key leaves in clear only where all keys are sandbox keys"));
         }
-        let keys = self.keys();
-        let [a, b, c, d, ..] = *id;
-        let name = KeyName::BaseDerivation([a, b, c, d]);
-        let base = keys.base.get(&[a, b, c, d]).ok_or_else(|| HsmError::UnknownKey(name.to_string()))?;
-        Ok(KeyBytes(Zeroizing::new(dukpt::initial_key(base, id).expose().to_vec())))
+        Ok(KeyBytes(Zeroizing::new(self.keys().initial_key(id)?.expose().to_vec())))
     }
 
     fn token(&self, pan: &Pan) -> Result<Token, HsmError> {

@@ -196,3 +196,29 @@ fn without_its_keys_it_faults_and_says_which() {
     };
     assert!(why.contains("wakala keys generate card-seal"), "{why}");
 }
+
+/// Made by psec 1.3.0 under [`KBPK`]: [`BDK`], usage B0.
+const BLOCK: &str = "D0144B0AX00E0000B3B57B1A4F78AB777E0DBAE46315F4EF4B094A528641B5BA1F0C623E356724728AA1788B19959F29\
+                     76B1138ED826F1618E61E00D6DD8E5B38D73D0112355C3D8";
+const KBPK: [u8; 16] = *b"\x88\xE1\xAB\x2A\x2E\x3D\xD3\x8C\x1F\xA8\xA2\xCD\x2F\x7B\x7D\x3C";
+
+#[test]
+fn keys_come_and_go_in_key_blocks() {
+    let hsm = empty(false);
+    let under = name("kbpk-bank");
+    assert!(hsm.import_block(&name("bdk-12345678"), BLOCK, &under, false).is_err(), "the protection key is not here");
+    let protection = hsm.import(&under, &bytes(&KBPK), false).expect("imported");
+    hsm.load(std::slice::from_ref(&protection)).expect("loaded");
+    let imported = hsm.import_block(&name("bdk-12345678"), BLOCK, &under, false).expect("a block");
+    assert_eq!(imported.check_value, "FF0BD7");
+    for other in ["zpk-crdb", "pvk-1", "kbpk-other"] {
+        let refused = hsm.import_block(&name(other), BLOCK, &under, false);
+        assert!(matches!(refused, Err(KeyError::NotAKey(_))), "a BDK is no {other}");
+    }
+    // A real initial key leaves under a protection key, and in no other way.
+    hsm.load(&[protection, imported]).expect("loaded");
+    assert!(matches!(hsm.initial_key(&IKID), Err(KeyError::Refused(_))));
+    let block = hsm.initial_key_block(&IKID, &under).expect("wrapped");
+    let (attributes, key) = tr31::unwrapped(&AesKey::new(KBPK), &block).expect("a block");
+    assert_eq!((attributes.usage, hex::encode_upper(&*key).as_str()), (*b"B1", "1273671EA26AC29AFA4D1084127652A1"));
+}
