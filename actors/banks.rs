@@ -38,6 +38,8 @@ pub struct Options {
     /// How long a message is remembered after it was answered or given up.
     #[serde(with = "humantime_serde")]
     pub memory: Duration,
+    /// Messages of one second that nobody waits for, before the link is closed. Each is stored.
+    pub unmatched_per_second: u32,
     /// How long to wait for the connection.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -77,6 +79,7 @@ impl Default for Options {
             reversals_in_flight: 64,
             remembered: 20_000,
             memory: Duration::from_secs(600),
+            unmatched_per_second: 100,
             connect_timeout: Duration::from_secs(5),
             sign_on_timeout: Duration::from_secs(10),
             echo_idle: Duration::from_secs(30),
@@ -98,6 +101,7 @@ impl Options {
             requests: self.in_flight.saturating_mul(2),
             reversals: self.reversals_in_flight,
             remembered: self.remembered,
+            unmatched: self.unmatched_per_second,
             connect: self.connect_timeout,
             sign_on: self.sign_on_timeout,
             idle: self.echo_idle,

@@ -12,6 +12,8 @@ pub struct Limits {
     pub reversals: usize,
     /// Messages that are remembered, with those that wait.
     pub remembered: usize,
+    /// Messages of one second that nobody waits for, before the link is closed. Each is stored.
+    pub unmatched: u32,
     /// For the connection.
     pub connect: Duration,
     /// For the answer to the sign-on.

@@ -170,6 +170,8 @@ pub struct Bank {
     failures: u32,
     /// Messages in a row that were not answered.
     unanswered: u32,
+    /// Since when, and how many messages nobody waited for since.
+    unmatched: (Time, u32),
     last_down: Option<String>,
     effects: Vec<Effect>,
 }
@@ -188,6 +190,7 @@ impl Bank {
             stan: 0,
             failures: 0,
             unanswered: 0,
+            unmatched: (now, 0),
             last_down: None,
             effects: Vec::new(),
         }
@@ -346,6 +349,11 @@ impl Bank {
     fn unmatched(&mut self, why: impl Into<String>, message: Option<&Message>, at: Time) {
         let summary = message.map(Message::summary).unwrap_or_default();
         let why = why.into();
+        let (since, count) = self.unmatched;
+        self.unmatched = if at.since(since).as_secs() == 0 { (since, count.saturating_add(1)) } else { (at, 1) };
+        if self.unmatched.1 > self.limits.unmatched {
+            return self.close("too many messages that nobody waits for");
+        }
         self.effects.push(Effect::Unmatched(Unmatched { why, summary, at }));
     }
 
@@ -442,8 +450,11 @@ impl Bank {
     }
 
     fn received(&mut self, bytes: &Bytes, now: Time) {
-        if let State::Ready { heard, .. } = &mut self.state {
-            *heard = now;
+        match &mut self.state {
+            State::Ready { heard, .. } => *heard = now,
+            State::SigningOn { .. } => {}
+            // The link is closed, or not up yet.
+            State::Waiting { .. } | State::Connecting { .. } | State::Broken { .. } | State::Stopped => return,
         }
         match self.dialect.layout.parse(bytes) {
             Err(malformed) => self.unmatched(malformed.to_string(), None, now),

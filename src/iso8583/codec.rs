@@ -8,6 +8,9 @@ use zeroize::Zeroizing;
 use super::format::{Body, Class, Format, Length, Prefix};
 use super::message::{Bytes, Message, Mti, Value};
 
+/// Bytes that are being gathered.
+type Gathered = Zeroizing<Vec<u8>>;
+
 /// How the messages of a dialect are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -117,7 +120,7 @@ impl Layout {
             let format = self.fields.get(&field).ok_or(Unfit { field, why: Unfitness::Unknown })?;
             format.write(&mut out, value.as_bytes()).map_err(|why| Unfit { field, why })?;
         }
-        Ok(out)
+        Ok(out.into())
     }
 
     fn widest(&self, field: u8, value: &Value) -> usize {
@@ -173,7 +176,7 @@ impl Format {
         }
     }
 
-    fn write(&self, out: &mut Bytes, value: &[u8]) -> Result<(), Unfitness> {
+    fn write(&self, out: &mut Gathered, value: &[u8]) -> Result<(), Unfitness> {
         self.check(value)?;
         match self.length {
             Length::Fixed(length) if value.len() < length => {
@@ -198,7 +201,7 @@ impl Format {
     }
 }
 
-fn write_length(out: &mut Bytes, prefix: Prefix, digits: usize, length: usize) {
+fn write_length(out: &mut Gathered, prefix: Prefix, digits: usize, length: usize) {
     match prefix {
         Prefix::Ascii => out.extend_from_slice(format!("{length:0digits$}").as_bytes()),
         Prefix::Bcd => write_body(out, Body::Bcd, format!("{length:0digits$}").as_bytes()),
@@ -209,7 +212,7 @@ fn write_length(out: &mut Bytes, prefix: Prefix, digits: usize, length: usize) {
     }
 }
 
-fn write_body(out: &mut Bytes, body: Body, value: &[u8]) {
+fn write_body(out: &mut Gathered, body: Body, value: &[u8]) {
     match body {
         Body::Ascii | Body::Binary => out.extend_from_slice(value),
         Body::Hex => {
@@ -294,7 +297,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `length` characters (bytes, for binary values) that are written like this.
-    fn body(&mut self, body: Body, length: usize, class: Class) -> Result<Bytes, Malformed> {
+    fn body(&mut self, body: Body, length: usize, class: Class) -> Result<Gathered, Malformed> {
         let from = self.at;
         let place = self.place;
         let at = move |offset: usize, fault| Malformed { place, at: from + offset, fault };

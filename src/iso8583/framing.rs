@@ -104,7 +104,7 @@ impl Framing {
         }
         framed.extend_from_slice(&self.header);
         framed.extend_from_slice(message);
-        Ok(framed)
+        Ok(framed.into())
     }
 
     /// What the configuration allows, and the length can say.

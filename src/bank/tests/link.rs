@@ -178,6 +178,26 @@ fn silence_in_a_row_opens_the_breaker() {
 }
 
 #[test]
+fn a_core_that_talks_to_nobody_is_hung_up_on() {
+    let mut link = Link::ready();
+    let request = link.ask(1);
+    let noise = |link: &mut Link| link.receive_bytes(Bytes::new(b"noise".to_vec()));
+    for _ in 0..40 {
+        assert!(matches!(noise(&mut link)[..], [Said::Unmatched(_)]));
+    }
+    link.now = link.now + seconds(1);
+    for _ in 0..40 {
+        assert!(matches!(noise(&mut link)[..], [Said::Unmatched(_)]), "each second anew");
+    }
+    let why = "too many messages that nobody waits for".to_owned();
+    assert_eq!(noise(&mut link), [Said::Close(why), Said::Gate(false), lost(1)]);
+    assert_eq!(noise(&mut link), [], "it is not listened to any more");
+    link.now = link.now + seconds(1);
+    link.sign_on();
+    assert_eq!(link.receive(&answer(&request, "00").with(38, "123456")), [approved(1)]);
+}
+
+#[test]
 fn stopping_signs_off_and_leaves_nobody_waiting() {
     let mut link = Link::ready();
     link.ask(1);

@@ -27,6 +27,7 @@ fn limits() -> Limits {
         requests: 4,
         reversals: 4,
         remembered: 16,
+        unmatched: 40,
         connect: seconds(5),
         sign_on: seconds(10),
         idle: seconds(30),

@@ -53,7 +53,7 @@ fn known_bytes_in_ascii() {
     expected.extend_from_slice(&[0x32, 0x20, 0x00, 0x00, 0x0E, 0x80, 0x80, 0x00]);
     expected.extend_from_slice(b"0100000000050000001121012345000042632501000042123456");
     expected.extend_from_slice(b"00T0000001834");
-    assert_eq!(bytes.as_slice(), expected);
+    assert_eq!(&*bytes, expected);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn known_bytes_packed() {
         let mut expected = vec![0x08, 0x00, 0x80, 0x20, 0, 0x01, 0, 0, 0, 0, 0x04, 0, 0, 0, 0, 0, 0, 0];
         // An odd number of digits has a zero before the first.
         expected.extend_from_slice(&[0x00, 0x00, 0x01, length, 0x01, 0x23, 0x45, 0x00, 0x01]);
-        assert_eq!(bytes.as_slice(), expected);
+        assert_eq!(&*bytes, expected);
     }
 }
 
@@ -148,6 +148,7 @@ fn a_message_shows_no_card_data() {
     let summary = message.summary();
     assert_eq!(summary.get("039").map(String::as_str), Some("00"));
     assert!(summary.values().all(|value| !value.contains("4111")), "{summary:?}");
+    assert_eq!(format!("{:?}", sandbox().layout.encode(&approval())), "Ok(Bytes(77))");
     assert_eq!(format!("{:?}", message.get(35)), "Some(Value(37 bytes))");
     assert_eq!(format!("{:?}", Message::new(Mti::FINANCIAL_REQUEST).with(2, "411111")), "0200 { 2: ****** }");
 }
