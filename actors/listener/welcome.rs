@@ -175,7 +175,6 @@ impl Door {
             node: self.sessions.node().to_owned(),
             clean_start: terms.clean_start,
             expiry_s: terms.expiry_s,
-            in_flight_max: limits.outbound_max.get(),
             at: now,
         };
         let (epoch, loaded) = match self.sessions.store().open_session(opening).await {

@@ -21,8 +21,6 @@ pub struct Opening {
     pub clean_start: bool,
     /// How long the session outlives the connection, in seconds.
     pub expiry_s: u32,
-    /// The most deliveries that an earlier connection may have had in flight.
-    pub in_flight_max: u16,
     pub at: Time,
 }
 
@@ -72,8 +70,10 @@ impl Store {
     pub async fn open_session(&self, opening: Opening) -> Result<(Epoch, Loaded), Error> {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
-            let (expiry_s, expires_at, sent_seq): (i64, Option<OffsetDateTime>, Option<i64>) = sqlx::query_as(
-                "select expiry_s, expires_at, sent_seq from wakala.session where client_id = $1 for update",
+            let (expiry_s, expires_at, sent_to): (i64, Option<OffsetDateTime>, i64) = sqlx::query_as(
+                // Where nobody can say how far an earlier connection sent, all of it may have been.
+                "select expiry_s, expires_at, coalesce(sent_seq, next_seq - 1) from wakala.session \
+                 where client_id = $1 for update",
             )
             .bind(opening.client.as_str())
             .fetch_optional(&mut *opened)
@@ -83,10 +83,6 @@ impl Store {
             let present = !opening.clean_start && expiry_s > 0 && expires_at.is_none_or(|at| at > now);
             let loaded = if present {
                 let subscriptions = subscriptions(&mut opened, &opening.client).await?;
-                let sent_to = match sent_seq {
-                    Some(sent_to) => sent_to,
-                    None => perhaps_sent(&mut opened, &opening.client, opening.in_flight_max).await?,
-                };
                 Loaded { present, subscriptions, sent_to }
             } else {
                 discard(&mut opened, &[opening.client.as_str().to_owned()]).await?;
@@ -400,20 +396,4 @@ fn options_of(qos: i16, bits: i16) -> SubscriptionOptions {
             _ => RetainHandling::AtSubscribe,
         },
     }
-}
-
-/// How far a connection that was cut by the death of its node may have sent: as far as its window reached.
-async fn perhaps_sent(db: &mut PgConnection, client: &TerminalId, in_flight_max: u16) -> Result<i64, Error> {
-    let (sent_to,): (i64,) = sqlx::query_as(
-        "select coalesce(max(seq), 0) from ( \
-           (select seq from wakala.receipt where terminal = $1 and delivered_at is null and withdrawn_at is null \
-            order by seq limit $2) \
-           union all (select seq from wakala.message where client_id = $1 order by seq limit $2) \
-           order by seq limit $2) q",
-    )
-    .bind(client.as_str())
-    .bind(i64::from(in_flight_max))
-    .fetch_one(db)
-    .await?;
-    Ok(sent_to)
 }

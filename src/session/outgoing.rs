@@ -163,7 +163,7 @@ impl Outgoing {
             return;
         }
         let receipts = subscriptions.iter().find(|subscription| *subscription.filter == *self.topic);
-        let first_in_flight = self.queue.iter().find(|q| q.sent).map(|q| q.delivery.seq);
+        let mut first_in_flight = self.queue.iter().find(|q| q.sent).map(|q| q.delivery.seq);
         let mut place = 0;
         while self.in_flight < self.window
             && let Some(queued) = self.queue.get(place)
@@ -176,7 +176,11 @@ impl Outgoing {
             if first_in_flight.is_some_and(|first| seq - first >= IDENTIFIERS) {
                 break;
             }
+            let in_flight = self.in_flight;
             place = self.send(place, subscriptions, effects);
+            if self.in_flight > in_flight {
+                first_in_flight = first_in_flight.or(Some(seq));
+            }
         }
         let room = usize::from(self.page).saturating_sub(self.queue.len());
         if !self.fetching && (self.unread || self.hinted_to > self.read_to) && room * 2 >= usize::from(self.page) {

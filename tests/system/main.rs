@@ -5,5 +5,6 @@ mod admission;
 mod banks;
 mod decisions;
 mod logs;
+mod mqtt;
 mod pins;
 mod schema;

@@ -1,0 +1,87 @@
+//! kill -9 of the process in the middle of deliveries.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::wire::Wire;
+use super::{Broker, enrol, queue_receipt, until};
+use wakala_node::store::{Options, Store};
+use wakala_system_tests::Database;
+
+const URL: &str = "WAKALA_TEST_URL";
+
+/// A process of its own with a listener on that database: this test program, started again.
+fn node(database: &Database) -> (Child, SocketAddr) {
+    let program = std::env::current_exe().expect("this program");
+    let mut child = Command::new(program)
+        .args(["--exact", "mqtt::killed::serves_until_it_is_killed", "--ignored", "--nocapture"])
+        .env(URL, database.url("service"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let address = lines
+        .map_while(Result::ok)
+        .find_map(|line| line.split("listening on ").nth(1).map(str::to_owned))
+        .expect("it says where it listens");
+    (child, address.trim().parse().expect("an address"))
+}
+
+#[tokio::test]
+#[ignore = "the other process of the test below"]
+async fn serves_until_it_is_killed() {
+    let Ok(url) = std::env::var(URL) else { return };
+    let store = Store::connect(&Options { url, ..Options::default() }).await.expect("the database is there");
+    let broker = Broker::on(store, SocketAddr::from(([127, 0, 0, 1], 0)), None).await;
+    println!("listening on {}", broker.plain());
+    tokio::time::sleep(Duration::from_secs(120)).await;
+}
+
+#[tokio::test]
+async fn after_kill_9_the_same_deliveries_follow_with_the_same_identifiers() {
+    let database = Database::new();
+    let store = database.store().await;
+    enrol(&store, "T1", None).await;
+    let mut heard: Vec<String> = Vec::new();
+    let mut acknowledged = 0;
+    for round in 0..5_u16 {
+        for n in 0..4 {
+            queue_receipt(&database, "T1", &format!("p{}", round * 4 + n + 1));
+        }
+        let (mut child, address) = node(&database);
+        let (mut wire, connack) = Wire::connect(address, round % 2 == 0, "T1", false).await;
+        assert_eq!(connack, [u8::from(round > 0), 0], "the session survived");
+        if round == 0 {
+            assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+        }
+        // One more is acknowledged in each life, and the acknowledgement is stored; the rest is cut off.
+        let (dup, id, text) = wire.delivery().await;
+        assert_eq!((id, text.as_str()), (acknowledged + 1, format!("p{}", acknowledged + 1).as_str()));
+        assert_eq!(dup, round > 0, "round {round}");
+        heard.push(text);
+        wire.acknowledge(id).await;
+        acknowledged += 1;
+        until(
+            &database,
+            "select count(*) from wakala.receipt where delivered_at is not null",
+            &acknowledged.to_string(),
+        )
+        .await;
+        child.kill().expect("SIGKILL");
+        child.wait().expect("gone");
+    }
+    let (mut child, address) = node(&database);
+    let (mut wire, _) = Wire::connect(address, true, "T1", false).await;
+    for id in 6..=20 {
+        let (_, found, text) = wire.delivery().await;
+        assert_eq!((found, text), (id, format!("p{id}")), "none lost, in order");
+        wire.acknowledge(id).await;
+    }
+    wire.silence().await;
+    child.kill().expect("SIGKILL");
+    child.wait().expect("gone");
+    assert_eq!(heard, ["p1", "p2", "p3", "p4", "p5"]);
+}

@@ -1,0 +1,113 @@
+//! Receipts on their way: kept while the terminal is away, sent in order, sent again with DUP and the same identifier.
+
+use super::wire::Wire;
+use super::{Broker, queue_receipt, until, waiting};
+use wakala_system_tests::Database;
+
+#[tokio::test]
+async fn receipts_wait_for_their_terminal_and_keep_identifier_and_order() {
+    let database = Database::new();
+    let broker = Broker::start(&database, None).await;
+    broker.enrol("T1").await;
+    for v5 in [false, true] {
+        let (mut wire, _) = Wire::connect(broker.plain(), v5, "T1", false).await;
+        assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+        wire.send(&[0xE0, 0]).await;
+        assert_eq!(wire.receive().await, None);
+    }
+    for text in ["a", "b", "c"] {
+        queue_receipt(&database, "T1", text);
+    }
+    let (mut wire, connack) = Wire::connect(broker.plain(), false, "T1", false).await;
+    assert_eq!(connack, [1, 0], "the session is present, subscriptions and all");
+    for (id, text) in [(1, "a"), (2, "b"), (3, "c")] {
+        assert_eq!(wire.delivery().await, (false, id, text.to_owned()), "never sent before: no DUP");
+    }
+    wire.acknowledge(2).await;
+    until(&database, "select seq from wakala.receipt where delivered_at is not null", "2").await;
+    wire.silence().await;
+    wire.cut();
+    broker.connected(0).await;
+    until(&database, "select sent_seq from wakala.session", "3").await;
+    queue_receipt(&database, "T1", "d");
+    let (mut wire, _) = Wire::connect(broker.plain(), true, "T1", false).await;
+    for (dup, id, text) in [(true, 1, "a"), (true, 3, "c"), (false, 4, "d")] {
+        assert_eq!(wire.delivery().await, (dup, id, text.to_owned()));
+        wire.acknowledge(id).await;
+    }
+    until(&database, "select count(*) from wakala.receipt where delivered_at is null", "0").await;
+    wire.silence().await;
+}
+
+#[tokio::test]
+async fn a_clean_start_forgets_subscriptions_but_no_receipt() {
+    let database = Database::new();
+    let broker = Broker::start(&database, None).await;
+    broker.enrol("T1").await;
+    let (mut wire, _) = Wire::connect(broker.plain(), true, "T1", false).await;
+    assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+    queue_receipt(&database, "T1", "a");
+    broker.sessions.wake("T1");
+    assert_eq!(wire.delivery().await, (false, 1, "a".to_owned()));
+    let (mut clean, connack) = Wire::connect(broker.plain(), true, "T1", true).await;
+    assert_eq!(connack, [0, 0]);
+    clean.silence().await;
+    assert_eq!(waiting(&database, "T1"), "1");
+    assert_eq!(clean.subscribe("r/T1", 0).await, 0x83, "receipts need QoS 1");
+    assert_eq!(clean.subscribe("r/T2", 1).await, 0x87, "another terminal's");
+    assert_eq!(clean.subscribe("#", 1).await, 0xA2);
+    assert_eq!(clean.subscribe("r/T1", 2).await, 1, "granted what there is");
+    assert_eq!(clean.delivery().await, (false, 1, "a".to_owned()), "new to this session: no DUP");
+    clean.cut();
+    broker.connected(0).await;
+    until(&database, "select count(*) from wakala.subscription", "0").await;
+}
+
+#[tokio::test]
+async fn the_window_bounds_what_is_in_flight_and_the_rest_stays_stored() {
+    let database = Database::new();
+    let broker = Broker::start(&database, None).await;
+    broker.enrol("T1").await;
+    let (mut wire, _) = Wire::connect(broker.plain(), false, "T1", false).await;
+    assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+    let _ = database.rows(
+        "update wakala.session set next_seq = 101; insert into wakala.receipt (answers, stage, terminal, seq, envelope, at) \
+         select gen_random_uuid(), 1, 'T1', n, convert_to('p' || n, 'utf8'), now() from generate_series(1, 100) n",
+    );
+    broker.sessions.wake("T1");
+    for id in 1..=16 {
+        assert_eq!(wire.delivery().await, (false, id, format!("p{id}")));
+    }
+    wire.silence().await;
+    for id in 1..=100 {
+        if id > 16 {
+            assert_eq!(wire.delivery().await, (false, id, format!("p{id}")));
+            wire.acknowledge(id).await;
+        } else {
+            wire.acknowledge(id).await;
+        }
+    }
+    until(&database, "select count(*) from wakala.receipt where delivered_at is null", "0").await;
+    wire.silence().await;
+}
+
+#[tokio::test]
+async fn a_session_whose_time_is_over_is_gone_and_its_receipts_are_not() {
+    let database = Database::new();
+    let broker = Broker::start(&database, None).await;
+    broker.enrol("T1").await;
+    let (mut wire, _) = Wire::connect(broker.plain(), true, "T1", false).await;
+    assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+    wire.send(&[0xE0, 0]).await;
+    broker.connected(0).await;
+    until(&database, "select connected from wakala.session", "f").await;
+    queue_receipt(&database, "T1", "a");
+    let later = wakala_system_tests::now() + std::time::Duration::from_secs(7200);
+    assert_eq!(broker.store.expire_sessions(later, 10).await, Ok(1));
+    assert_eq!(broker.store.expire_sessions(later, 10).await, Ok(0));
+    assert_eq!(database.rows("select count(*) from wakala.subscription"), "0");
+    let (mut wire, connack) = Wire::connect(broker.plain(), true, "T1", false).await;
+    assert_eq!(connack, [0, 0]);
+    assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+    assert_eq!(wire.delivery().await, (false, 1, "a".to_owned()));
+}
