@@ -71,7 +71,7 @@ impl World {
     fn connect(&mut self) {
         self.connections += 1;
         let version = if self.connections.is_multiple_of(2) { Version::V3 } else { Version::V5 };
-        let sent_to = self.sent_to.unwrap_or(i64::try_from(self.rows.len()).expect("few"));
+        let sent_to = self.sent_to.unwrap_or_else(|| i64::try_from(self.rows.len()).expect("few"));
         let loaded = Loaded { present: true, subscriptions: vec![receipts()], sent_to };
         let (session, effects) = resumed(version, &asked(false), loaded);
         self.session = Some(session);
