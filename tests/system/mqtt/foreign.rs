@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
-use wakala_node::adapters::tls::Files;
 use wakala_node::listener::Tls;
+use wakala_node::listener::tls::Files;
 use wakala_system_tests::Database;
 
 use super::{Broker, PASSWORD, enrol, queue_receipt, until, waiting};
@@ -36,7 +36,7 @@ impl Papers {
             let mut parameters = rcgen::CertificateParams::new(names).expect("parameters");
             parameters.distinguished_name.push(rcgen::DnType::CommonName, file);
             let certificate = parameters.signed_by(&key, &issuer).expect("signed");
-            terminal_sha256 = wakala_node::adapters::tls::fingerprint(certificate.der());
+            terminal_sha256 = wakala_node::listener::tls::fingerprint(certificate.der());
             std::fs::write(dir.path().join(format!("{file}.pem")), certificate.pem()).expect("written");
             std::fs::write(dir.path().join(format!("{file}.key")), key.serialize_pem()).expect("written");
         }

@@ -12,11 +12,29 @@ use wakala_system_tests::Database;
 
 const URL: &str = "WAKALA_TEST_URL";
 
+/// A process that is gone with the test, whatever became of it.
+struct Node(Child);
+
+impl Node {
+    fn kill_9(&mut self) {
+        self.0.kill().expect("SIGKILL");
+        self.0.wait().expect("gone");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A process of its own with a listener on that database: this test program, started again.
-fn node(database: &Database) -> (Child, SocketAddr) {
+fn start(database: &Database) -> (Node, SocketAddr) {
     let program = std::env::current_exe().expect("this program");
     let mut child = Command::new(program)
-        .args(["--exact", "mqtt::killed::serves_until_it_is_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "mqtt::killed::serves_until_it_is_killed", "--nocapture"])
         .env(URL, database.url("service"))
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -27,12 +45,12 @@ fn node(database: &Database) -> (Child, SocketAddr) {
         .map_while(Result::ok)
         .find_map(|line| line.split("listening on ").nth(1).map(str::to_owned))
         .expect("it says where it listens");
-    (child, address.trim().parse().expect("an address"))
+    (Node(child), address.trim().parse().expect("an address"))
 }
 
 #[tokio::test]
-#[ignore = "the other process of the test below"]
 async fn serves_until_it_is_killed() {
+    // Run by itself it has nothing to do: it is the other process of the test below.
     let Ok(url) = std::env::var(URL) else { return };
     let store = Store::connect(&Options { url, ..Options::default() }).await.expect("the database is there");
     let broker = Broker::on(store, SocketAddr::from(([127, 0, 0, 1], 0)), None).await;
@@ -51,7 +69,7 @@ async fn after_kill_9_the_same_deliveries_follow_with_the_same_identifiers() {
         for n in 0..4 {
             queue_receipt(&database, "T1", &format!("p{}", round * 4 + n + 1));
         }
-        let (mut child, address) = node(&database);
+        let (mut node, address) = start(&database);
         let (mut wire, connack) = Wire::connect(address, round % 2 == 0, "T1", false).await;
         assert_eq!(connack, [u8::from(round > 0), 0], "the session survived");
         if round == 0 {
@@ -70,10 +88,9 @@ async fn after_kill_9_the_same_deliveries_follow_with_the_same_identifiers() {
             &acknowledged.to_string(),
         )
         .await;
-        child.kill().expect("SIGKILL");
-        child.wait().expect("gone");
+        node.kill_9();
     }
-    let (mut child, address) = node(&database);
+    let (mut node, address) = start(&database);
     let (mut wire, _) = Wire::connect(address, true, "T1", false).await;
     for id in 6..=20 {
         let (_, found, text) = wire.delivery().await;
@@ -81,7 +98,6 @@ async fn after_kill_9_the_same_deliveries_follow_with_the_same_identifiers() {
         wire.acknowledge(id).await;
     }
     wire.silence().await;
-    child.kill().expect("SIGKILL");
-    child.wait().expect("gone");
+    node.kill_9();
     assert_eq!(heard, ["p1", "p2", "p3", "p4", "p5"]);
 }
