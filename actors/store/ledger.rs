@@ -42,16 +42,16 @@ pub struct Break {
 /// checks: a superuser, a disk or a restored dump may have gone round them.
 const RULES: [(&str, &str); 16] = [
     (
-        "every entry sums to zero in every currency",
-        "select format('entry %s (%s of %s) sums to %s %s', e.id, e.phase, e.transaction, sum(p.minor), a.currency)
-         from ledger.entry e join ledger.posting p on p.entry_id = e.id join ledger.account a on a.id = p.account_id
-         group by e.id, a.currency having sum(p.minor) <> 0 order by e.id limit 1",
-    ),
-    (
         "every posting is of an entry and on an account",
         "select format('line %s of entry %s on account %s', p.line, p.entry_id, p.account_id) from ledger.posting p
          left join ledger.entry e on e.id = p.entry_id left join ledger.account a on a.id = p.account_id
          where e.id is null or a.id is null order by p.entry_id, p.line limit 1",
+    ),
+    (
+        "every entry sums to zero in every currency",
+        "select format('entry %s (%s of %s) sums to %s %s', e.id, e.phase, e.transaction, sum(p.minor), a.currency)
+         from ledger.entry e join ledger.posting p on p.entry_id = e.id join ledger.account a on a.id = p.account_id
+         group by e.id, a.currency having sum(p.minor) <> 0 order by e.id limit 1",
     ),
     (
         "pending and posted entries have postings, voided ones none",

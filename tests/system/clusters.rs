@@ -154,6 +154,15 @@ impl Database {
         Self { name: "wakala".to_owned(), cluster: new_postgres(), keep: true }
     }
 
+    /// A copy with all its rows. Nobody may be connected to the original.
+    ///
+    /// # Panics
+    /// When Postgres does not copy it.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self::made_from(&self.name, &self.cluster)
+    }
+
     /// Where its cluster lives.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -161,8 +170,12 @@ impl Database {
     }
 
     fn from_template(template: &str) -> Self {
+        Self::made_from(template, postgres())
+    }
+
+    fn made_from(template: &str, cluster: &Arc<Cluster>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
-        let cluster = Arc::clone(postgres());
+        let cluster = Arc::clone(cluster);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let database = Self { name, cluster, keep: false };
         let text = format!("create database {} template {template} owner wakala_owner", database.name);

@@ -4,6 +4,7 @@
 mod admission;
 mod banks;
 mod decisions;
+mod ledger;
 mod logs;
 mod mqtt;
 mod pins;

@@ -1,0 +1,192 @@
+//! `verify` finds what the database's own checks were made to overlook, and names it.
+
+use wakala::id::RequestKey;
+use wakala::id::TransactionId;
+use wakala::ledger::Account;
+use wakala::money::Currency;
+use wakala::partition::Event;
+use wakala::receipt::Reason;
+use wakala::record::{Body, Pin};
+use wakala::transaction::{CoreAnswer, State};
+use wakala_node::store::ledger::Report;
+use wakala_node::store::{Error, Store};
+use wakala_system_tests::{Database, Desk, agent, deposit, terminal, withdrawal};
+
+fn approved() -> CoreAnswer {
+    CoreAnswer::Approved { authorisation: "A12345".into() }
+}
+
+/// One transaction of every fate: approved cash out and cash in, declined here and by the core, reversed, and one of each
+/// open state.
+async fn a_day(store: &Store) {
+    let mut desk = Desk::open(store, "n1", 0).await;
+    desk.records(vec![withdrawal(1, 1, 9_000), withdrawal(2, 1, 7_000)]).await.expect("committed");
+    desk.answer(approved()).await.expect("committed");
+    desk.records(vec![deposit(1, 2, 4_000)]).await.expect("committed");
+    desk.answer(approved()).await.expect("committed");
+    desk.records(vec![withdrawal(1, 3, 100), deposit(2, 3, 200)]).await.expect("committed");
+    desk.answer(CoreAnswer::Declined(Reason::new("51"))).await.expect("committed");
+    let mut wrong = withdrawal(1, 4, 300);
+    if let Body::Asked(asked) = &mut wrong.body {
+        asked.pin = Pin::Wrong;
+    }
+    desk.records(vec![wrong, deposit(1, 5, 900_000)]).await.expect("committed");
+    let lost = |n: u8, key: u8| Event::Lost {
+        transaction: TransactionId::of(&terminal(&format!("T{n}")), RequestKey([key; 16])),
+    };
+    desk.records(vec![withdrawal(1, 6, 500)]).await.expect("committed");
+    desk.take(vec![lost(1, 6)]).await.expect("committed");
+    desk.answer(CoreAnswer::Reversed).await.expect("committed");
+    desk.records(vec![deposit(2, 7, 600), withdrawal(2, 8, 700)]).await.expect("committed");
+    desk.take(vec![lost(2, 7)]).await.expect("committed");
+    desk.room = 0;
+    desk.records(vec![deposit(2, 9, 800)]).await.expect("committed");
+}
+
+async fn verify(database: &Database) -> Report {
+    database.store().await.verify_ledger().await.expect("it can be read")
+}
+
+#[tokio::test]
+async fn a_good_day_verifies_and_every_tampering_is_named() {
+    let good = Database::new();
+    let store = good.store().await;
+    a_day(&store).await;
+    let report = store.verify_ledger().await.expect("it can be read");
+    let wanted = Report {
+        accounts: 3,
+        entries: 15,
+        postings: 24,
+        transactions: 11,
+        open: 3,
+        approved: 3,
+        declined: 4,
+        reversed: 1,
+        receipts: 8,
+        first_break: None,
+    };
+    assert_eq!(report, wanted);
+    store.close().await;
+
+    let posted = "(select id from ledger.entry where phase = 'posted' order by id limit 1)";
+    let of_posted = "(select transaction from ledger.entry where phase = 'posted' order by id limit 1)";
+    for (tampering, rule) in [
+        (format!("update ledger.posting set minor = minor + 1 where entry_id = {posted} and line = 1"), "sums to zero"),
+        (format!("update ledger.posting set minor = minor * 2 where entry_id = {posted}"), "posted is what was pending"),
+        (
+            format!("update ledger.posting set minor = minor * 2 where entry_id in \
+                     (select id from ledger.entry where transaction = {of_posted})"),
+            "books its transaction's amount",
+        ),
+        (
+            format!("update ledger.posting set minor = -minor where entry_id in \
+                     (select id from ledger.entry where transaction = {of_posted})"),
+            "books its transaction's amount",
+        ),
+        (format!("update wakala.transaction set amount = amount + 1 where id = {of_posted}"), "books its transaction's amount"),
+        (format!("update wakala.transaction set agent = 'A2' where id = {of_posted}"), "books its transaction's amount"),
+        (format!("delete from ledger.posting where entry_id = {posted}"), "have postings"),
+        (format!("update ledger.posting set account_id = 999 where entry_id = {posted} and line = 1"), "on an account"),
+        ("delete from ledger.account where kind = 'settlement'".to_owned(), "on an account"),
+        (
+            format!("delete from ledger.posting where entry_id = {posted}; delete from ledger.entry where phase = 'posted' \
+                     and not exists (select from ledger.posting where entry_id = id)"),
+            "approved transaction has one posted",
+        ),
+        (
+            "delete from ledger.posting where entry_id in (select id from ledger.entry where phase = 'pending'); \
+             delete from ledger.entry where phase = 'pending'"
+                .to_owned(),
+            "one pending entry",
+        ),
+        (
+            "alter table ledger.entry drop constraint entry_transaction_phase_key; drop index ledger.entry_resolved_once; \
+             insert into ledger.entry (transaction, phase, at) select transaction, phase, at from ledger.entry \
+             where phase = 'voided'"
+                .to_owned(),
+            "one pending entry",
+        ),
+        (format!("update ledger.entry set id = default where id = \
+                  (select min(id) from ledger.entry where transaction = {of_posted})"), "every posting is of an entry"),
+        (format!("delete from wakala.transaction where id = {of_posted}"), "every entry is of a transaction"),
+        (format!("update wakala.transaction set state = 'DECLINED' where id = {of_posted}"), "nothing posted"),
+        ("delete from ledger.entry where phase = 'voided'".to_owned(), "what was pending is voided"),
+        (
+            "update wakala.transaction set state = 'REVERSED', stan = 1, rrn = '1', sent_at = now() where code = '55'".to_owned(),
+            "a reversed transaction was pending",
+        ),
+        (
+            format!("update wakala.transaction set state = 'SENT', due = now() where id = {of_posted}"),
+            "an open transaction is pending and no more",
+        ),
+        ("update ledger.float_balance set posted = posted + 1".to_owned(), "balance is what is posted"),
+        ("update ledger.float_balance set reserved = reserved + 1 where reserved > 0".to_owned(), "balance is what is posted"),
+        ("delete from ledger.float_balance".to_owned(), "balance is what is posted"),
+        (
+            "alter table ledger.float_balance drop constraint float_covered; \
+             update ledger.float_balance set floor = 1000000"
+                .to_owned(),
+            "below its floor",
+        ),
+        (format!("delete from wakala.receipt where answers = {of_posted}"), "has one receipt"),
+        (format!("update wakala.receipt set terminal = 'T9' where answers = {of_posted}"), "has one receipt"),
+        (
+            "insert into wakala.receipt (answers, stage, terminal, seq, envelope, at) \
+             select id, 1, terminal, 1000, '', now() from wakala.transaction where state = 'SENT'"
+                .to_owned(),
+            "no open transaction has a receipt",
+        ),
+        (
+            "alter table wakala.transaction drop constraint transaction_terminal_key_key; \
+             update wakala.transaction set key = decode(repeat('00', 16), 'hex') where terminal = 'T1'"
+                .to_owned(),
+            "a terminal's key is one transaction",
+        ),
+    ] {
+        let bad = good.copy();
+        // As a superuser who knows how: no trigger fires, no foreign key is looked at.
+        bad.sql("postgres", &format!("begin; set local session_replication_role = replica; {tampering}; commit"))
+            .unwrap_or_else(|error| panic!("{tampering}: {error}"));
+        let found = verify(&bad).await.first_break.unwrap_or_else(|| panic!("not found: {tampering}"));
+        assert!(found.rule.contains(rule), "{tampering}\nfound: {found:?}");
+        assert!(!found.what.is_empty());
+    }
+    assert_eq!(verify(&good).await, wanted);
+}
+
+#[tokio::test]
+async fn a_transaction_is_shown_with_all_that_belongs_to_it() {
+    let database = Database::new();
+    let store = database.store().await;
+    a_day(&store).await;
+    let id = TransactionId::of(&terminal("T1"), RequestKey([6; 16]));
+    let shown = store.transaction(id).await.expect("read").expect("there");
+    assert_eq!((shown.transaction.id, shown.transaction.state), (id, State::Reversed));
+    let phases: Vec<(&str, usize)> =
+        shown.entries.iter().map(|entry| (entry.phase.as_str(), entry.postings.len())).collect();
+    assert_eq!(phases, [("pending", 2), ("voided", 0)]);
+    assert_eq!(shown.entries[0].postings[1], ("float:A1:TZS".to_owned(), -500));
+    assert_eq!(shown.receipts.len(), 2);
+    assert!(shown.receipts[0].withdrawn_at.is_some() && shown.receipts[1].withdrawn_at.is_none());
+    let rrn = shown.transaction.trace.expect("it was sent").rrn;
+    assert_eq!(store.transactions_by_rrn(rrn.as_str()).await, Ok(vec![id]));
+    assert_eq!(store.transaction(TransactionId(uuid::Uuid::nil())).await, Ok(None));
+}
+
+#[tokio::test]
+async fn a_credit_line_is_the_owners_to_give() {
+    let database = Database::new();
+    let store = database.store().await;
+    a_day(&store).await;
+    let float = Account::float(agent("A1"), Currency::TZS);
+    assert!(matches!(store.set_floor(&float, -1).await, Err(Error::Broken(_))));
+    let owner = Store::connect_as_owner(&database.options()).await.expect("connects");
+    assert_eq!(owner.set_floor(&float, -900_000).await, Ok(true));
+    assert_eq!(owner.set_floor(&Account::float(agent("A9"), Currency::TZS), 0).await, Ok(false));
+    let mut desk = Desk::open(&store, "n1", 0).await;
+    desk.records(vec![deposit(1, 20, 900_000)]).await.expect("committed");
+    desk.answer(approved()).await.expect("committed");
+    assert_eq!(database.rows("select posted from ledger.float_balance order by account_id limit 1"), "-895000");
+    assert!(matches!(owner.set_floor(&float, 0).await, Err(Error::Broken(_))), "it is below that already");
+    assert_eq!(store.verify_ledger().await.expect("read").first_break, None);
+}
