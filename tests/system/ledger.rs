@@ -43,6 +43,83 @@ async fn a_day(store: &Store) {
     desk.records(vec![deposit(2, 9, 800)]).await.expect("committed");
 }
 
+/// The first posted entry, and its transaction.
+const POSTED: &str = "(select id from ledger.entry where phase = 'posted' order by id limit 1)";
+const OF_POSTED: &str = "(select transaction from ledger.entry where phase = 'posted' order by id limit 1)";
+
+/// What somebody with a superuser's rights might do, and the rule that finds it.
+const TAMPERINGS: &[(&str, &str)] = &[
+    ("update ledger.posting set minor = minor + 1 where entry_id = {posted} and line = 1", "sums to zero"),
+    ("update ledger.posting set minor = minor * 2 where entry_id = {posted}", "posted is what was pending"),
+    (
+        "update ledger.posting set minor = minor * 2 where entry_id in \
+                     (select id from ledger.entry where transaction = {of_posted})",
+        "books its transaction's amount",
+    ),
+    (
+        "update ledger.posting set minor = -minor where entry_id in \
+                     (select id from ledger.entry where transaction = {of_posted})",
+        "books its transaction's amount",
+    ),
+    ("update wakala.transaction set amount = amount + 1 where id = {of_posted}", "books its transaction's amount"),
+    ("update wakala.transaction set agent = 'A2' where id = {of_posted}", "books its transaction's amount"),
+    ("delete from ledger.posting where entry_id = {posted}", "have postings"),
+    ("update ledger.posting set account_id = 999 where entry_id = {posted} and line = 1", "on an account"),
+    ("delete from ledger.account where kind = 'settlement'", "on an account"),
+    (
+        "delete from ledger.posting where entry_id = {posted}; delete from ledger.entry where phase = 'posted' \
+                     and not exists (select from ledger.posting where entry_id = id)",
+        "approved transaction has one posted",
+    ),
+    (
+        "delete from ledger.posting where entry_id in (select id from ledger.entry where phase = 'pending'); \
+             delete from ledger.entry where phase = 'pending'",
+        "one pending entry",
+    ),
+    (
+        "alter table ledger.entry drop constraint entry_transaction_phase_key; drop index ledger.entry_resolved_once; \
+             insert into ledger.entry (transaction, phase, at) select transaction, phase, at from ledger.entry \
+             where phase = 'voided'",
+        "one pending entry",
+    ),
+    (
+        "update ledger.entry set id = default where id = \
+                  (select min(id) from ledger.entry where transaction = {of_posted})",
+        "every posting is of an entry",
+    ),
+    ("delete from wakala.transaction where id = {of_posted}", "every entry is of a transaction"),
+    ("update wakala.transaction set state = 'DECLINED' where id = {of_posted}", "nothing posted"),
+    ("delete from ledger.entry where phase = 'voided'", "what was pending is voided"),
+    (
+        "update wakala.transaction set state = 'REVERSED', stan = 1, rrn = '1', sent_at = now() where code = '55'",
+        "a reversed transaction was pending",
+    ),
+    (
+        "update wakala.transaction set state = 'SENT', due = now() where id = {of_posted}",
+        "an open transaction is pending and no more",
+    ),
+    ("update ledger.float_balance set posted = posted + 1", "balance is what is posted"),
+    ("update ledger.float_balance set reserved = reserved + 1 where reserved > 0", "balance is what is posted"),
+    ("delete from ledger.float_balance", "balance is what is posted"),
+    (
+        "alter table ledger.float_balance drop constraint float_covered; \
+             update ledger.float_balance set floor = 1000000",
+        "below its floor",
+    ),
+    ("delete from wakala.receipt where answers = {of_posted}", "has one receipt"),
+    ("update wakala.receipt set terminal = 'T9' where answers = {of_posted}", "has one receipt"),
+    (
+        "insert into wakala.receipt (answers, stage, terminal, seq, envelope, at) \
+             select id, 1, terminal, 1000, '', now() from wakala.transaction where state = 'SENT'",
+        "no open transaction has a receipt",
+    ),
+    (
+        "alter table wakala.transaction drop constraint transaction_terminal_key_key; \
+             update wakala.transaction set key = decode(repeat('00', 16), 'hex') where terminal = 'T1'",
+        "a terminal's key is one transaction",
+    ),
+];
+
 async fn verify(database: &Database) -> Report {
     database.store().await.verify_ledger().await.expect("it can be read")
 }
@@ -68,81 +145,8 @@ async fn a_good_day_verifies_and_every_tampering_is_named() {
     assert_eq!(report, wanted);
     store.close().await;
 
-    let posted = "(select id from ledger.entry where phase = 'posted' order by id limit 1)";
-    let of_posted = "(select transaction from ledger.entry where phase = 'posted' order by id limit 1)";
-    for (tampering, rule) in [
-        (format!("update ledger.posting set minor = minor + 1 where entry_id = {posted} and line = 1"), "sums to zero"),
-        (format!("update ledger.posting set minor = minor * 2 where entry_id = {posted}"), "posted is what was pending"),
-        (
-            format!("update ledger.posting set minor = minor * 2 where entry_id in \
-                     (select id from ledger.entry where transaction = {of_posted})"),
-            "books its transaction's amount",
-        ),
-        (
-            format!("update ledger.posting set minor = -minor where entry_id in \
-                     (select id from ledger.entry where transaction = {of_posted})"),
-            "books its transaction's amount",
-        ),
-        (format!("update wakala.transaction set amount = amount + 1 where id = {of_posted}"), "books its transaction's amount"),
-        (format!("update wakala.transaction set agent = 'A2' where id = {of_posted}"), "books its transaction's amount"),
-        (format!("delete from ledger.posting where entry_id = {posted}"), "have postings"),
-        (format!("update ledger.posting set account_id = 999 where entry_id = {posted} and line = 1"), "on an account"),
-        ("delete from ledger.account where kind = 'settlement'".to_owned(), "on an account"),
-        (
-            format!("delete from ledger.posting where entry_id = {posted}; delete from ledger.entry where phase = 'posted' \
-                     and not exists (select from ledger.posting where entry_id = id)"),
-            "approved transaction has one posted",
-        ),
-        (
-            "delete from ledger.posting where entry_id in (select id from ledger.entry where phase = 'pending'); \
-             delete from ledger.entry where phase = 'pending'"
-                .to_owned(),
-            "one pending entry",
-        ),
-        (
-            "alter table ledger.entry drop constraint entry_transaction_phase_key; drop index ledger.entry_resolved_once; \
-             insert into ledger.entry (transaction, phase, at) select transaction, phase, at from ledger.entry \
-             where phase = 'voided'"
-                .to_owned(),
-            "one pending entry",
-        ),
-        (format!("update ledger.entry set id = default where id = \
-                  (select min(id) from ledger.entry where transaction = {of_posted})"), "every posting is of an entry"),
-        (format!("delete from wakala.transaction where id = {of_posted}"), "every entry is of a transaction"),
-        (format!("update wakala.transaction set state = 'DECLINED' where id = {of_posted}"), "nothing posted"),
-        ("delete from ledger.entry where phase = 'voided'".to_owned(), "what was pending is voided"),
-        (
-            "update wakala.transaction set state = 'REVERSED', stan = 1, rrn = '1', sent_at = now() where code = '55'".to_owned(),
-            "a reversed transaction was pending",
-        ),
-        (
-            format!("update wakala.transaction set state = 'SENT', due = now() where id = {of_posted}"),
-            "an open transaction is pending and no more",
-        ),
-        ("update ledger.float_balance set posted = posted + 1".to_owned(), "balance is what is posted"),
-        ("update ledger.float_balance set reserved = reserved + 1 where reserved > 0".to_owned(), "balance is what is posted"),
-        ("delete from ledger.float_balance".to_owned(), "balance is what is posted"),
-        (
-            "alter table ledger.float_balance drop constraint float_covered; \
-             update ledger.float_balance set floor = 1000000"
-                .to_owned(),
-            "below its floor",
-        ),
-        (format!("delete from wakala.receipt where answers = {of_posted}"), "has one receipt"),
-        (format!("update wakala.receipt set terminal = 'T9' where answers = {of_posted}"), "has one receipt"),
-        (
-            "insert into wakala.receipt (answers, stage, terminal, seq, envelope, at) \
-             select id, 1, terminal, 1000, '', now() from wakala.transaction where state = 'SENT'"
-                .to_owned(),
-            "no open transaction has a receipt",
-        ),
-        (
-            "alter table wakala.transaction drop constraint transaction_terminal_key_key; \
-             update wakala.transaction set key = decode(repeat('00', 16), 'hex') where terminal = 'T1'"
-                .to_owned(),
-            "a terminal's key is one transaction",
-        ),
-    ] {
+    for &(tampering, rule) in TAMPERINGS {
+        let tampering = tampering.replace("{posted}", POSTED).replace("{of_posted}", OF_POSTED);
         let bad = good.copy();
         // As a superuser who knows how: no trigger fires, no foreign key is looked at.
         bad.sql("postgres", &format!("begin; set local session_replication_role = replica; {tampering}; commit"))
