@@ -61,6 +61,7 @@ pub struct Options {
     /// The wait before the second attempt to connect; doubled with each further one, and half of it is drawn by lot.
     #[serde(with = "humantime_serde")]
     pub backoff_min: Duration,
+    /// The longest wait between two attempts.
     #[serde(with = "humantime_serde")]
     pub backoff_max: Duration,
     /// Messages in a row that were not answered, before the link is closed.

@@ -187,7 +187,13 @@ fn explain(errors: figment::Error) -> Error {
             None => format!("{}: ", metadata.name),
         });
         // figment puts the name of its profile first; nobody here has heard of profiles.
-        let key = error.path.iter().filter(|part| *part != "default").cloned().collect::<Vec<_>>().join(".");
+        let mut path: Vec<&str> = error.path.iter().map(String::as_str).filter(|part| *part != "default").collect();
+        if let figment::error::Kind::UnknownField(found, _) = &error.kind
+            && path.last() == Some(&found.as_str())
+        {
+            path.pop();
+        }
+        let key = path.join(".");
         let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
         let text = match &error.kind {
             figment::error::Kind::UnknownField(found, known) => {
@@ -210,7 +216,7 @@ fn nearest<'a>(found: &str, known: &'a [&'a str]) -> Option<&'a str> {
     known
         .iter()
         .map(|key| (distance(found, key), *key))
-        .filter(|(far, key)| *far * 3 <= key.len().max(3))
+        .filter(|(far, key)| *far * 2 <= key.len())
         .min()
         .map(|(_, key)| key)
 }

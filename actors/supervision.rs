@@ -28,11 +28,13 @@ pub const EXIT_ESCALATED: i32 = 70;
 pub struct Policy {
     /// Panics within `period` that a supervisor's children may have together.
     pub intensity: usize,
+    /// The time over which panics are counted, and after which a child that lived is as good as new.
     #[serde(with = "humantime_serde")]
     pub period: Duration,
     /// The wait before the first restart; doubled with each further one, and half of it is drawn by lot.
     #[serde(with = "humantime_serde")]
     pub backoff_min: Duration,
+    /// The longest wait before a restart.
     #[serde(with = "humantime_serde")]
     pub backoff_max: Duration,
 }
