@@ -169,7 +169,10 @@ mod tests {
     fn an_initial_key_comes_back_with_its_usage() {
         let id = [0x12, 0x34, 0x56, 0x78, 0x90, 0x12, 0x34, 0x56];
         let block = wrapped_initial_key(&key(KBPK), &id, &key(BDK), &[0x5A; 30]);
-        assert!(block.starts_with("D0176B1AX00N0200IK141234567890123456PB0C00000000"), "{block}");
+        // psec 1.3.0 makes the same of it, with the same padding.
+        let by_psec = "D0176B1AX00N0200IK141234567890123456PB0C00000000A3578CF775E80F81B1B3313ED63CB2B2FAC5B496AA22CB36\
+                       2535AC183FBB84E9955F27F77E1F0B2A078CC6B4C08C04BABEA493151AA73B9E230143E366FABC11";
+        assert_eq!(block, by_psec);
         let (attributes, found) = unwrapped(&key(KBPK), &block).expect("a block");
         assert_eq!((attributes.usage, hex::encode_upper(&*found).as_str()), (*b"B1", BDK));
     }
