@@ -13,9 +13,13 @@ use wakala_system_tests::Database;
 const URL: &str = "WAKALA_TEST_URL";
 
 /// A process that is gone with the test, whatever became of it.
-struct Node(Child);
+pub(super) struct Node(Child);
 
 impl Node {
+    pub(super) fn process(&self) -> u32 {
+        self.0.id()
+    }
+
     fn kill_9(&mut self) {
         self.0.kill().expect("SIGKILL");
         self.0.wait().expect("gone");
@@ -31,7 +35,7 @@ impl Drop for Node {
 }
 
 /// A process of its own with a listener on that database: this test program, started again.
-fn start(database: &Database) -> (Node, SocketAddr) {
+pub(super) fn start(database: &Database) -> (Node, SocketAddr) {
     let program = std::env::current_exe().expect("this program");
     let mut child = Command::new(program)
         .args(["--exact", "mqtt::killed::serves_until_it_is_killed", "--nocapture"])

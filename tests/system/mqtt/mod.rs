@@ -1,6 +1,7 @@
 //! The listener and the sessions: raw bytes, foreign clients, a database that remembers, a process that is killed.
 
 mod foreign;
+mod idle;
 mod killed;
 mod queue;
 mod wire;
