@@ -6,6 +6,7 @@ mod banks;
 mod decisions;
 mod ledger;
 mod logs;
+mod messages;
 mod mqtt;
 mod pins;
 mod schema;
