@@ -49,17 +49,17 @@ fn theirs(layout: &Layout, fields: &Fields) -> Message {
 
 /// How the cases went.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(super) struct Counts {
     /// Written and read alike.
-    pub whole: usize,
+    pub(super) whole: usize,
     /// Spoilt, and refused by both.
-    pub refused: usize,
+    pub(super) refused: usize,
     /// Spoilt, and refused by us alone, for a character that pyiso8583 lets pass.
-    pub stricter: usize,
+    pub(super) stricter: usize,
 }
 
 /// Compares each case; panics at the first that differs.
-pub fn all(cases: &str) -> Counts {
+pub(super) fn all(cases: &str) -> Counts {
     let layouts = layouts();
     let mut counts = Counts::default();
     for line in cases.lines() {
