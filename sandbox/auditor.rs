@@ -298,6 +298,7 @@ mod tests {
             patience: Patience::default(),
             flash: Flash::default(),
             progress: Arc::default(),
+            closed: Arc::default(),
         };
         let at = Instant::now();
         terminal.store_next().expect("a request");

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use wakala_sandbox::core::{self, behaviour::Behaviour};
 use wakala_sandbox::link::Weather;
+use wakala_sandbox::plan::Mix;
 use wakala_sandbox::screen::Screen;
 use wakala_sandbox::world::{self, Options};
 
@@ -81,6 +82,9 @@ struct Run {
     /// Give up when nothing happens for so long
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = humantime::parse_duration)]
     patience: Duration,
+    /// Every customer withdraws and does it right, for whoever measures
+    #[arg(long)]
+    only_withdrawals: bool,
     /// Do not show each receipt
     #[arg(long)]
     quiet: bool,
@@ -176,6 +180,7 @@ impl Run {
             transactions: self.transactions,
             endless: !self.once,
             hold: self.hold,
+            mix: if self.only_withdrawals { Mix::Withdrawals } else { Mix::Everybody },
             seed: self.seed,
             linked: self.link.is_some(),
             weather: Weather::named(weather).context("a weather of this name")?,

@@ -56,13 +56,22 @@ pub const CARDS_PER_TERMINAL: usize = 2;
 /// Wrong PINs after which a card is blocked.
 const PIN_TRIES: u32 = 3;
 
+/// Who comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mix {
+    /// Everybody, mistaken, poor and hostile ones too.
+    Everybody,
+    /// Withdrawals that are right, for whoever measures.
+    Withdrawals,
+}
+
 /// The steps of each terminal: `transactions` in all, spread evenly.
 #[must_use]
-pub fn plan(seed: u64, terminals: usize, transactions: usize) -> Vec<Vec<Step>> {
+pub fn plan(seed: u64, terminals: usize, transactions: usize, mix: Mix) -> Vec<Vec<Step>> {
     (0..terminals)
         .map(|terminal| {
             let share = transactions / terminals + usize::from(terminal < transactions % terminals);
-            let mut customers = Customers::new(seed, terminal);
+            let mut customers = Customers::new(seed, terminal, mix);
             (0..share).map(|_| customers.next_step()).collect()
         })
         .collect()
@@ -70,6 +79,7 @@ pub fn plan(seed: u64, terminals: usize, transactions: usize) -> Vec<Vec<Step>> 
 
 struct Customers {
     random: ChaCha8Rng,
+    mix: Mix,
     /// Wrong PINs in a row, by card.
     wrong: [u32; CARDS_PER_TERMINAL],
     /// The first terminal's second card gets blocked on purpose.
@@ -78,10 +88,11 @@ struct Customers {
 }
 
 impl Customers {
-    fn new(seed: u64, terminal: usize) -> Self {
+    fn new(seed: u64, terminal: usize, mix: Mix) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(u64::try_from(terminal).unwrap_or(0) + 1);
-        Self { random, wrong: [0; CARDS_PER_TERMINAL], blocks_a_card: terminal == 0, before: None }
+        let blocks_a_card = terminal == 0 && mix == Mix::Everybody;
+        Self { random, mix, wrong: [0; CARDS_PER_TERMINAL], blocks_a_card, before: None }
     }
 
     fn next_step(&mut self) -> Step {
@@ -99,7 +110,8 @@ impl Customers {
         let amount = self.random.random_range(1_000_u64..=50_000) * 100;
         let plain =
             |kind| Step { kind, amount, card, pin_is_right: true, manner: Manner::Plain, expected: Expected::Approved };
-        match self.random.random_range(0..100) {
+        let lot = if self.mix == Mix::Withdrawals { 0 } else { self.random.random_range(0..100) };
+        match lot {
             0..55 => self.with_right_pin(plain(Kind::Withdrawal)),
             55..75 => plain(Kind::Deposit),
             75..79 if self.wrong[card] + 1 < PIN_TRIES => {
@@ -165,14 +177,14 @@ mod tests {
 
     #[test]
     fn a_plan_follows_from_its_seed() {
-        assert_eq!(plan(7, 5, 100), plan(7, 5, 100));
-        assert_ne!(plan(7, 5, 100), plan(8, 5, 100));
-        assert_eq!(plan(7, 3, 100).iter().map(Vec::len).collect::<Vec<_>>(), [34, 33, 33]);
+        assert_eq!(plan(7, 5, 100, Mix::Everybody), plan(7, 5, 100, Mix::Everybody));
+        assert_ne!(plan(7, 5, 100, Mix::Everybody), plan(8, 5, 100, Mix::Everybody));
+        assert_eq!(plan(7, 3, 100, Mix::Everybody).iter().map(Vec::len).collect::<Vec<_>>(), [34, 33, 33]);
     }
 
     #[test]
     fn every_kind_of_customer_comes() {
-        let steps: Vec<Step> = plan(1, 50, 2_000).into_iter().flatten().collect();
+        let steps: Vec<Step> = plan(1, 50, 2_000, Mix::Everybody).into_iter().flatten().collect();
         for manner in
             [Manner::Plain, Manner::Hasty, Manner::AsksAgain, Manner::ReusesKey, Manner::Malformed, Manner::ForgedMac]
         {
@@ -185,7 +197,7 @@ mod tests {
 
     #[test]
     fn only_the_one_card_is_blocked() {
-        for (terminal, steps) in plan(3, 20, 4_000).iter().enumerate() {
+        for (terminal, steps) in plan(3, 20, 4_000, Mix::Everybody).iter().enumerate() {
             let mut wrong = [0_u32; CARDS_PER_TERMINAL];
             for step in steps.iter().filter(|step| step.kind == Kind::Withdrawal) {
                 let reached_hsm = wrong[step.card] < PIN_TRIES;

@@ -56,13 +56,14 @@ pub struct Extra {
 
 impl Summary {
     #[must_use]
-    pub fn of(terminals: &[&Terminal], records: &Records, took: Duration, balanced: bool) -> Self {
+    pub fn of(terminals: &[&Terminal], records: &Records, took: Duration, balanced: bool, stopped: bool) -> Self {
         let mut summary = Self { ledger: if balanced { "balanced" } else { "broken" }, ..Self::default() };
         let mut times = Vec::new();
         for terminal in terminals {
             let flash = terminal.flash.lock();
-            // What was planned and not even begun is lost to its customer, too.
-            summary.transactions += terminal.steps.len().max(flash.requests.len());
+            // What was planned and not even begun is lost to its customer, too, unless a person sent her home.
+            let planned = if stopped { 0 } else { terminal.steps.len() };
+            summary.transactions += planned.max(flash.requests.len());
             for sent in &flash.requests {
                 times.extend(sent.took());
                 summary.duplicates += sent.receipts.len().saturating_sub(1);

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prost::Message as _;
@@ -90,6 +90,8 @@ pub struct Terminal {
     pub flash: Flash,
     /// Raised with every step that is done.
     pub progress: Arc<AtomicUsize>,
+    /// No further customer is let in.
+    pub closed: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Terminal {
@@ -166,11 +168,16 @@ impl Terminal {
         }
     }
 
-    /// Whether every step has its receipt.
+    /// Whether a customer is served, or it has never been let in by the node.
     #[must_use]
-    pub fn is_done(&self) -> bool {
+    pub fn is_busy(&self) -> bool {
         let flash = self.flash.lock();
-        flash.done == self.steps.len() && flash.open.is_none()
+        flash.open.is_some() || !flash.subscribed
+    }
+
+    /// Whether a customer waits.
+    fn has_customer(&self, done: usize) -> bool {
+        done < self.steps.len() && !self.closed.load(Ordering::Relaxed)
     }
 
     async fn connection(&self, told: &mpsc::Sender<Told>, stop: &mut watch::Receiver<bool>) -> Result<(), Lost> {
@@ -202,7 +209,7 @@ impl Terminal {
     /// Makes the request of the next step and stores it; its place in flash.
     pub(crate) fn store_next(&self) -> Option<usize> {
         let mut flash = self.flash.lock();
-        let step = self.steps.get(flash.done)?;
+        let step = self.steps.get(flash.done).filter(|_| self.has_customer(flash.done))?;
         let place = flash.requests.len();
         let key = match step.manner {
             Manner::ReusesKey => flash.requests.last()?.key,
@@ -401,7 +408,7 @@ impl Connection<'_> {
         let flash = self.terminal.flash.lock();
         let work = match flash.open {
             Some(_) => self.last_asked + patience.repeat,
-            None if flash.done < self.terminal.steps.len() => self.next_customer,
+            None if self.terminal.has_customer(flash.done) => self.next_customer,
             None => ping,
         };
         ping.min(stall).min(work)

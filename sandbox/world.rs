@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -29,7 +29,7 @@ use crate::flash::Flash;
 use crate::link::{Link, Weather};
 use crate::mqtt::Version;
 use crate::node::{self, Node};
-use crate::plan::plan;
+use crate::plan::{Mix, plan};
 use crate::records::{self, Records, Watch};
 use crate::screen::Screen;
 use crate::settings::{Choice, Settings, connector};
@@ -56,6 +56,7 @@ pub struct Options {
     pub endless: bool,
     /// How long everything stays as it is at the end, for whoever measures it.
     pub hold: Duration,
+    pub mix: Mix,
     pub seed: u64,
     /// Terminals connect by links of this weather.
     pub linked: bool,
@@ -99,8 +100,7 @@ struct World {
     node: Node,
     terminals: Vec<Arc<Terminal>>,
     links: Vec<Link>,
-    /// Steps that are done, of all terminals.
-    progress: Arc<AtomicUsize>,
+    shared: Shared,
     lives: Vec<JoinHandle<()>>,
     told: mpsc::Sender<Told>,
     hears: mpsc::Receiver<Told>,
@@ -108,6 +108,15 @@ struct World {
     random: ChaCha8Rng,
     tally: Tally,
     watch: Watch,
+}
+
+/// What all terminals share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Steps that are done.
+    progress: Arc<AtomicUsize>,
+    /// No further customer is let in.
+    closed: Arc<AtomicBool>,
 }
 
 /// Runs a village once.
@@ -120,8 +129,13 @@ pub async fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<Outco
     let interrupted = world.work(options, screen).await?;
     let took = began.elapsed();
     screen.end();
-    if !interrupted {
-        world.settle(options, screen).await?;
+    if interrupted {
+        screen.line("closing: those who are served get their receipts; Ctrl-C again to leave at once");
+        world.shared.closed.store(true, Ordering::Relaxed);
+    }
+    tokio::select! {
+        settled = world.settle(options, screen) => settled?,
+        _ = tokio::signal::ctrl_c() => return Ok(world.leave().await),
     }
     world.close(options, took, interrupted).await
 }
@@ -154,8 +168,8 @@ impl World {
         screen.line(&format!("starting the node on {}; its log is {}", settings.listener, settings.log.display()));
         node.start()?;
         node.ready(NODE_PATIENCE).await?;
-        let progress = Arc::new(AtomicUsize::new(0));
-        let (terminals, links) = terminals(options, &village, &settings, &progress).await?;
+        let shared = Shared::default();
+        let (terminals, links) = terminals(options, &village, &settings, &shared).await?;
         let (told, hears) = mpsc::channel(4096);
         Ok(Self {
             village,
@@ -166,7 +180,7 @@ impl World {
             node,
             terminals,
             links,
-            progress,
+            shared,
             lives: Vec::new(),
             told,
             hears,
@@ -182,7 +196,7 @@ impl World {
     }
 
     fn done(&self) -> usize {
-        self.progress.load(Ordering::Relaxed)
+        self.shared.progress.load(Ordering::Relaxed)
     }
 
     /// The customers come; true when a person stopped it.
@@ -294,10 +308,10 @@ impl World {
         false
     }
 
-    /// Waits until nothing is under way any more: no open transaction, no copy, no acknowledgement.
+    /// Waits until nothing is under way any more: no request, no open transaction, no copy, no acknowledgement.
     async fn settle(&mut self, options: &Options, screen: &Screen) -> anyhow::Result<()> {
         let until = Instant::now() + options.patience;
-        while records::open(&self.owner).await? > 0 {
+        while self.terminals.iter().any(|terminal| terminal.is_busy()) || records::open(&self.owner).await? > 0 {
             if Instant::now() > until {
                 screen.line("there are transactions that do not come to their end");
                 break;
@@ -306,6 +320,13 @@ impl World {
         }
         sleep(if options.hold > QUIET { options.hold } else { QUIET }).await;
         Ok(())
+    }
+
+    /// Ends at once; nothing is compared.
+    async fn leave(&mut self) -> Outcome {
+        self.lives.iter().for_each(JoinHandle::abort);
+        let complaints = self.node.stop(NODE_PATIENCE).await.err().map(|error| format!("{error:#}"));
+        Outcome { summary: Summary::default(), complaints: complaints.into_iter().collect(), interrupted: true }
     }
 
     async fn close(mut self, options: &Options, took: Duration, interrupted: bool) -> anyhow::Result<Outcome> {
@@ -320,9 +341,9 @@ impl World {
         let core = self.core.journal();
         let terminals: Vec<&Terminal> = self.terminals.iter().map(|terminal| &**terminal).collect();
         let evidence = Evidence { terminals: &terminals, core: &core, records: &records, broken: options.death };
-        let mut violations = if interrupted { Vec::new() } else { auditor::audit(&evidence) };
+        let mut violations = auditor::audit(&evidence);
         violations.extend(self.watch.faults.iter().map(|fault| Violation { invariant: "I7", evidence: fault.clone() }));
-        let summary = Summary::of(&terminals, &records, took, ledger.is_ok()).with(Extra {
+        let summary = Summary::of(&terminals, &records, took, ledger.is_ok(), interrupted).with(Extra {
             seed: options.seed,
             bytes_up: self.links.iter().map(|link| link.counts().up_bytes.load(Ordering::Relaxed)).sum(),
             bytes_down: self.links.iter().map(|link| link.counts().down_bytes.load(Ordering::Relaxed)).sum(),
@@ -361,13 +382,13 @@ async fn terminals(
     options: &Options,
     village: &Village,
     settings: &Settings,
-    progress: &Arc<AtomicUsize>,
+    shared: &Shared,
 ) -> anyhow::Result<(Vec<Arc<Terminal>>, Vec<Link>)> {
     let transactions = if options.endless { options.terminals * STEPS_WITHOUT_END } else { options.transactions };
     let tls = settings.authority.clone().map(connector).transpose()?;
     let (mut terminals, mut links) = (Vec::new(), Vec::new());
     for (number, (enrolled, steps)) in
-        village.terminals.iter().zip(plan(options.seed, options.terminals, transactions)).enumerate()
+        village.terminals.iter().zip(plan(options.seed, options.terminals, transactions, options.mix)).enumerate()
     {
         let number = u64::try_from(number)?;
         let address = if options.linked || options.death {
@@ -388,7 +409,8 @@ async fn terminals(
             server: Server { address, tls: tls.clone() },
             patience: options.terminal_patience(),
             flash: Flash::default(),
-            progress: Arc::clone(progress),
+            progress: Arc::clone(&shared.progress),
+            closed: Arc::clone(&shared.closed),
         }));
     }
     Ok((terminals, links))
