@@ -150,6 +150,10 @@ impl Config {
             }
         }
         for (core, options) in &self.cores {
+            if options.answer_timeout < self.partitions.answer_patience {
+                let text = "must not be shorter than partitions.answer_patience, or the breaker opens too soon";
+                fault(&format!("cores.{core}.answer_timeout"), text.to_owned());
+            }
             let file = resolve(folder, &options.dialect);
             if let Err(error) = banks::read_dialect(&file) {
                 fault(&format!("cores.{core}.dialect"), format!("{error:#}"));

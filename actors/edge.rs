@@ -33,11 +33,15 @@ pub struct Options {
     /// The longest wait for the HSM, and for its turn. A soft HSM takes less than a millisecond.
     #[serde(with = "humantime_serde")]
     pub hsm_timeout: Duration,
+    /// How long it is remembered which request a PIN try was for. A repetition after that counts as a try of its own.
+    #[serde(with = "humantime_serde")]
+    pub tries_kept: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hsm_calls: 8, hsm_timeout: Duration::from_secs(5) }
+        let tries_kept = Duration::from_secs(30 * 24 * 3600);
+        Self { hsm_calls: 8, hsm_timeout: Duration::from_secs(5), tries_kept }
     }
 }
 
@@ -50,6 +54,9 @@ pub enum EdgeError {
     #[error("the HSM is away: {0}")]
     Hsm(String),
 }
+
+/// How often old PIN tries are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
 /// The edge of the switch, shared by all sessions.
 pub struct Edge {
@@ -79,6 +86,22 @@ impl Edge {
     pub fn new(hsm: Arc<dyn Hsm>, store: &Store, clock: Arc<dyn Clock>, options: Options, sandbox: bool) -> Self {
         let hsm_turns = Arc::new(Semaphore::new(options.hsm_calls.max(1)));
         Self { hsm, hsm_turns, admissions: Admissions::new(store, sandbox), clock, options, sandbox }
+    }
+
+    /// Once an hour, as long as the edge is there, forgets which requests old PIN tries were for.
+    pub fn forget_old_tries(self: &Arc<Self>, store: &Store) {
+        let (edge, store) = (Arc::downgrade(self), store.clone());
+        store.handle().clone().spawn(async move {
+            while let Some(edge) = edge.upgrade() {
+                let kept = i64::try_from(edge.options.tries_kept.as_millis()).unwrap_or(i64::MAX);
+                let before = Time::from_millis(edge.clock.now().millis().saturating_sub(kept));
+                drop(edge);
+                if let Err(error) = store.forget_tries(before).await {
+                    tracing::warn!(%error, "old PIN tries are remembered for now");
+                }
+                tokio::time::sleep(FORGET_EVERY).await;
+            }
+        });
     }
 
     /// What the log is to keep of these bytes. Requests of one terminal are admitted one after the other: a second before

@@ -38,7 +38,7 @@ pub struct Options {
     pub workers: usize,
     /// Connections that may wait to be accepted.
     pub backlog: i32,
-    /// Connections at the same time, per worker.
+    /// Terminals connected at the same time; the next one is told that the server is busy.
     pub connections_max: usize,
     /// Connections at the same time that have not proved yet who they are, per worker; the next one is closed.
     pub strangers_max: usize,
@@ -184,13 +184,14 @@ fn serve(
     door: Door,
     told: Told,
 ) {
-    let (workers, connections_max) = (options.workers.max(1), options.connections_max);
+    let workers = options.workers.max(1);
     let handshake_within = Millis(u32::try_from(options.handshake_within.as_millis()).unwrap_or(u32::MAX));
     let system = ntex::rt::System::new("mqtt", ntex::rt::DefaultRuntime);
     system.block_on(async move {
         let mut builder = ntex::server::build()
             .workers(workers)
-            .maxconn(connections_max)
+            // Of strangers, on one worker: a session is no longer counted by ntex.
+            .maxconn(options.strangers_max)
             .shutdown_timeout(Millis(2_000))
             .disable_signals();
         let config = || SharedCfg::new("mqtt").add(io_config()).build();

@@ -78,7 +78,6 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     let give_up = GiveUp(gave_up);
     let tree = Tree::default();
     let store = parts.store.clone();
-    store.forget_connections(&config.node.name, parts.clock.now()).await?;
 
     let partitions = Partitions::default();
     let banks = start_banks(&config, &parts, &partitions, &tree, &give_up)?;
@@ -137,12 +136,13 @@ fn start_banks(
 fn start_sessions(config: &Config, parts: &Parts, tree: &Tree, give_up: &GiveUp) -> Sessions {
     let sandbox = config.node.sandbox;
     let (hsm, clock) = (Arc::clone(&parts.hsm), Arc::clone(&parts.clock));
-    let edge = Edge::new(hsm, &parts.store, clock, config.edge.clone(), sandbox);
+    let edge = Arc::new(Edge::new(hsm, &parts.store, clock, config.edge.clone(), sandbox));
+    edge.forget_old_tries(&parts.store);
     Sessions::new(sessions::Deps {
         options: config.sessions.clone(),
         node: config.node.name.clone(),
         store: parts.store.clone(),
-        intake: Arc::new(Admission { edge: Arc::new(edge), log: Arc::clone(&parts.log) }),
+        intake: Arc::new(Admission { edge, log: Arc::clone(&parts.log) }),
         clock: Arc::clone(&parts.clock),
         sandbox,
         tree: tree.clone(),

@@ -237,6 +237,12 @@ impl Sessions {
         self.0.deps.sandbox && self.tell(terminal, || Panic)
     }
 
+    /// Whether one more may connect; a terminal that is connected already takes nobody's place.
+    pub(crate) fn has_room_for(&self, terminal: &TerminalId, connections_max: usize) -> bool {
+        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
+        connected.len() < connections_max || connected.contains_key(terminal)
+    }
+
     /// How many terminals are connected here.
     #[must_use]
     pub fn len(&self) -> usize {

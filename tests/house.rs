@@ -1,6 +1,8 @@
 //! The house, checked: which room may know which, what may not be said where, and how large a room may grow.
 //! ARCHITECTURE.md explains the walls; this keeps them standing.
 
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! `wakala ledger`: the books.
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use serde_json::json;
 use wakala::id::AgentId;
 use wakala::ledger::Account;
@@ -20,7 +20,8 @@ pub enum Command {
     Verify,
     /// Set how low an agent's float may go
     ///
-    /// In minor units of the currency; negative lets the agent take in cash on credit.
+    /// In minor units of the currency; negative lets the agent take in cash on credit. The node's own role may not do
+    /// this: it takes database.owner_url.
     Floor {
         agent: AgentId,
         #[arg(long, default_value = "TZS", value_parser = super::terminals::currency)]
@@ -33,9 +34,9 @@ pub enum Command {
 /// # Errors
 /// When the database is away.
 pub async fn run(command: Command, config: &Config, output: Output) -> anyhow::Result<i32> {
-    let store = Store::connect(&config.database).await?;
     match command {
         Command::Verify => {
+            let store = Store::connect(&config.database).await?;
             let began = std::time::Instant::now();
             let report = store.verify_ledger().await?;
             let seconds = began.elapsed().as_secs_f64();
@@ -46,6 +47,7 @@ pub async fn run(command: Command, config: &Config, output: Output) -> anyhow::R
             Ok(i32::from(report.first_break.is_some()))
         }
         Command::Floor { agent, currency, minor } => {
+            let store = Store::connect_as_owner(&config.database).await.context("database.owner_url")?;
             let float = Account::float(agent, currency);
             if !store.set_floor(&float, minor).await? {
                 bail!("there is no account {float}; it comes with the agent's first terminal (wakala terminals enrol)");

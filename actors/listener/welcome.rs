@@ -32,6 +32,7 @@ pub(super) struct Door {
     strangers: Arc<Semaphore>,
     connect_within: Duration,
     connect_bytes_max: u32,
+    connections_max: usize,
 }
 
 /// A place among those who have not proved yet who they are.
@@ -45,6 +46,7 @@ impl Door {
             strangers: Arc::new(Semaphore::new(options.strangers_max * options.workers.max(1))),
             connect_within: options.connect_within,
             connect_bytes_max: options.connect_bytes_max,
+            connections_max: options.connections_max,
         }
     }
 
@@ -142,6 +144,9 @@ impl Door {
         }
         if terminal.sandbox && !self.sessions.sandbox() {
             return Err(Refusal::NotAuthorized);
+        }
+        if !self.sessions.has_room_for(&terminal.id, self.connections_max) {
+            return Err(Refusal::ServerBusy);
         }
         Ok(terminal)
     }

@@ -185,7 +185,7 @@ async fn nothing_secret_is_in_the_database() {
         let record = village.admit(&envelope).await;
         secrets.push((format!("PIN block {counter}"), envelope.pin_block().to_vec()));
         secrets.push((format!("card data {counter}"), envelope.card_data().to_vec()));
-        village.append(&record).await;
+        village.append(&record);
     }
     let pin_field = hex::decode(format!("44{RIGHT}AAAAAAAAAA")).expect("hex");
     secrets.push(("a PIN field".into(), pin_field));

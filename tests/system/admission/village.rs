@@ -135,7 +135,7 @@ impl Village {
     }
 
     /// The record as the log keeps it.
-    pub(crate) async fn append(&self, record: &Record) {
+    pub(crate) fn append(&self, record: &Record) {
         let bytes = hex::encode(record.encode());
         let offset = self.database.rows("select count(*) from wakala.log_record");
         let insert = format!(
