@@ -184,14 +184,14 @@ fn serve(
     door: Door,
     told: Told,
 ) {
-    let workers = options.workers.max(1);
+    let (workers, strangers_max) = (options.workers.max(1), options.strangers_max);
     let handshake_within = Millis(u32::try_from(options.handshake_within.as_millis()).unwrap_or(u32::MAX));
     let system = ntex::rt::System::new("mqtt", ntex::rt::DefaultRuntime);
     system.block_on(async move {
         let mut builder = ntex::server::build()
             .workers(workers)
             // Of strangers, on one worker: a session is no longer counted by ntex.
-            .maxconn(options.strangers_max)
+            .maxconn(strangers_max)
             .shutdown_timeout(Millis(2_000))
             .disable_signals();
         let config = || SharedCfg::new("mqtt").add(io_config()).build();
