@@ -10,6 +10,7 @@ use std::sync::Arc;
 use wakala::card::{Expiry, Pan};
 use wakala::id::{AgentId, CoreId, TerminalId};
 use wakala::pin::Pin;
+use wakala::pin::dukpt::initial_key;
 use wakala::pin::key::{AesKey, TdesKey};
 use wakala::pin::pvv::{Pvv, pvv};
 
@@ -80,9 +81,7 @@ impl Card {
         Pin::from_digits(if right { &self.pin } else { &self.wrong_pin }).ok()
     }
 
-    /// The PIN as text, for whoever searches logs and dumps for it.
-    #[must_use]
-    pub fn pin_text(&self) -> String {
+    fn pin_text(&self) -> String {
         self.pin.iter().map(|digit| char::from(b'0' + digit)).collect()
     }
 }
@@ -119,6 +118,20 @@ impl Village {
     #[must_use]
     pub fn pvk(&self) -> TdesKey {
         TdesKey::new(self.pvk)
+    }
+
+    /// What must be found nowhere after a run, as text: account numbers, keys, and the fields of PIN blocks before they
+    /// are encrypted (a PIN alone is four digits, which are everywhere).
+    #[must_use]
+    pub fn secrets(&self) -> Vec<String> {
+        let mut secrets = vec![hex::encode(self.bdk), hex::encode(self.pvk)];
+        let initial = |terminal: &Enrolled| hex::encode(initial_key(&self.bdk(), &terminal.key_id).expose());
+        secrets.extend(self.terminals.iter().map(initial));
+        for card in self.cards() {
+            secrets.push(card.account().to_owned());
+            secrets.push(format!("44{}aaaaaaaaaa", card.pin_text()));
+        }
+        secrets
     }
 
     pub fn cards(&self) -> impl Iterator<Item = &Arc<Card>> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
+use wakala_sandbox::cards::Village;
 use wakala_sandbox::core::{self, behaviour::Behaviour};
 use wakala_sandbox::link::Weather;
 use wakala_sandbox::plan::Mix;
@@ -31,6 +32,15 @@ enum Command {
     Run(Box<Run>),
     /// Run a simulated core alone, for terminals and nodes of others
     Core(core::Arguments),
+    /// Print what must be found nowhere after a run of this seed: account numbers, keys and PIN fields, one a line
+    ///
+    /// Keys and PIN fields are hexadecimal and may be stored as bytes, too; whoever searches looks for both.
+    Secrets {
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        terminals: usize,
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -125,6 +135,7 @@ async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(run) => village(&run).await,
         Command::Core(arguments) => core::run(arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Secrets { terminals, seed } => secrets(terminals, seed),
     };
     done.unwrap_or_else(|error| {
         drop(writeln!(std::io::stderr(), "wakala-sandbox: {error:#}"));
@@ -151,6 +162,13 @@ async fn village(run: &Run) -> anyhow::Result<ExitCode> {
         screen.line(&format!("not sound; the same again: --seed {}", run.seed));
     }
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn secrets(terminals: usize, seed: u64) -> anyhow::Result<ExitCode> {
+    for secret in Village::new(seed, terminals).secrets() {
+        writeln!(std::io::stdout(), "{secret}").context("standard output")?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Run {
