@@ -1,5 +1,6 @@
 //! `wakala`: the command line, and the only file that chooses adapters.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -156,7 +157,8 @@ async fn migrate(pending: bool, config: &Config, output: Output) -> anyhow::Resu
 fn log_to(logging: &Logging) {
     // ntex-mqtt logs whole packets at WARN, a CONNECT's password among them.
     let filter = EnvFilter::new(format!("{},ntex_mqtt=error", logging.filter));
-    let to = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let to = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     match logging.format {
         LogFormat::Text => to.init(),
         LogFormat::Json => to.json().init(),
