@@ -327,6 +327,7 @@ where
         factory: Factory<K, A>,
         give_up: impl Fn(&str) + 'static,
     ) -> Self {
+        tree.set(name, BranchState::Running);
         Self {
             name,
             policy,
@@ -398,6 +399,14 @@ where
         self.tree.change(&path, |branch| {
             branch.state = BranchState::Waiting;
             branch.restarts += 1;
+        });
+        // The parent's line is the sum of its children's.
+        self.tree.change(self.name, |branch| {
+            branch.restarts += 1;
+            branch.panics += u64::from(exit.panicked);
+            if exit.panicked {
+                branch.last_panic = Some(exit.reason.clone());
+            }
         });
         ctx.run_later(wait, move |this, ctx| this.start(key, ctx));
     }

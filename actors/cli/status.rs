@@ -41,7 +41,13 @@ fn drawing(status: &Value) -> String {
         humantime::format_duration(Duration::from_secs(status["uptime_seconds"].as_u64().unwrap_or(0))),
         text(&status["sessions"]),
     )];
-    let rows = status["actors"].as_object().into_iter().flatten().map(|(path, branch)| {
+    let mut branches: Vec<(&String, &Value)> = status["actors"].as_object().into_iter().flatten().collect();
+    // Partition 10 comes after partition 2.
+    branches.sort_by_cached_key(|(path, _)| {
+        let parts = path.split('/').map(|part| (part.parse::<u64>().unwrap_or(0), part.to_owned()));
+        parts.collect::<Vec<_>>()
+    });
+    let rows = branches.into_iter().map(|(path, branch)| {
         let depth = path.matches('/').count();
         [
             format!("{}{}", "  ".repeat(depth), path.rsplit('/').next().unwrap_or(path)),
@@ -52,6 +58,6 @@ fn drawing(status: &Value) -> String {
             branch.get("last_panic").map_or_else(String::new, text),
         ]
     });
-    lines.push(table(["actor", "state", "restarts", "panics", "", "last panic"], rows));
+    lines.push(table(["actor", "state", "restarts", "panics", "says", "last panic"], rows));
     lines.join("\n")
 }
