@@ -360,7 +360,10 @@ impl Bank {
     fn ask(&mut self, partition: PartitionNo, transaction: Box<Transaction>, now: Time) {
         let id = transaction.id;
         let takes = matches!(self.state, State::Ready { .. }) && self.flight.open(Order::Ask) < self.limits.requests;
-        if !takes {
+        // One that is due is in doubt by now and may be reversed already, by another node if this one slept: it must not
+        // leave after its reversal.
+        let late = transaction.due.is_some_and(|due| due <= now);
+        if late || !takes {
             return self.tell(partition, partition::Event::Unsent { transaction: id });
         }
         match self.identify(Order::Ask, &transaction, now) {
@@ -420,7 +423,11 @@ impl Bank {
         }
         self.tickets += 1;
         let stage = Stage::Held { ticket: self.tickets };
-        let due = now + self.limits.answer;
+        let given_up = now + self.limits.answer;
+        let due = match order {
+            Order::Ask => transaction.due.map_or(given_up, |due| due.min(given_up)),
+            Order::Reverse => given_up,
+        };
         self.flight.insert(key, Entry { transaction: transaction.id, partition, order, stage, echo, due });
         self.effects.push(Effect::Prepare(Draft { ticket: self.tickets, order, transaction, at: now }));
     }
@@ -436,7 +443,10 @@ impl Bank {
     fn prepared(&mut self, ticket: u64, message: Result<Bytes, String>, now: Time) {
         // Not held any more: it was lost with its link, reversed, or took too long.
         let Some(key) = self.flight.key_of_ticket(ticket) else { return };
+        let late = self.flight.get(&key).is_none_or(|entry| entry.due <= now);
         match message {
+            // It took too long, and what is due is settled at the end of every event.
+            Ok(_) if late => {}
             Ok(message) => {
                 self.flight.turn(&key, Stage::Left, now + self.limits.answer);
                 self.effects.push(Effect::Write { link: self.link, message });

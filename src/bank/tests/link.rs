@@ -134,6 +134,25 @@ fn a_cut_says_of_each_whether_it_may_have_left() {
     assert_eq!(link.receive(&answer(&second, "00").with(38, "123456")), [approved(2)]);
 }
 
+/// A node that slept asks when another has taken its partition, given the request up and reversed it.
+#[test]
+fn what_is_due_does_not_leave_any_more() {
+    let mut link = Link::ready();
+    let due = |n, wait| Box::new(Transaction { due: Some(START + seconds(wait)), ..*transaction(n) });
+    let ask = |link: &mut Link, transaction| link.handle(Event::Ask { partition: P, transaction });
+    link.now = START + seconds(15);
+    assert_eq!(ask(&mut link, due(1, 15)), [unsent(1)]);
+    assert_eq!(ask(&mut link, due(2, 16)).len(), 1, "a second before, it leaves");
+    // Nor when it became due while its card's number was opened.
+    link.hold = true;
+    let held = ask(&mut link, due(3, 16));
+    let [Said::Prepare(ticket)] = held[..] else { panic!("{held:?}") };
+    link.now = link.now + seconds(1);
+    let message = Ok(Bytes::new(b"0200".to_vec()));
+    assert_eq!(link.handle(Event::Prepared { ticket, message }), [unsent(3)]);
+    assert_eq!(link.bank.in_flight(), (1, 0));
+}
+
 #[test]
 fn words_of_an_older_link_change_nothing() {
     let mut link = Link::ready();
