@@ -61,7 +61,8 @@ impl Remains<'_> {
 
     fn request(&self, terminal: &Terminal, asked: &Asked) -> Result<(), Violation> {
         let id = terminal.id(asked);
-        let fail = |invariant, text: String| violation(invariant, About::Transaction(id), format!("{id} {asked:?}: {text}"));
+        let fail =
+            |invariant, text: String| violation(invariant, About::Transaction(id), format!("{id} {asked:?}: {text}"));
         if asked.durable && !self.is_in_the_log(id) {
             return fail("I6: no request is missing after its PUBACK", "not in the log".to_owned());
         }
@@ -84,7 +85,10 @@ impl Remains<'_> {
             (Sort::Good, wire::Outcome::Approved) if net == asked.amount => {}
             (Sort::Good, wire::Outcome::Declined | wire::Outcome::Reversed) if net == 0 => {}
             (Sort::Good, outcome) => {
-                return fail("I5: the core moved what the receipt says", format!("{outcome:?} {}, core {net}", told.code));
+                return fail(
+                    "I5: the core moved what the receipt says",
+                    format!("{outcome:?} {}, core {net}", told.code),
+                );
             }
             (Sort::WrongPin, wire::Outcome::Declined) if told.code == "55" || told.code == "75" => {}
             (Sort::MalformedPin, wire::Outcome::Declined) if told.code == "63" || told.code == "75" => {}
@@ -150,7 +154,11 @@ impl Remains<'_> {
         for booking in self.cores.iter().flat_map(|core| core.books.values()) {
             let known = self.postgres.transactions.values();
             if known.into_iter().all(|row| u64::try_from(row.amount.minor()) != Ok(booking.amount)) {
-                return violation("I5: the core was asked by a row", About::Amount(booking.amount), format!("{booking:?}"));
+                return violation(
+                    "I5: the core was asked by a row",
+                    About::Amount(booking.amount),
+                    format!("{booking:?}"),
+                );
             }
         }
         Ok(())
@@ -160,8 +168,7 @@ impl Remains<'_> {
     fn floats(&self) -> Result<(), Violation> {
         for (account, float) in &self.postgres.floats {
             let posted = self.postgres.entries.iter().filter(|entry| entry.phase == Phase::Posted);
-            let moved: i64 =
-                posted.flat_map(|e| &e.postings).filter(|p| p.account == *account).map(|p| -p.minor).sum();
+            let moved: i64 = posted.flat_map(|e| &e.postings).filter(|p| p.account == *account).map(|p| -p.minor).sum();
             if float.reserved != 0 || float.posted != super::world::FLOAT + moved {
                 let text = format!("{account} {float:?}, entries {moved}");
                 return violation("I4: a balance row is the sum of its entries", About::World, text);

@@ -58,6 +58,7 @@ const LIMITS: Limits = Limits {
     backoff_max: Duration::from_secs(30),
     breaker_after: 5,
     breaker: Duration::from_secs(15),
+    unmatched: 5,
 };
 
 impl Bank {
@@ -220,7 +221,8 @@ impl Node {
             }
             Effect::Gate { open } => bank.open = open,
             Effect::Unmatched(unmatched) => {
-                stage.tell_world(|| format!("node {}: unmatched: {} {:?}", home.node, unmatched.why, unmatched.summary));
+                stage
+                    .tell_world(|| format!("node {}: unmatched: {} {:?}", home.node, unmatched.why, unmatched.summary));
             }
             Effect::Unfit { .. } => {}
         }

@@ -14,9 +14,18 @@ use super::stage::{About, DIALECT, Payload, Side, Stage, What, WireNo};
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A message is worked off.
-    Works { life: u32, wire: WireNo, message: Message, written: u64 },
+    Works {
+        life: u32,
+        wire: WireNo,
+        message: Message,
+        written: u64,
+    },
     /// An answer goes out.
-    Says { life: u32, wire: WireNo, message: Message },
+    Says {
+        life: u32,
+        wire: WireNo,
+        message: Message,
+    },
     Restarts,
     ComesBack,
 }
@@ -248,7 +257,8 @@ impl Core {
 
     /// What it has moved for this amount, minor units: withdrawals and deposits alike are positive.
     pub(crate) fn net(&self, amount: u64) -> u64 {
-        let moved = self.books.values().filter(|booking| booking.amount == amount && booking.booked && !booking.reversed);
+        let moved =
+            self.books.values().filter(|booking| booking.amount == amount && booking.booked && !booking.reversed);
         moved.map(|booking| booking.amount).sum()
     }
 

@@ -115,7 +115,8 @@ impl Node {
         let request = match Request::read(&job.payload) {
             Ok(request) => request,
             Err(malformed) => {
-                let record = record(&job, malformed.key.unwrap_or(digest), None, Body::Refused(malformed.refusal), stage);
+                let record =
+                    record(&job, malformed.key.unwrap_or(digest), None, Body::Refused(malformed.refusal), stage);
                 return self.log(job, &record, stage);
             }
         };

@@ -112,6 +112,7 @@ impl Node {
             let no = self.no;
             stage.tell_world(|| format!("node {no} is paused until {until:?}"));
             self.paused_until = Some(until);
+            stage.slept = true;
         }
     }
 

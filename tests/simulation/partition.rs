@@ -330,7 +330,8 @@ impl Living {
         let from = last.unwrap_or(Offset(0)).max(self.twin.position());
         let then = move |read| node::Event::Partition(number, actor, Box::new(Event::Read(read)));
         let wait = stage.latency();
-        stage.after(wait, What::Log(log::Call::Read { home, partition: number, from, max: room, then: Box::new(then) }));
+        stage
+            .after(wait, What::Log(log::Call::Read { home, partition: number, from, max: room, then: Box::new(then) }));
     }
 }
 

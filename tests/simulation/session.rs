@@ -152,13 +152,7 @@ impl Node {
         }
     }
 
-    fn welcome(
-        &mut self,
-        wire: WireNo,
-        connect: &ntex_mqtt::v5::codec::Connect,
-        version: Version,
-        stage: &mut Stage,
-    ) {
+    fn welcome(&mut self, wire: WireNo, connect: &ntex_mqtt::v5::codec::Connect, version: Version, stage: &mut Stage) {
         let Some(enrolled) = stage.village.enrolled(&connect.client_id).cloned() else {
             return self.end_session(wire, stage);
         };
@@ -168,7 +162,6 @@ impl Node {
             node: self.no,
             clean_start: terms.clean_start,
             expiry_s: terms.expiry_s,
-            in_flight_max: LIMITS.outbound_max.get(),
         };
         if let Some(session) = self.sessions.get_mut(&wire) {
             session.who = Some((enrolled, version));
@@ -293,8 +286,7 @@ impl Node {
             self.registry.remove(&terminal);
         }
         let remains = twin.remains();
-        let ended =
-            Ended { terminal, epoch: session.epoch, expiry_s: remains.expiry_s, sent_to: remains.sent_to };
+        let ended = Ended { terminal, epoch: session.epoch, expiry_s: remains.expiry_s, sent_to: remains.sent_to };
         stage.ask(self.home(), move |postgres, now| postgres.end_session(&ended, now), |_| node::Event::Done);
     }
 }

@@ -193,6 +193,8 @@ pub(crate) struct Stage {
     pub(crate) requests: u64,
     pub(crate) violation: Option<Violation>,
     pub(crate) digest: u64,
+    /// A node was paused in this world.
+    pub(crate) slept: bool,
     nth: u64,
     written: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -214,6 +216,7 @@ impl Stage {
             requests: 0,
             violation: None,
             digest: 0,
+            slept: false,
             nth: 0,
             written: 0,
             queue: BinaryHeap::new(),

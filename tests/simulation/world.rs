@@ -103,7 +103,8 @@ impl World {
             .collect();
         let cores = (0..stage.village.cores.len()).map(Core::new).collect();
         let dropped = vec![0; nodes.len()];
-        let mut world = Self { stage, terminals, nodes, cores, postgres, log: Log::default(), dropped, healed_at: None };
+        let mut world =
+            Self { stage, terminals, nodes, cores, postgres, log: Log::default(), dropped, healed_at: None };
         world.schedule_faults();
         world
     }
@@ -141,7 +142,8 @@ impl World {
             }
             What::Postgres(call) => self.postgres(call),
             What::PostgresDrops(home) => {
-                self.dropped[home.node] = home.life;
+                let dropped = &mut self.dropped[home.node];
+                *dropped = home.life.max(*dropped);
                 self.postgres.drop_connections(home);
             }
             What::PostgresUndoes(work) => self.postgres.roll_back(work),
@@ -300,7 +302,10 @@ impl World {
         let remains = Remains { terminals, cores, postgres, log };
         match remains.unsettled() {
             None => Some(remains.check().err()),
-            Some(left) if self.healed_at.is_some_and(|at| self.stage.now >= at + REST_MAX) => Some(Some(left)),
+            Some(left) if self.healed_at.is_some_and(|at| self.stage.now >= at + REST_MAX) => {
+                let text = format!("{}; locked: {}", left.text, self.postgres.locked());
+                Some(Some(Violation { text, ..left }))
+            }
             Some(_) => {
                 self.stage.after(Duration::from_secs(5), What::Looks);
                 None
@@ -312,7 +317,9 @@ impl World {
     fn story(&self, about: Option<&About>) -> Vec<String> {
         let asked = |matches: &dyn Fn(&Terminal, &terminal::Asked) -> bool| {
             let all = self.terminals.iter().flat_map(|t| t.journal.iter().map(move |asked| (t, asked)));
-            all.filter(|(t, asked)| matches(t, asked)).map(|(t, asked)| (t.id(asked), t.enrolled.id.clone(), asked.amount)).next()
+            all.filter(|(t, asked)| matches(t, asked))
+                .map(|(t, asked)| (t.id(asked), t.enrolled.id.clone(), asked.amount))
+                .next()
         };
         let concerned: Option<(TransactionId, TerminalId, u64)> = match about {
             Some(About::Transaction(id)) => asked(&|t, asked| t.id(asked) == *id),
@@ -342,8 +349,7 @@ impl World {
 
 fn village(chance: &mut Chance) -> Village {
     let name = |letter: char, no: usize| format!("{letter}{}", no + 1);
-    let agents: Vec<AgentId> =
-        (0..=chance.index(2)).map(|no| AgentId::new(&name('A', no)).expect("a name")).collect();
+    let agents: Vec<AgentId> = (0..=chance.index(2)).map(|no| AgentId::new(&name('A', no)).expect("a name")).collect();
     let cores: Vec<CoreId> = (0..=chance.index(2)).map(|no| CoreId::new(&name('C', no)).expect("a name")).collect();
     let terminals = (0..=chance.index(5)).map(|no| Enrolment {
         id: TerminalId::new(&name('T', no)).expect("a name"),

@@ -162,6 +162,11 @@ impl Postgres {
         }
     }
 
+    /// Who has locked what, for the story.
+    pub(crate) fn locked(&self) -> String {
+        format!("{:?} {:?}", self.locks, self.open)
+    }
+
     // Leases.
 
     /// See `actors/store/partitions.rs`, `claim`.
@@ -266,7 +271,8 @@ impl Postgres {
 
     /// The connections of a node are gone.
     pub(crate) fn drop_connections(&mut self, home: Home) {
-        let open: Vec<u64> = self.open.iter().filter(|(_, open)| open.home == home).map(|(&number, _)| number).collect();
+        let open: Vec<u64> =
+            self.open.iter().filter(|(_, open)| open.home == home).map(|(&number, _)| number).collect();
         for number in open {
             self.roll_back(number);
         }
@@ -392,7 +398,8 @@ impl Postgres {
 
     /// What the auditor asks of every committed snapshot.
     fn look_at_books(&mut self) {
-        let unbalanced = self.sums.iter().find(|(_, sum)| **sum != 0).map(|(currency, sum)| format!("{currency} {sum}"));
+        let unbalanced =
+            self.sums.iter().find(|(_, sum)| **sum != 0).map(|(currency, sum)| format!("{currency} {sum}"));
         if let Some(text) = unbalanced {
             self.violated("I4: debits are credits", About::World, text);
         }

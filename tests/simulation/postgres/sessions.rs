@@ -56,7 +56,6 @@ pub(crate) struct Opening {
     pub(crate) node: usize,
     pub(crate) clean_start: bool,
     pub(crate) expiry_s: u32,
-    pub(crate) in_flight_max: u16,
 }
 
 /// A connection that has ended.
@@ -90,14 +89,13 @@ const TRIES_MAX: i64 = 3;
 
 impl Postgres {
     pub(crate) fn open_session(&mut self, opening: &Opening, now: Time) -> Attempt<(i64, Loaded)> {
-        let in_flight = self.perhaps_sent(&opening.terminal, opening.in_flight_max);
         let Some(row) = self.sessions.get_mut(&opening.terminal) else { return Attempt::Done(Err(Error::Broken)) };
         let present = !opening.clean_start && row.expiry_s > 0 && row.expires_at.is_none_or(|at| at > now);
         let loaded = if present {
             Loaded {
                 present,
                 subscriptions: row.subscriptions.clone(),
-                sent_to: row.sent_to.unwrap_or(in_flight),
+                sent_to: row.sent_to.unwrap_or(row.next_seq - 1),
             }
         } else {
             row.subscriptions.clear();
@@ -107,12 +105,6 @@ impl Postgres {
         (row.node, row.connected) = (Some(opening.node), true);
         (row.expiry_s, row.expires_at, row.sent_to) = (opening.expiry_s, None, None);
         Attempt::ok((row.epoch, loaded))
-    }
-
-    /// How far a connection that was cut by the death of its node may have sent.
-    fn perhaps_sent(&self, terminal: &TerminalId, window: u16) -> i64 {
-        let waiting = self.queue.range((terminal.clone(), 0)..=(terminal.clone(), i64::MAX));
-        waiting.take(usize::from(window)).map(|((_, seq), _)| *seq).max().unwrap_or(0)
     }
 
     pub(crate) fn change_subscriptions(&mut self, terminal: &TerminalId, epoch: i64, change: &Change) -> Attempt<()> {
