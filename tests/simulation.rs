@@ -3,6 +3,7 @@
 //! `cargo test -p wakala --test simulation` lives through some hundred seeds; `WAKALA_SEEDS=10000` through ten thousand;
 //! `WAKALA_SEED=123 cargo test -p wakala --test simulation one_seed -- --nocapture` tells the whole story of one.
 
+#[cfg(test)]
 mod simulation {
     pub(crate) mod auditor;
     pub(crate) mod bank;
@@ -20,9 +21,9 @@ mod simulation {
     pub(crate) mod world;
 }
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use simulation::world::{self, Outcome};
+use simulation::world::{self, Outcome, Story};
 
 /// Seeds that failed once. They are lived through first, for ever.
 const SEEDS: &[u64] = &[];
@@ -36,7 +37,7 @@ fn from_outside(name: &str) -> Option<u64> {
 }
 
 fn report(seed: u64) -> String {
-    let Outcome { violation, story, .. } = world::live(seed, true, false);
+    let Outcome { violation, story, .. } = world::live(seed, Story::Concerned);
     let Some(violation) = violation else { return format!("SEED={seed} fails now and then: it is not one story") };
     let last = &story[story.len().saturating_sub(120)..];
     format!(
@@ -47,44 +48,53 @@ fn report(seed: u64) -> String {
     )
 }
 
+/// What one thread has lived through.
+#[derive(Default)]
+struct Lived {
+    events: u64,
+    requests: u64,
+    /// The first seed that failed, with its place.
+    failed: Option<(usize, u64)>,
+}
+
+/// Takes the next seed until there is none, or one has failed.
+fn live_through(seeds: &[u64], next: &AtomicUsize) -> Lived {
+    let mut lived = Lived::default();
+    loop {
+        let place = next.fetch_add(1, Ordering::Relaxed);
+        let Some(&seed) = seeds.get(place) else { return lived };
+        let outcome = world::live(seed, Story::Untold);
+        lived.events += outcome.events;
+        lived.requests += outcome.requests;
+        if outcome.violation.is_some() {
+            next.store(seeds.len(), Ordering::Relaxed);
+            lived.failed = Some((place, seed));
+            return lived;
+        }
+    }
+}
+
 #[test]
 fn every_seed_keeps_the_invariants() {
-    let count = from_outside("WAKALA_SEEDS").unwrap_or(COUNT);
     let first = from_outside("WAKALA_FIRST").unwrap_or(0);
-    let next = AtomicU64::new(0);
-    let began = time::OffsetDateTime::UNIX_EPOCH;
-    let _ = began;
-    let pasted = u64::try_from(SEEDS.len()).expect("few");
-    let live = || {
-        let (mut events, mut requests, mut failed) = (0, 0, None);
-        while let Some(nth) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&nth| nth < count + pasted) {
-            let pasted = usize::try_from(nth).ok().and_then(|nth| SEEDS.get(nth).copied());
-            let seed = pasted.unwrap_or_else(|| first + nth - u64::try_from(SEEDS.len()).expect("few"));
-            let outcome = world::live(seed, false, false);
-            events += outcome.events;
-            requests += outcome.requests;
-            if outcome.violation.is_some() {
-                failed = Some((nth, seed));
-                next.store(count + pasted.map_or(0, |_| 0) + u64::MAX / 2, Ordering::Relaxed);
-                break;
-            }
-        }
-        (events, requests, failed)
-    };
+    let count = from_outside("WAKALA_SEEDS").unwrap_or(COUNT);
+    let seeds: Vec<u64> = SEEDS.iter().copied().chain(first..first + count).collect();
+    let next = AtomicUsize::new(0);
     let (one, two) = std::thread::scope(|scope| {
-        let other = scope.spawn(live);
-        (live(), other.join().expect("a seed's panic is caught"))
+        let other = scope.spawn(|| live_through(&seeds, &next));
+        (live_through(&seeds, &next), other.join().expect("a panic in a seed is caught"))
     });
-    println!("{count} seeds, {} requests, {} events", one.1 + two.1, one.0 + two.0);
-    if let Some((nth, seed)) = one.2.into_iter().chain(two.2).min() {
-        panic!("after {} seeds:\n{}", nth + 1, report(seed));
+    let (requests, events) = (one.requests + two.requests, one.events + two.events);
+    println!("{} seeds, {requests} requests, {events} events", seeds.len());
+    if let Some((place, seed)) = one.failed.into_iter().chain(two.failed).min() {
+        panic!("after {} seeds:\n{}", place + 1, report(seed));
     }
 }
 
 #[test]
 fn one_seed() {
     let Some(seed) = from_outside("WAKALA_SEED") else { return };
-    let Outcome { events, requests, violation, story, .. } = world::live(seed, true, true);
+    let Outcome { events, requests, violation, story, .. } = world::live(seed, Story::Whole);
     for line in &story {
         println!("{line}");
     }
@@ -97,7 +107,7 @@ fn one_seed() {
 #[test]
 fn a_seed_is_one_story() {
     for seed in 0..10 {
-        let (one, two) = (world::live(seed, false, false), world::live(seed, true, true));
+        let (one, two) = (world::live(seed, Story::Untold), world::live(seed, Story::Whole));
         assert_eq!((one.events, one.digest), (two.events, two.digest), "seed {seed}");
     }
 }

@@ -118,19 +118,19 @@ impl Node {
             let event = wakala::partition::Event::Unsent { transaction: transaction.id };
             return self.tell_partition(number, event, stage);
         }
-        self.to_bank(core, Event::Ask(number, transaction), stage);
+        self.post_to_bank(core, Event::Ask(number, transaction), stage);
     }
 
     /// What cannot be taken is repeated by the partition when it is due.
     pub(crate) fn reverse_at_bank(&mut self, number: PartitionNo, transaction: Box<Transaction>, stage: &mut Stage) {
         let core = stage.village.core(&transaction.core);
         if self.banks[core].twin.is_some() {
-            self.to_bank(core, Event::Reverse(number, transaction), stage);
+            self.post_to_bank(core, Event::Reverse(number, transaction), stage);
         }
     }
 
     /// Into the actor's mailbox, which keeps the order.
-    fn to_bank(&mut self, core: usize, event: Event, stage: &mut Stage) {
+    fn post_to_bank(&mut self, core: usize, event: Event, stage: &mut Stage) {
         let actor = self.banks[core].actor;
         stage.node(Duration::from_millis(1), self.home(), node::Event::Bank(core, actor, event));
     }

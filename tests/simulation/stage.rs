@@ -34,7 +34,7 @@ pub(crate) struct Home {
 /// What happens next, and where.
 pub(crate) enum What {
     Terminal(usize, terminal::Event),
-    Node(Home, node::Event),
+    Node(Home, Box<node::Event>),
     Postgres(Call),
     /// The database notices that a node is gone, and undoes what it had open.
     PostgresDrops(Home),
@@ -246,7 +246,7 @@ impl Stage {
     }
 
     pub(crate) fn node(&mut self, wait: Duration, home: Home, event: node::Event) {
-        self.after(wait, What::Node(home, event));
+        self.after(wait, What::Node(home, Box::new(event)));
     }
 
     pub(crate) fn latency(&mut self) -> Duration {

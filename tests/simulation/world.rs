@@ -60,13 +60,21 @@ pub(crate) struct Outcome {
     pub(crate) requests: u64,
     pub(crate) digest: u64,
     pub(crate) violation: Option<Violation>,
-    /// The story, if it was wanted: of everything, or of what the violation is about.
     pub(crate) story: Vec<String>,
 }
 
+/// How much of the story is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Story {
+    Untold,
+    /// What the violation is about.
+    Concerned,
+    Whole,
+}
+
 /// Lives through one seed.
-pub(crate) fn live(seed: u64, told: bool, whole: bool) -> Outcome {
-    let mut world = World::new(seed, told);
+pub(crate) fn live(seed: u64, story: Story) -> Outcome {
+    let mut world = World::new(seed, story != Story::Untold);
     let lived = catch_unwind(AssertUnwindSafe(|| world.live()));
     let violation = match lived {
         Ok(violation) => violation,
@@ -79,7 +87,7 @@ pub(crate) fn live(seed: u64, told: bool, whole: bool) -> Outcome {
     };
     let stage = &world.stage;
     let (events, requests, digest) = (stage.events, stage.requests, stage.digest);
-    let story = world.story(violation.as_ref().filter(|_| !whole).map(|violation| &violation.about));
+    let story = world.story(violation.as_ref().filter(|_| story != Story::Whole).map(|violation| &violation.about));
     Outcome { events, requests, digest, violation, story }
 }
 
@@ -136,7 +144,7 @@ impl World {
                 if home.is(node) {
                     match node.paused_until {
                         Some(until) if until > stage.now => stage.at(until, What::Node(home, event)),
-                        _ => node.handle(event, stage),
+                        _ => node.handle(*event, stage),
                     }
                 }
             }
@@ -213,13 +221,13 @@ impl World {
             (Fault::CoreRestart, weather.core_restart),
             (Fault::TerminalCrash, weather.terminal_crash),
         ] {
-            let mut at = self.stage.now;
-            while per_minute > 0.0 {
-                at = at + self.stage.chance.until_next(per_minute);
-                if at.since(self.stage.now) >= PERIOD {
-                    break;
-                }
+            if per_minute == 0.0 {
+                continue;
+            }
+            let mut at = self.stage.now + self.stage.chance.until_next(per_minute);
+            while at.since(self.stage.now) < PERIOD {
                 self.stage.at(at, What::Fault(fault));
+                at = at + self.stage.chance.until_next(per_minute);
             }
         }
         self.stage.after(PERIOD, What::Heals);
