@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use figment::Figment;
 use figment::providers::{Env, Format as _, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
 use serde::{Deserialize, Serialize};
 use wakala::id::CoreId;
 
@@ -18,8 +19,8 @@ use crate::{admin, banks, edge, listener, partitions, receipts, sessions, store}
 /// EX_CONFIG: starting again would not mend it, so systemd does not (`RestartPreventExitStatus`).
 pub const EXIT_CONFIG: i32 = 78;
 
-/// Variables that are flags of the command line, not keys of the configuration.
-const FLAGS: [&str; 1] = ["config"];
+/// Variables that are flags of the command line and of the scripts, not keys of the configuration.
+const FLAGS: [&str; 2] = ["config", "var"];
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -111,15 +112,11 @@ impl Config {
     pub fn load(file: Option<&Path>) -> Result<Self, Error> {
         // Defaults come from serde alone. Merged in as values they would stay beside what the file says: of two ways to
         // the master key both would be there.
-        let mut figment = Figment::new();
-        if let Some(file) = file {
-            if !file.is_file() {
-                return Err(Error(vec![format!("{}: there is no such file", file.display())]));
-            }
-            figment = figment.merge(Toml::file_exact(file));
+        if let Some(file) = file.filter(|file| !file.is_file()) {
+            return Err(Error(vec![format!("{}: there is no such file", file.display())]));
         }
-        let config: Self =
-            figment.merge(Env::prefixed("WAKALA_").ignore(&FLAGS).split("__")).extract().map_err(explain)?;
+        let variables = Figment::from(Env::prefixed("WAKALA_").ignore(&FLAGS).split("__"));
+        let config: Self = over(file, variables).extract().map_err(explain)?;
         config.check(file.and_then(Path::parent))?;
         Ok(config)
     }
@@ -173,6 +170,38 @@ impl Config {
             options.dialect = resolve(folder, &options.dialect);
         }
         self
+    }
+}
+
+/// The variables over the file.
+fn over(file: Option<&Path>, variables: Figment) -> Figment {
+    let Some(file) = file.map(Toml::file_exact) else { return variables };
+    // Tables are merged, and the way to the master key is a table of one key: merged, there would be two ways.
+    if variables.find_value(MASTER.join(".").as_str()).is_ok() {
+        Figment::from(WithoutMaster(file)).merge(variables)
+    } else {
+        Figment::from(file).merge(variables)
+    }
+}
+
+const MASTER: [&str; 2] = ["keys", "master"];
+
+/// What another provider says, but for the way to the master key.
+struct WithoutMaster<P>(P);
+
+impl<P: Provider> Provider for WithoutMaster<P> {
+    fn metadata(&self) -> Metadata {
+        self.0.metadata()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let mut data = self.0.data()?;
+        for dict in data.values_mut() {
+            if let Some(Value::Dict(_, keys)) = dict.get_mut(MASTER[0]) {
+                keys.remove(MASTER[1]);
+            }
+        }
+        Ok(data)
     }
 }
 

@@ -31,6 +31,12 @@ impl Output {
     }
 }
 
+/// RFC 3339, in UTC, to the millisecond: `2026-11-21T03:18:43.584Z`.
+#[must_use]
+pub fn rfc3339(time: wakala::time::Time) -> String {
+    time.utc().format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
+
 /// A table as people read it: no frame, aligned columns.
 #[must_use]
 pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {

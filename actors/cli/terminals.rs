@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use argon2::PasswordHasher as _;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -10,9 +10,9 @@ use wakala::id::{AgentId, CoreId, TerminalId};
 use wakala::money::Currency;
 use wakala::receipt::{receipt_topic, request_topic};
 
-use super::{Output, table};
+use super::{Output, rfc3339, table};
 use crate::config::Config;
-use crate::ports::Clock;
+use crate::ports::{Clock, KeyName};
 use crate::store::Store;
 use crate::store::terminals::{Enrolment, Terminal};
 
@@ -38,6 +38,11 @@ pub enum Command {
         /// The terminal's certificate (PEM)
         #[arg(long, value_name = "FILE")]
         certificate: Option<PathBuf>,
+        /// The initial key identifier of its PIN pad: 16 hexadecimal digits that begin with a base derivation key's
+        ///
+        /// Checked and printed with the rest; Wakala learns which terminal uses it from the first request.
+        #[arg(long, value_name = "HEX", value_parser = initial_key_id)]
+        key_id: Option<InitialKeyId>,
     },
     /// Keep a terminal out, and end its connection
     Block {
@@ -63,15 +68,43 @@ pub(super) fn currency(text: &str) -> Result<Currency, String> {
     Currency::from_code(text).ok_or_else(|| format!("{text} is no ISO 4217 code; TZS is one"))
 }
 
+/// The first eight bytes of a terminal's KSNs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InitialKeyId([u8; 8]);
+
+impl std::fmt::Display for InitialKeyId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex::encode_upper(self.0))
+    }
+}
+
+impl InitialKeyId {
+    /// The base derivation key that the terminal's initial key is derived from.
+    fn bdk(self) -> KeyName {
+        let [a, b, c, d, ..] = self.0;
+        KeyName::BaseDerivation([a, b, c, d])
+    }
+}
+
+fn initial_key_id(text: &str) -> Result<InitialKeyId, String> {
+    let mut id = [0; 8];
+    hex::decode_to_slice(text, &mut id).map_err(|_| "an identifier has 16 hexadecimal digits".to_owned())?;
+    Ok(InitialKeyId(id))
+}
+
 /// # Errors
 /// When the database is away or the terminal is not as the command needs it.
 pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: Output) -> anyhow::Result<()> {
     let store = Store::connect(&config.database).await?;
     match command {
-        Command::Enrol { terminal, agent, core, currency, certificate } => {
+        Command::Enrol { terminal, agent, core, currency, certificate, key_id } => {
             if !config.cores.contains_key(&core) {
                 let known: Vec<String> = config.cores.keys().map(ToString::to_string).collect();
                 bail!("no core {core} is configured; there are: {}", known.join(", "));
+            }
+            if let Some(bdk) = key_id.map(InitialKeyId::bdk) {
+                let known = store.key_blocks().await?.iter().any(|block| block.name == bdk);
+                ensure!(known, "there is no base derivation key {bdk} for this identifier; wakala keys list");
             }
             let certificate_sha256 = certificate.map(|file| fingerprint(&file)).transpose()?;
             let secret = if certificate_sha256.is_none() { Some(draw_password()?) } else { None };
@@ -87,7 +120,7 @@ pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: O
                 enrolled_at: clock.now(),
             };
             match store.enrol_terminal(row, currency).await? {
-                Enrolment::Done => enrolled(config, &terminal, &agent, secret.as_deref(), output),
+                Enrolment::Done => enrolled(config, &terminal, &agent, secret.as_deref(), key_id, output),
                 Enrolment::NameTaken => {
                     bail!("there is a terminal {terminal} already; block it, or choose another name")
                 }
@@ -123,12 +156,15 @@ fn enrolled(
     terminal: &TerminalId,
     agent: &AgentId,
     password: Option<&str>,
+    key_id: Option<InitialKeyId>,
     output: Output,
 ) -> anyhow::Result<()> {
+    let first_ksn = key_id.map(|id| format!("{id}00000001"));
     let value = json!({
         "client_id": terminal, "user_name": terminal, "password": password, "agent": agent,
         "publish": request_topic(terminal), "subscribe": receipt_topic(terminal), "qos": 1, "clean_session": false,
         "listener": config.listener.addresses(),
+        "initial_key_id": key_id.map(|id| id.to_string()), "first_ksn": first_ksn,
     });
     let text = || {
         let rows = [
@@ -140,10 +176,16 @@ fn enrolled(
             ["session".to_owned(), "persistent: clean session 0, or in MQTT 5 a session expiry".to_owned()],
             ["connects to".to_owned(), config.listener.addresses().join(", ")],
         ];
-        format!(
-            "{}\nThe password is shown this once. Its DUKPT initial key: wakala keys initial-key --help",
-            table(["terminal", ""], rows)
-        )
+        let keys = key_id
+            .zip(first_ksn.clone())
+            .map(|(id, ksn)| [["initial key identifier".to_owned(), id.to_string()], ["first KSN".to_owned(), ksn]]);
+        let once = password.map_or("", |_| "The password is shown this once. ");
+        let injected = match key_id {
+            Some(id) => format!("wakala keys initial-key --bdk {} --id {id}", id.bdk()),
+            None => "wakala keys initial-key --help".to_owned(),
+        };
+        let shown = table(["terminal", ""], rows.into_iter().chain(keys.into_iter().flatten()));
+        format!("{shown}\n{once}Its DUKPT initial key: {injected}")
     };
     output.print(text, &value)
 }
@@ -155,7 +197,7 @@ fn list(terminals: &[Terminal], output: Output) -> anyhow::Result<()> {
             json!({
                 "terminal": t.id, "agent": t.agent, "core": t.core, "sandbox": t.sandbox,
                 "enters_with": enters_with(t), "blocked": t.blocked.as_ref().map(|b| &b.why),
-                "enrolled_at": t.enrolled_at.utc().to_string(),
+                "enrolled_at": rfc3339(t.enrolled_at),
             })
         })
         .collect();
@@ -203,4 +245,18 @@ fn fingerprint(file: &std::path::Path) -> anyhow::Result<[u8; 32]> {
     let certificate = CertificateDer::from_pem_file(file)
         .map_err(|error| anyhow::anyhow!("{}: no certificate in PEM: {error}", file.display()))?;
     Ok(Sha256::digest(&certificate).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initial_key_identifier_names_its_base_key() {
+        let id = initial_key_id("5a5A000100000002").expect("an identifier");
+        assert_eq!((id.to_string().as_str(), id.bdk().to_string().as_str()), ("5A5A000100000002", "bdk-5A5A0001"));
+        for bad in ["", "5A5A0001", "5A5A00010000000", "5A5A00010000000g", "5A5A0001000000020000"] {
+            assert!(initial_key_id(bad).is_err(), "{bad}");
+        }
+    }
 }

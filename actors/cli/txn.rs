@@ -5,10 +5,9 @@ use prost::Message as _;
 use serde_json::{Value, json};
 use wakala::id::TransactionId;
 use wakala::receipt::Stage;
-use wakala::time::Time;
 use wakala::wire;
 
-use super::Output;
+use super::{Output, rfc3339 as at};
 use crate::config::Config;
 use crate::store::Store;
 use crate::store::ledger::Shown;
@@ -40,10 +39,6 @@ pub async fn run(command: Command, config: &Config, output: Output) -> anyhow::R
     }
     let values: Vec<Value> = shown.iter().map(value).collect::<anyhow::Result<_>>()?;
     output.print(|| shown.iter().map(text).collect::<Vec<_>>().join("\n\n"), &values)
-}
-
-fn at(time: Time) -> String {
-    time.utc().to_string()
 }
 
 fn value(shown: &Shown) -> anyhow::Result<Value> {

@@ -75,3 +75,20 @@ fn a_file_that_is_not_there_says_so() {
     let Err(Error(faults)) = Config::load(Some(Path::new("/nowhere/wakala.toml"))) else { panic!("loaded") };
     assert_eq!(faults, ["/nowhere/wakala.toml: there is no such file"]);
 }
+
+#[test]
+fn a_variable_replaces_the_files_way_to_the_master_key() {
+    let variables = Figment::from(("keys.master.file", "/run/master.key"));
+    let config: Config = over(Some(&shown()), variables).extract().expect("one way");
+    assert_eq!(config.keys.master, soft_hsm::Source::File("/run/master.key".into()));
+    let config: Config = over(Some(&shown()), Figment::new()).extract().expect("one way");
+    assert_eq!(config.keys.master, soft_hsm::Source::default());
+}
+
+#[test]
+fn two_ways_to_the_master_key_are_one_too_many() {
+    for text in ["{ credential = 'a', file = '/b' }", "{}", "{ fil = '/b' }"] {
+        let found = faults(&format!("[keys]\nmaster = {text}\n"));
+        assert!(found.len() == 1 && found[0].contains("keys.master"), "{found:?}");
+    }
+}

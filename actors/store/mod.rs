@@ -32,7 +32,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Options {
     /// Where, as the role `wakala_service`: `postgres://wakala_service@localhost/wakala?host=/run/postgresql`.
     pub url: String,
-    /// The same as the role `wakala_owner`, for `wakala migrate` alone; empty where nobody migrates.
+    /// The same as the role `wakala_owner`, for `wakala migrate` and `wakala ledger floor`; empty where nobody does
+    /// that.
     pub owner_url: String,
     /// Connections, and database transactions at the same time. Postgres' `max_connections` must cover all nodes'.
     pub pool_size: u32,

@@ -43,7 +43,9 @@ def parsed():
     parser.add_argument("--ca", help="the server's CA certificate; connects by TLS")
     parser.add_argument("--mqtt", choices=["3.1.1", "5"], default="3.1.1")
     parser.add_argument("--terminal", required=True)
-    parser.add_argument("--password", required=True)
+    parser.add_argument("--password")
+    parser.add_argument("--certificate", help="the terminal's own, in place of a password; with --private-key")
+    parser.add_argument("--private-key")
     parser.add_argument("--initial-key", type=bytes.fromhex, required=True)
     parser.add_argument("--key-id", type=bytes.fromhex, required=True, help="initial key identifier, 8 bytes")
     parser.add_argument("--counter", type=lambda text: int(text, 16), default=1, help="of the KSN, hexadecimal")
@@ -53,6 +55,7 @@ def parsed():
     parser.add_argument("--amount", type=int, required=True, help="in minor units")
     parser.add_argument("--currency", type=int, default=834)
     parser.add_argument("--deposit", action="store_true")
+    parser.add_argument("--key", type=bytes.fromhex, help="the request's, 16 bytes; drawn when there is none")
     parser.add_argument("--flash", type=pathlib.Path)
     parser.add_argument("--times", type=int, default=1, help="publish the same bytes so often")
     parser.add_argument("--wait", type=float, default=60, help="seconds for the final receipt")
@@ -66,7 +69,7 @@ def envelope(wire, given):
     ksn = given.key_id + given.counter.to_bytes(4, "big")
     data_key = dukpt.working_key(given.initial_key, ksn, dukpt.DATA_ENCRYPTION)
     request = wire.Request(
-        key=os.urandom(16),
+        key=given.key or os.urandom(16),
         kind=wire.DEPOSIT if given.deposit else wire.WITHDRAWAL,
         amount=given.amount,
         currency=given.currency,
@@ -99,9 +102,10 @@ def connected(given, heard):
     version = mqtt.MQTTv5 if given.mqtt == "5" else mqtt.MQTTv311
     more = {} if given.mqtt == "5" else {"clean_session": False}
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, given.terminal, protocol=version, **more)
-    client.username_pw_set(given.terminal, given.password)
+    if given.password:
+        client.username_pw_set(given.terminal, given.password)
     if given.ca:
-        client.tls_set(ca_certs=given.ca, tls_version=ssl.PROTOCOL_TLS_CLIENT)
+        client.tls_set(given.ca, given.certificate, given.private_key, tls_version=ssl.PROTOCOL_TLS_CLIENT)
     subscribed = queue.Queue()
 
     def on_connect(client, _userdata, flags, reason, _properties):

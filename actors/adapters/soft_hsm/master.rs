@@ -11,7 +11,7 @@ use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
 
 /// Where the master key comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
+#[serde(rename_all = "lowercase", try_from = "Ways")]
 pub enum Source {
     /// The name of a systemd credential (`LoadCredential=` or `LoadCredentialEncrypted=` of the unit).
     Credential(String),
@@ -20,6 +20,28 @@ pub enum Source {
     /// The name of an environment variable with 64 hexadecimal digits. A process' environment is easily seen: for trying
     /// things out.
     Environment(String),
+}
+
+/// What a configuration says: of the ways one.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ways {
+    credential: Option<String>,
+    file: Option<PathBuf>,
+    environment: Option<String>,
+}
+
+impl TryFrom<Ways> for Source {
+    type Error = &'static str;
+
+    fn try_from(ways: Ways) -> Result<Self, Self::Error> {
+        match (ways.credential, ways.file, ways.environment) {
+            (Some(name), None, None) => Ok(Self::Credential(name)),
+            (None, Some(path), None) => Ok(Self::File(path)),
+            (None, None, Some(name)) => Ok(Self::Environment(name)),
+            _ => Err("name one way: { credential = \"NAME\" }, { file = \"PATH\" } or { environment = \"NAME\" }"),
+        }
+    }
 }
 
 impl Default for Source {
