@@ -105,26 +105,42 @@ pub enum LogFormat {
 pub struct Error(pub Vec<String>);
 
 impl Config {
-    /// Reads the file, then `WAKALA_…` variables (`WAKALA_NODE__NAME` is `node.name`), and checks what they say together.
+    /// Reads the file, then `WAKALA_…` variables (`WAKALA_NODE__NAME` is `node.name`), then `flags` (`node.name=x`), and
+    /// checks what they say together.
     ///
     /// # Errors
-    /// Every fault with its file, its key, and what would be right.
-    pub fn load(file: Option<&Path>) -> Result<Self, Error> {
+    /// Every fault with its source, its key, and what would be right.
+    pub fn load(file: Option<&Path>, flags: &[String]) -> Result<Self, Error> {
         // Defaults come from serde alone. Merged in as values they would stay beside what the file says: of two ways to
         // the master key both would be there.
         if let Some(file) = file.filter(|file| !file.is_file()) {
             return Err(Error(vec![format!("{}: there is no such file", file.display())]));
         }
         let variables = Figment::from(Env::prefixed("WAKALA_").ignore(&FLAGS).split("__"));
-        let config: Self = over(file, variables).extract().map_err(explain)?;
-        config.check(file.and_then(Path::parent))?;
-        Ok(config)
+        let mut above = variables;
+        for flag in flags {
+            let Some((key, value)) = flag.split_once('=') else {
+                return Err(Error(vec![format!(
+                    "--set {flag}: right would be, for example, --set node.name=wakala-2"
+                )]));
+            };
+            let Ok(value) = value.parse::<figment::value::Value>();
+            above = above.merge((key.to_owned(), value));
+        }
+        let figment = over(file, above);
+        let config: Self = figment.extract().map_err(explain)?;
+        let faults = config.faults(file.and_then(Path::parent)).into_iter().map(|(key, text)| {
+            let source = figment.find_metadata(&key).map_or_else(String::new, source);
+            format!("{source}{key}: {text}")
+        });
+        let faults: Vec<String> = faults.collect();
+        if faults.is_empty() { Ok(config) } else { Err(Error(faults)) }
     }
 
-    /// What no single key can know.
-    fn check(&self, folder: Option<&Path>) -> Result<(), Error> {
+    /// What no single key can know: keys, and what is wrong with them.
+    fn faults(&self, folder: Option<&Path>) -> Vec<(String, String)> {
         let mut faults = Vec::new();
-        let mut fault = |key: &str, text: String| faults.push(format!("{key}: {text}"));
+        let mut fault = |key: &str, text: String| faults.push((key.to_owned(), text));
         if let Err(error) = self.node.name.parse::<wakala::id::AgentId>() {
             fault("node.name", error.to_string().replace("an agent's name", "it"));
         }
@@ -159,7 +175,7 @@ impl Config {
         if let Err(error) = self.logging.filter.parse::<tracing_subscriber::EnvFilter>() {
             fault("logging.filter", format!("{error}; right would be, for example, \"info,wakala_node=debug\""));
         }
-        if faults.is_empty() { Ok(()) } else { Err(Error(faults)) }
+        faults
     }
 
     /// Has paths that the file gives relative to itself found from anywhere.
@@ -215,10 +231,7 @@ fn resolve(folder: Option<&Path>, path: &Path) -> PathBuf {
 /// figment's errors with the file, the key and what would be right, a line each.
 fn explain(errors: figment::Error) -> Error {
     let each = errors.into_iter().map(|error| {
-        let source = error.metadata.as_ref().map_or_else(String::new, |metadata| match &metadata.source {
-            Some(source) => format!("{source}: "),
-            None => format!("{}: ", metadata.name),
-        });
+        let source = error.metadata.as_ref().map_or_else(String::new, source);
         // figment puts the name of its profile first; nobody here has heard of profiles.
         let mut path: Vec<&str> = error.path.iter().map(String::as_str).filter(|part| *part != "default").collect();
         if let figment::error::Kind::UnknownField(found, _) = &error.kind
@@ -242,6 +255,15 @@ fn explain(errors: figment::Error) -> Error {
         format!("{source}{key}{text}")
     });
     Error(each.collect())
+}
+
+/// Where a value came from: the file, the variables, or a flag (which figment has no name for).
+fn source(metadata: &figment::Metadata) -> String {
+    match &metadata.source {
+        Some(source @ figment::Source::File(_)) => format!("{source}: "),
+        _ if metadata.name.contains("environment") => "environment: ".to_owned(),
+        _ => "--set: ".to_owned(),
+    }
 }
 
 /// The known key that differs least, if it differs little.

@@ -32,6 +32,9 @@ struct Wakala {
     /// (WAKALA_NODE__NAME is node.name)
     #[arg(long, global = true, env = "WAKALA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// A key over the file and the variables, such as --set node.name=wakala-2
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     #[command(flatten)]
     output: Output,
     #[command(subcommand)]
@@ -76,7 +79,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let wakala = Wakala::parse();
-    let config = match Config::load(wakala.config.as_deref()) {
+    let config = match Config::load(wakala.config.as_deref(), &wakala.set) {
         Ok(config) => config.resolved(wakala.config.as_deref()),
         Err(error) => {
             tell(&error.to_string());

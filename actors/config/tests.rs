@@ -13,7 +13,7 @@ fn faults(text: &str) -> Vec<String> {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(text.as_bytes()).expect("written");
     let name = file.path().display().to_string();
-    let Err(Error(faults)) = Config::load(Some(file.path())) else { panic!("it is right: {text}") };
+    let Err(Error(faults)) = Config::load(Some(file.path()), &[]) else { panic!("it is right: {text}") };
     faults.into_iter().map(|fault| fault.replace(&name, "FILE")).collect()
 }
 
@@ -58,11 +58,11 @@ fn a_wrong_value_is_named_with_its_key() {
     let fault = faults("[log]\nkind = \"nats\"").remove(0);
     assert!(fault.starts_with("FILE: log.kind: ") && fault.contains("postgres"), "{fault}");
     let fault = faults("[admin]\naddress = \"0.0.0.0:8830\"").remove(0);
-    assert_eq!(fault, "admin.address: 0.0.0.0:8830 is not loopback; use 127.0.0.1");
+    assert_eq!(fault, "FILE: admin.address: 0.0.0.0:8830 is not loopback; use 127.0.0.1");
     let fault = faults("[partitions]\nlease = \"1s\"\nrenew = \"3s\"").remove(0);
-    assert!(fault.starts_with("partitions.renew: must be at most half"), "{fault}");
+    assert!(fault.starts_with("FILE: partitions.renew: must be at most half"), "{fault}");
     let fault = faults("[cores.mwanga]\ndialect = \"nowhere.toml\"").remove(0);
-    assert!(fault.starts_with("cores.mwanga.dialect: ") && fault.contains("nowhere.toml"), "{fault}");
+    assert!(fault.starts_with("FILE: cores.mwanga.dialect: ") && fault.contains("nowhere.toml"), "{fault}");
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn several_faults_are_said_at_once() {
 
 #[test]
 fn a_file_that_is_not_there_says_so() {
-    let Err(Error(faults)) = Config::load(Some(Path::new("/nowhere/wakala.toml"))) else { panic!("loaded") };
+    let Err(Error(faults)) = Config::load(Some(Path::new("/nowhere/wakala.toml")), &[]) else { panic!("loaded") };
     assert_eq!(faults, ["/nowhere/wakala.toml: there is no such file"]);
 }
 
@@ -91,4 +91,20 @@ fn two_ways_to_the_master_key_are_one_too_many() {
         let found = faults(&format!("[keys]\nmaster = {text}\n"));
         assert!(found.len() == 1 && found[0].contains("keys.master"), "{found:?}");
     }
+}
+
+#[test]
+fn a_flag_goes_over_the_file_and_is_named_when_it_is_wrong() {
+    let load = |flag: &str| Config::load(Some(&shown()), &[flag.to_owned()]);
+    let config = load("partitions.batch_max=7").expect("right");
+    assert_eq!((config.partitions.batch_max, config.partitions.open_max), (7, 4096));
+    let wrong = |flag| load(flag).map(|_| ()).expect_err("wrong").0.remove(0);
+    assert_eq!(wrong("admin.address=0.0.0.0:1"), "--set: admin.address: 0.0.0.0:1 is not loopback; use 127.0.0.1");
+    assert!(
+        wrong("partitions.lease=ten").starts_with("--set: partitions.lease: "),
+        "{}",
+        wrong("partitions.lease=ten")
+    );
+    assert!(wrong("node.naem=x").ends_with("unknown key naem; did you mean name?"));
+    assert!(wrong("node.name").contains("right would be"));
 }
