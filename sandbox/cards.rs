@@ -10,7 +10,6 @@ use std::sync::Arc;
 use wakala::card::{Expiry, Pan};
 use wakala::id::{AgentId, CoreId, TerminalId};
 use wakala::pin::Pin;
-use wakala::pin::dukpt::initial_key;
 use wakala::pin::key::{AesKey, TdesKey};
 use wakala::pin::pvv::{Pvv, pvv};
 
@@ -25,6 +24,9 @@ pub const PVK_INDEX: u8 = 1;
 
 /// What every test account number begins with.
 pub const TEST_ISSUER: &str = "999991";
+
+/// The longest there are (ISO 9564-1), so that none is met by chance where it is searched for.
+const PIN_DIGITS: usize = 12;
 
 /// The core that serves every agent of the sandbox.
 pub const CORE: &str = "sandbox";
@@ -43,6 +45,8 @@ pub struct Village {
     pub seed: u64,
     bdk: [u8; 16],
     pvk: [u8; 16],
+    token_key: [u8; 32],
+    seal_key: [u8; 32],
     pub core: CoreId,
     pub terminals: Vec<Enrolled>,
 }
@@ -62,8 +66,8 @@ pub struct Card {
     pub pan: Pan,
     pub expiry: Expiry,
     digits: String,
-    pin: [u8; 4],
-    wrong_pin: [u8; 4],
+    pin: [u8; PIN_DIGITS],
+    wrong_pin: [u8; PIN_DIGITS],
     /// What the bank compares the PIN with.
     pub pvv: Pvv,
 }
@@ -81,8 +85,11 @@ impl Card {
         Pin::from_digits(if right { &self.pin } else { &self.wrong_pin }).ok()
     }
 
-    fn pin_text(&self) -> String {
-        self.pin.iter().map(|digit| char::from(b'0' + digit)).collect()
+    /// A PIN as text, for whoever searches logs and dumps for it.
+    #[must_use]
+    pub fn pin_text(&self, right: bool) -> String {
+        let pin = if right { &self.pin } else { &self.wrong_pin };
+        pin.iter().map(|digit| char::from(b'0' + digit)).collect()
     }
 }
 
@@ -98,7 +105,9 @@ impl Village {
     pub fn new(seed: u64, terminals: usize) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let (bdk, pvk) = (random.random(), random.random());
-        let mut village = Self { seed, bdk, pvk, core: named(CORE), terminals: Vec::with_capacity(terminals) };
+        let (token_key, seal_key) = (random.random(), random.random());
+        let mut village =
+            Self { seed, bdk, pvk, token_key, seal_key, core: named(CORE), terminals: Vec::with_capacity(terminals) };
         let verification = village.pvk();
         for number in 0..terminals {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -120,18 +129,16 @@ impl Village {
         TdesKey::new(self.pvk)
     }
 
-    /// What must be found nowhere after a run, as text: account numbers, keys, and the fields of PIN blocks before they
-    /// are encrypted (a PIN alone is four digits, which are everywhere).
+    /// What tokens of card numbers are made with.
     #[must_use]
-    pub fn secrets(&self) -> Vec<String> {
-        let mut secrets = vec![hex::encode(self.bdk), hex::encode(self.pvk)];
-        let initial = |terminal: &Enrolled| hex::encode(initial_key(&self.bdk(), &terminal.key_id).expose());
-        secrets.extend(self.terminals.iter().map(initial));
-        for card in self.cards() {
-            secrets.push(card.account().to_owned());
-            secrets.push(format!("44{}aaaaaaaaaa", card.pin_text()));
-        }
-        secrets
+    pub fn token_key(&self) -> &[u8] {
+        &self.token_key
+    }
+
+    /// What card numbers are sealed with on their way to the core.
+    #[must_use]
+    pub fn seal_key(&self) -> &[u8] {
+        &self.seal_key
     }
 
     pub fn cards(&self) -> impl Iterator<Item = &Arc<Card>> {
@@ -174,11 +181,12 @@ impl Card {
     fn new(number: usize, verification: &TdesKey, random: &mut ChaCha8Rng) -> Self {
         let body = format!("{TEST_ISSUER}{:03}{number:06}", random.random_range(0..1000));
         let (digits, pan) = with_check_digit(&body);
-        let pin: [u8; 4] = std::array::from_fn(|_| random.random_range(0..10));
-        #[expect(clippy::expect_used, reason = "four digits are a PIN")]
-        let value = |pin: &[u8; 4]| pvv(verification, PVK_INDEX, &pan, &Pin::from_digits(pin).expect("four digits"));
+        let pin: [u8; PIN_DIGITS] = std::array::from_fn(|_| random.random_range(0..10));
+        #[expect(clippy::expect_used, reason = "twelve digits are a PIN")]
+        let value =
+            |pin: &[u8; PIN_DIGITS]| pvv(verification, PVK_INDEX, &pan, &Pin::from_digits(pin).expect("twelve digits"));
         let right = value(&pin);
-        // One PIN in 10,000 has the value of another: what is to be wrong must be seen to be wrong.
+        // A PVV looks at the first four digits. One PIN in 10,000 has the value of another: what is to be wrong must be seen to be wrong.
         let mut wrong_pin = pin;
         while value(&wrong_pin) == right {
             wrong_pin[3] = (wrong_pin[3] + 1) % 10;

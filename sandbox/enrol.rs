@@ -64,8 +64,8 @@ async fn keys(village: &Village, store: &Store, master: &Path) -> anyhow::Result
     let blocks = [
         hsm.import(&KeyName::BaseDerivation(BDK_ID), &clear(village.bdk().expose()), true)?,
         hsm.import(&KeyName::PinVerification(PVK_INDEX), &clear(village.pvk().expose()), true)?,
-        hsm.generate(&KeyName::CardToken, true)?,
-        hsm.generate(&KeyName::CardSeal, true)?,
+        hsm.import(&KeyName::CardToken, &clear(village.token_key()), true)?,
+        hsm.import(&KeyName::CardSeal, &clear(village.seal_key()), true)?,
     ];
     hsm.load(&blocks)?;
     for block in blocks {

@@ -34,6 +34,9 @@ pub mod auditor;
 /// What the database remembers.
 pub mod records;
 
+/// What a run must have left nowhere, and the search for it.
+pub mod secrets;
+
 /// What a person sees.
 pub mod screen;
 /// A run in one line.

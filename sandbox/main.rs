@@ -7,11 +7,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
-use wakala_sandbox::cards::Village;
+use sea_orm::{ConnectionTrait as _, Database, DbBackend, Statement};
+use wakala::id::{PartitionNo, TerminalId};
+use wakala_node::adapters::kafka::{self, KafkaLog};
+use wakala_node::ports::Log as _;
 use wakala_sandbox::core::{self, behaviour::Behaviour};
 use wakala_sandbox::link::Weather;
 use wakala_sandbox::plan::Mix;
 use wakala_sandbox::screen::Screen;
+use wakala_sandbox::secrets::{self, Search, Secrets};
 use wakala_sandbox::world::{self, Options};
 
 /// A village to try Wakala in: simulated terminals, a simulated bank core, links that delay, cut and lose
@@ -30,17 +34,47 @@ enum Command {
     /// error. With --once standard output is one line of JSON, and the exit code is 0 only if no request was lost, every
     /// receipt is there and says what it must, the ledger verifies, and core, ledger and receipts agree.
     Run(Box<Run>),
+    /// Look for the secrets of all runs in what was written; exit 1 if one is found
+    ///
+    /// Account numbers, PINs, PIN blocks and keys, in clear, packed, as hexadecimal. A hit is told by file, offset and kind on
+    /// standard error, never itself. Standard output is one line of JSON. scripts/secrets does the rest.
+    Scan(Scan),
+    /// Plant secrets that nobody has, for scan --planted: a search that cannot find says nothing
+    Plant(Plant),
     /// Run a simulated core alone, for terminals and nodes of others
     Core(core::Arguments),
-    /// Print what must be found nowhere after a run of this seed: account numbers, keys and PIN fields, one a line
-    ///
-    /// Keys and PIN fields are hexadecimal and may be stored as bytes, too; whoever searches looks for both.
-    Secrets {
-        #[arg(long, value_name = "N", default_value_t = 10)]
-        terminals: usize,
-        #[arg(long, value_name = "N", default_value_t = 1)]
-        seed: u64,
-    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Scan {
+    /// Files, and folders with all that is in them
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Where runs have written what is secret about them
+    #[arg(long, value_name = "FOLDER", default_value = "var/secrets")]
+    secrets: PathBuf,
+    /// Not these
+    #[arg(long, value_name = "PATH")]
+    skip: Vec<PathBuf>,
+    /// The secrets were planted: exit 0 only if each path has every form of every one
+    #[arg(long)]
+    planted: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Plant {
+    /// Where to write what was planted
+    #[arg(long, value_name = "FOLDER")]
+    secrets: PathBuf,
+    /// Into a file
+    #[arg(long, value_name = "FILE")]
+    file: PathBuf,
+    /// Into a table of its own
+    #[arg(long, value_name = "URL")]
+    database: String,
+    /// Into a topic of its own: the brokers
+    #[arg(long, value_name = "HOST:PORT")]
+    kafka: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -63,6 +97,9 @@ struct Run {
     /// Where configuration, keys, the node's log and the core's journal go
     #[arg(long, value_name = "FOLDER", default_value = "var/sandbox")]
     folder: PathBuf,
+    /// Where what is secret goes: the master key, and a list for scan
+    #[arg(long, value_name = "FOLDER", default_value = "var/secrets")]
+    secrets: PathBuf,
     #[arg(long, value_name = "N", default_value_t = 10)]
     terminals: usize,
     /// How many customers come, with --once
@@ -134,8 +171,9 @@ async fn main() -> ExitCode {
         .init();
     let done = match Arguments::parse().command {
         Command::Run(run) => village(&run).await,
+        Command::Scan(scan) => search(&scan),
+        Command::Plant(plant) => planted(&plant).await.map(|()| ExitCode::SUCCESS),
         Command::Core(arguments) => core::run(arguments).await.map(|()| ExitCode::SUCCESS),
-        Command::Secrets { terminals, seed } => secrets(terminals, seed),
     };
     done.unwrap_or_else(|error| {
         drop(writeln!(std::io::stderr(), "wakala-sandbox: {error:#}"));
@@ -164,11 +202,61 @@ async fn village(run: &Run) -> anyhow::Result<ExitCode> {
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn secrets(terminals: usize, seed: u64) -> anyhow::Result<ExitCode> {
-    for secret in Village::new(seed, terminals).secrets() {
-        writeln!(std::io::stdout(), "{secret}").context("standard output")?;
+/// Hits that are told one by one; the rest are counted.
+const TOLD_MAX: usize = 100;
+
+fn search(scan: &Scan) -> anyhow::Result<ExitCode> {
+    let mut search = Search::new(&Secrets::read(&scan.secrets)?, &scan.skip)?;
+    let mut lines = 0;
+    for path in &scan.paths {
+        search.path(path, &mut |line| {
+            lines += 1;
+            if !scan.planted && lines <= TOLD_MAX {
+                drop(writeln!(std::io::stderr(), "SECRET {line}"));
+            }
+        })?;
     }
-    Ok(ExitCode::SUCCESS)
+    let missed = if scan.planted { search.missed() } else { Vec::new() };
+    for line in &missed {
+        drop(writeln!(std::io::stderr(), "NOT FOUND {line}"));
+    }
+    let report = search.report();
+    anyhow::ensure!(report.bytes > 0, "there was nothing to search");
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(report)?).context("standard output")?;
+    let sound = if scan.planted { missed.is_empty() } else { report.hits == 0 };
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn planted(plant: &Plant) -> anyhow::Result<()> {
+    let secrets = secrets::planted();
+    secrets.write(&plant.secrets, "planted.txt")?;
+    let forms = secrets.forms();
+    std::fs::write(&plant.file, forms.join(&b"\n"[..])).with_context(|| plant.file.display().to_string())?;
+    let database = Database::connect(&plant.database).await.context("the database")?;
+    database.execute_unprepared("create table planted (bytes bytea primary key, text text)").await?;
+    for form in &forms {
+        let text = String::from_utf8(form.clone()).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
+        let values = [form.clone().into(), text.into()];
+        let sql = "insert into planted values ($1, $2)";
+        database.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?;
+    }
+    database.execute_unprepared("checkpoint").await?;
+    if let Some(brokers) = &plant.kafka {
+        let topic = format!("wakala.planted.{}", std::process::id());
+        let (replication_factor, min_insync_replicas) = (1, 1);
+        let options = kafka::Options {
+            brokers: brokers.clone(),
+            topic,
+            replication_factor,
+            min_insync_replicas,
+            ..Default::default()
+        };
+        let log = KafkaLog::open(&options).await?;
+        for form in forms {
+            log.append(PartitionNo(0), &TerminalId::new("T1")?, form).await?;
+        }
+    }
+    Ok(())
 }
 
 impl Run {
@@ -191,6 +279,7 @@ impl Run {
             node_config: self.node_config.clone(),
             dialect: self.dialect.clone(),
             folder: self.folder.clone(),
+            secrets: self.secrets.clone(),
             database: self.database.clone(),
             owner_database: self.owner_database.clone(),
             log: self.log.and_then(|log| log.to_possible_value()).map(|log| log.get_name().to_owned()),

@@ -1,6 +1,7 @@
 //! The node's configuration for a run: what the caller gave, and over it what only the sandbox knows.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,8 @@ pub struct Settings {
 pub struct Choice<'a> {
     /// Where files go; it is made when it is not there.
     pub folder: &'a Path,
+    /// Where the master key goes; it is made when it is not there.
+    pub secrets: &'a Path,
     /// Configuration to begin with.
     pub base: Option<&'a Path>,
     pub database: &'a str,
@@ -48,10 +51,11 @@ impl Settings {
     pub fn write(choice: &Choice<'_>) -> anyhow::Result<Self> {
         std::fs::create_dir_all(choice.folder).with_context(|| choice.folder.display().to_string())?;
         let folder = choice.folder.canonicalize()?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(choice.secrets)?;
         let mut settings = Self {
             config: folder.join("node.toml"),
             log: folder.join("node.log"),
-            master: folder.join("master.key"),
+            master: choice.secrets.canonicalize()?.join("master.key"),
             listener: free_port()?,
             admin: free_port()?,
             authority: None,

@@ -32,6 +32,7 @@ use crate::node::{self, Node};
 use crate::plan::{Mix, plan};
 use crate::records::{self, Records, Watch};
 use crate::screen::Screen;
+use crate::secrets::Secrets;
 use crate::settings::{Choice, Settings, connector};
 use crate::summary::{Extra, Summary};
 use crate::terminal::{Patience, Server, Terminal, Told};
@@ -46,6 +47,8 @@ pub struct Options {
     pub dialect: PathBuf,
     /// Where configuration, keys, logs and the core's journal go.
     pub folder: PathBuf,
+    /// Where the run's secrets go, for those who search the rest for them.
+    pub secrets: PathBuf,
     pub database: String,
     pub owner_database: String,
     pub log: Option<String>,
@@ -148,6 +151,7 @@ impl World {
         let core_link = Link::open(core.address(), Weather::default(), options.seed).await?;
         let settings = Settings::write(&Choice {
             folder: &options.folder,
+            secrets: &options.secrets,
             base: options.node_config.as_deref(),
             database: &options.database,
             owner_database: &options.owner_database,
@@ -337,9 +341,11 @@ impl World {
         }
         let ledger = self.node.command(&["ledger", "verify"]).await;
         let stopped = self.node.stop(NODE_PATIENCE).await;
+        let terminals: Vec<&Terminal> = self.terminals.iter().map(|terminal| &**terminal).collect();
+        Secrets::of(&self.village, &terminals, &self.settings.master)?
+            .write(&options.secrets, &options.secrets_file())?;
         let records = Records::read(&self.owner).await?;
         let core = self.core.journal();
-        let terminals: Vec<&Terminal> = self.terminals.iter().map(|terminal| &**terminal).collect();
         let evidence = Evidence { terminals: &terminals, core: &core, records: &records, broken: options.death };
         let mut violations = auditor::audit(&evidence);
         violations.extend(self.watch.faults.iter().map(|fault| Violation { invariant: "I7", evidence: fault.clone() }));
@@ -417,6 +423,11 @@ async fn terminals(
 }
 
 impl Options {
+    /// One for each seed: what an earlier run left in the write-ahead log is looked for as well.
+    fn secrets_file(&self) -> String {
+        format!("village-{}.txt", self.seed)
+    }
+
     fn terminal_patience(&self) -> Patience {
         let usual = Patience { customer: self.pause, ..Patience::default() };
         if !self.death {
