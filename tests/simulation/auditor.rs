@@ -1,10 +1,13 @@
 //! The auditor: compares what the cores' books, the terminals' journals, the log and the ledger say. Nothing here
 //! follows from the states of the machines under test: what a request should have come to follows from the witness.
 
+use std::time::Duration;
+
 use wakala::id::TransactionId;
 use wakala::ledger::{AccountKind, Phase};
 use wakala::receipt::Stage as Step;
 use wakala::record::Record;
+use wakala::time::Time;
 use wakala::transaction::{State, Transaction};
 use wakala::wire;
 
@@ -29,6 +32,15 @@ fn violation(invariant: &'static str, about: About, text: String) -> Result<(), 
 }
 
 impl Remains<'_> {
+    /// Nothing waits for room at a core beyond its patience, once nobody sleeps any more.
+    pub(crate) fn impatient(&self, awake: Time, now: Time) -> Option<Violation> {
+        let accepted = self.postgres.transactions.values().filter(|row| row.state == State::Accepted);
+        let grace = Duration::from_secs(10);
+        let row = accepted.into_iter().find(|row| row.due.is_none_or(|due| due.max(awake) + grace < now))?;
+        let text = format!("{} of {} waits for room since {:?}", row.id, row.terminal, row.asked_at);
+        Some(Violation { invariant: "nothing waits for ever", text, about: About::Transaction(row.id) })
+    }
+
     /// Whether all has come to its end.
     pub(crate) fn unsettled(&self) -> Option<Violation> {
         let open = self.postgres.transactions.values().find(|t| !t.state.is_final());

@@ -27,7 +27,7 @@ pub(crate) enum Event {
         message: Message,
     },
     Restarts,
-    ComesBack,
+    ComesBack(u32),
 }
 
 /// How a request is known here: card acceptor, STAN, RRN, time of transmission.
@@ -59,6 +59,8 @@ pub(crate) struct Core {
     /// Reversals of requests that are not here (yet), with when the first was written.
     refused: BTreeMap<Name, u64>,
     reversals_written: BTreeMap<Name, u64>,
+    /// Which amount each STAN of a terminal stood for.
+    stans: BTreeMap<(String, String), u64>,
     signed_on: BTreeSet<WireNo>,
 }
 
@@ -83,7 +85,7 @@ impl Core {
             }
             Event::Works { .. } | Event::Says { .. } => {}
             Event::Restarts => self.restart(stage),
-            Event::ComesBack => self.away = false,
+            Event::ComesBack(life) => self.away = self.away && life != self.life,
         }
     }
 
@@ -98,11 +100,17 @@ impl Core {
             stage.cut(wire, heard);
         }
         let wait = stage.chance.wait(20_000);
-        stage.after(wait, What::Core(no, Event::ComesBack));
+        stage.after(wait, What::Core(no, Event::ComesBack(self.life)));
     }
 
-    pub(crate) fn heal(&mut self) {
+    /// The faults are over; this one may come back only later.
+    pub(crate) fn heal(&mut self, away: Option<Duration>, stage: &mut Stage) {
         self.away = false;
+        if let Some(wait) = away {
+            self.restart(stage);
+            self.life += 1;
+            stage.after(wait, What::Core(self.no, Event::ComesBack(self.life)));
+        }
     }
 
     pub(crate) fn heard(&mut self, wire: WireNo, side: Side, payload: Payload, stage: &mut Stage) {
@@ -155,6 +163,10 @@ impl Core {
             stage.violated("a request leaves before its reversal, or not at all", About::Amount(amount), || {
                 line("it was written after its reversal")
             });
+        }
+        let stood_for = *self.stans.entry((name[0].clone(), name[1].clone())).or_insert(amount);
+        if stood_for != amount {
+            stage.violated("law 5: a STAN names one request", About::Amount(amount), || line("its STAN was used"));
         }
         let about = || About::Amount(amount);
         if let Some(known) = self.books.get(&name) {
@@ -240,6 +252,12 @@ impl Core {
             for (field, text) in &fields {
                 answer.set(*field, text.as_str());
             }
+            // The answer to somebody else's request, as it looks here.
+            let code = match code {
+                _ if !wrong => code,
+                "00" => "05",
+                _ => "00",
+            };
             if wrong {
                 answer.set(4, "000000000001");
             }

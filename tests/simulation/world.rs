@@ -35,6 +35,8 @@ pub(crate) const FLOAT: i64 = 90_000_000;
 
 /// How long there are faults, at most.
 const PERIOD: Duration = Duration::from_secs(90);
+/// How long a node sleeps, at most.
+const PAUSE_MAX: Duration = Duration::from_secs(40);
 /// After the end of the faults: before the auditor comes, and how long she waits.
 const REST: Duration = Duration::from_secs(60);
 const REST_MAX: Duration = Duration::from_secs(600);
@@ -245,7 +247,7 @@ impl World {
             }
             Fault::NodePause => {
                 let no = stage.chance.index(self.nodes.len());
-                let until = stage.now + stage.chance.wait(40_000);
+                let until = stage.now + stage.chance.wait(u64::try_from(PAUSE_MAX.as_millis()).unwrap_or(0));
                 self.nodes[no].pause(until, stage);
             }
             Fault::ActorCrash => {
@@ -291,7 +293,9 @@ impl World {
         self.log.heal();
         self.postgres.away_until = None;
         for core in &mut self.cores {
-            core.heal();
+            // One core in some worlds stays away beyond everybody's patience.
+            let away = stage.chance.happens(0.1).then_some(2 * REST);
+            core.heal(away, stage);
         }
         for node in &mut self.nodes {
             node.start(stage);
@@ -306,8 +310,12 @@ impl World {
     }
 
     fn look(&mut self) -> Option<Option<Violation>> {
-        let Self { terminals, cores, postgres, log, .. } = self;
+        let Self { terminals, cores, postgres, log, stage, .. } = self;
         let remains = Remains { terminals, cores, postgres, log };
+        let awake = super::stage::START + PERIOD + PAUSE_MAX;
+        if let Some(left) = remains.impatient(awake, stage.now) {
+            return Some(Some(left));
+        }
         match remains.unsettled() {
             None => Some(remains.check().err()),
             Some(left) if self.healed_at.is_some_and(|at| self.stage.now >= at + REST_MAX) => {

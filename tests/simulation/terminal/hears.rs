@@ -62,7 +62,7 @@ impl Terminal {
         self.failures = 0;
         let until = stage.now + ANSWER_WITHIN;
         if present {
-            let resent: Vec<(NonZeroU16, usize)> = self.in_flight.iter().copied().collect();
+            let resent: Vec<(NonZeroU16, Option<usize>)> = self.in_flight.iter().copied().collect();
             for (packet, place) in resent {
                 self.send_publish(packet, place, true, stage);
             }
@@ -113,12 +113,11 @@ impl Terminal {
                 || format!("{who}: PUBACK {packet} while {order:?} wait"),
             );
         }
-        if let Some((_, place)) = place.and_then(|place| self.in_flight.remove(place)) {
-            let id = self.id(&self.journal[place]);
-            let who = self.enrolled.id.clone();
-            stage.tell(|| About::Transaction(id), || format!("{who}: hears PUBACK {packet}"));
-            self.journal[place].durable = true;
-        }
+        let Some((_, Some(place))) = place.and_then(|place| self.in_flight.remove(place)) else { return };
+        let id = self.id(&self.journal[place]);
+        let who = self.enrolled.id.clone();
+        stage.tell(|| About::Transaction(id), || format!("{who}: hears PUBACK {packet}"));
+        self.journal[place].durable = true;
     }
 
     fn delivered(&mut self, packet: Option<NonZeroU16>, dup: bool, topic: &str, payload: Bytes, stage: &mut Stage) {
@@ -191,8 +190,9 @@ impl Terminal {
         asked.open = false;
         asked.acknowledged = true;
         // Whose key counter is an old one by now is answered like the key's first request, which is not its own answer.
-        for again in self.journal.iter_mut().skip(place + 1) {
-            if again.open && again.sort == Sort::Reuse(place) && again.durable && again.sends > 2 {
+        let newest = self.journal.len() - 1;
+        for (at, again) in self.journal.iter_mut().enumerate().skip(place + 1) {
+            if at < newest && again.open && again.sort == Sort::Reuse(place) && again.durable && again.sends > 2 {
                 (again.open, again.given_up) = (false, true);
             }
         }

@@ -105,8 +105,9 @@ pub(crate) struct Terminal {
     life: u32,
     radio: Radio,
     packet: u16,
-    /// Publishes that wait for their PUBACK, in their order, with their place in the journal.
-    in_flight: VecDeque<(NonZeroU16, usize)>,
+    /// Publishes that wait for their PUBACK, in their order, with their place in the journal; one that went to a topic
+    /// of somebody else has none.
+    in_flight: VecDeque<(NonZeroU16, Option<usize>)>,
     /// Deliveries of this session, by packet identifier.
     heard: BTreeMap<NonZeroU16, Bytes>,
     pinged: Option<Time>,
@@ -304,17 +305,24 @@ impl Terminal {
         let due: Vec<usize> = self
             .open()
             .filter(|&place| self.journal[place].sent.is_none_or(|sent| sent + self.patience <= now))
-            .filter(|place| self.in_flight.iter().all(|(_, waiting)| waiting != place))
+            .filter(|place| self.in_flight.iter().all(|(_, waiting)| *waiting != Some(*place)))
             .collect();
         for place in due {
-            self.publish(place, stage);
+            self.publish(Some(place), stage);
         }
         while self.plan.front().is_some_and(|(at, _)| *at <= now) && self.open().count() < OPEN_MAX {
             if let Some((_, lot)) = self.plan.pop_front() {
                 let place = self.make(lot, stage);
-                self.publish(place, stage);
+                // Between two of its own, one for a topic that is not its own: its PUBACK must keep its turn.
+                if stage.chance.happens(stage.weather.terminal_junk) {
+                    self.publish(None, stage);
+                }
+                self.publish(Some(place), stage);
+                if stage.chance.happens(stage.weather.terminal_junk) {
+                    self.publish(None, stage);
+                }
                 if stage.chance.happens(stage.weather.terminal_twice) {
-                    self.publish(place, stage);
+                    self.publish(Some(place), stage);
                 }
             }
         }
@@ -448,7 +456,11 @@ impl Terminal {
         (key, Bytes::from(bytes))
     }
 
-    fn publish(&mut self, place: usize, stage: &mut Stage) {
+    fn publish(&mut self, place: Option<usize>, stage: &mut Stage) {
+        // A client of 3.1.1 is cut off for it, for its PUBACK has no reason code (3.3.5).
+        if place.is_none() && self.version == Version::V3 {
+            return;
+        }
         // The Receive Maximum of the CONNACK; a client of 3.1.1 keeps to it too.
         if self.in_flight.len() >= usize::from(super::session::LIMITS.inbound_max.get()) {
             return;
@@ -458,18 +470,23 @@ impl Terminal {
         let Some(packet) = ids.into_iter().find(free) else { return };
         self.packet = packet.get();
         self.in_flight.push_back((packet, place));
-        self.journal[place].sent = Some(stage.now);
-        self.journal[place].sends += 1;
+        if let Some(asked) = place.and_then(|place| self.journal.get_mut(place)) {
+            asked.sent = Some(stage.now);
+            asked.sends += 1;
+        }
         self.send_publish(packet, place, false, stage);
     }
 
-    fn send_publish(&mut self, packet: NonZeroU16, place: usize, dup: bool, stage: &mut Stage) {
-        let payload = self.journal[place].bytes.clone();
-        let topic = ByteString::from(format!("q/{}", self.enrolled.id));
+    fn send_publish(&mut self, packet: NonZeroU16, place: Option<usize>, dup: bool, stage: &mut Stage) {
+        let asked = place.map(|place| &self.journal[place]);
+        let payload = asked.map_or_else(Bytes::new, |asked| asked.bytes.clone());
+        let topic = asked.map_or_else(|| "q/somebody".to_owned(), |_| format!("q/{}", self.enrolled.id));
+        let topic = ByteString::from(topic);
         let payload_size = u32::try_from(payload.len()).unwrap_or(0);
-        let (qos, packet_id, id) = (v5::QoS::AtLeastOnce, Some(packet), self.id(&self.journal[place]));
+        let (qos, packet_id) = (v5::QoS::AtLeastOnce, Some(packet));
         let who = self.enrolled.id.clone();
-        stage.tell(|| About::Transaction(id), || format!("{who}: publishes as {packet}, dup={dup}"));
+        let about = asked.map_or_else(|| About::Terminal(who.clone()), |asked| About::Transaction(self.id(asked)));
+        stage.tell(|| about, || format!("{who}: publishes on {topic} as {packet}, dup={dup}"));
         let publish = match self.version {
             Version::V3 => {
                 Mqtt::V3Publish(v3::Publish { dup, retain: false, qos, topic, packet_id, payload_size }, payload)
