@@ -416,6 +416,27 @@ mod tests {
     }
 
     #[test]
+    fn a_planted_secret_that_is_not_found_is_missed() {
+        let secrets = planted();
+        let mut forms = secrets.forms();
+        let folder = std::env::temp_dir().join(format!("wakala-planted-{}", rand::random::<u64>()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let file = folder.join("file");
+        let missed = |content: &[Vec<u8>]| {
+            std::fs::write(&file, content.concat()).expect("written");
+            let mut search = Search::new(&secrets, &[]).expect("an automaton");
+            search.path(&folder, &mut |_| ()).expect("searched");
+            search.missed().len()
+        };
+        assert_eq!(missed(&forms), 0);
+        let all = forms.len();
+        assert_eq!(missed(&[]), all);
+        forms.pop();
+        assert_eq!(missed(&forms), 1);
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+
+    #[test]
     fn what_is_short_or_no_secret_is_refused() {
         let mut secrets = Secrets::default();
         for line in ["pin 1234", "key 00", "pan 41111111111x", "cvv 123456789012", "pan", "key zz"] {
