@@ -5,6 +5,7 @@
 //! that starts goes on from there. Draining only spares the terminals a surprise.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use actix::prelude::*;
@@ -48,6 +49,8 @@ struct Node {
     config: Config,
     tree: Tree,
     started: Instant,
+    /// From the listener's start to the drain. A core that is away does not change it: requests wait for it, in the log.
+    ready: AtomicBool,
     banks: Banks,
     partitions: Partitions,
     sessions: Sessions,
@@ -88,7 +91,8 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     for address in listening.addresses() {
         tracing::info!(address, "listening");
     }
-    let node = Node { config, tree, started: Instant::now(), banks, partitions, sessions };
+    let node =
+        Node { config, tree, started: Instant::now(), ready: AtomicBool::new(true), banks, partitions, sessions };
     let node = Arc::new(node);
     let admin = admin::serve(&node.config.admin, Arc::clone(&node) as Arc<dyn admin::Node>)?;
     let stop_admin = admin.handle();
@@ -211,6 +215,7 @@ async fn until_told(gave_up: &mut mpsc::Receiver<String>) -> anyhow::Result<i32>
 }
 
 async fn drain(node: &Node, listening: Listening, owner: &Addr<Owner>) {
+    node.ready.store(false, Ordering::Relaxed);
     let draining = async {
         listening.stop().await;
         node.sessions.end_all();
@@ -258,7 +263,7 @@ impl admin::Node for Node {
     }
 
     fn is_ready(&self) -> bool {
-        self.banks.is_ready() && !self.partitions.is_empty()
+        self.ready.load(Ordering::Relaxed)
     }
 
     fn kick(&self, terminal: &str) -> bool {
