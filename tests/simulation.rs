@@ -23,13 +23,13 @@ mod simulation {
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use simulation::world::{self, Outcome, Story};
+use simulation::world::{self, Outcome, Story, Tally};
 
 /// Seeds that failed once. They are lived through first, for ever.
 const SEEDS: &[u64] = &[];
 
 /// How many seeds without `WAKALA_SEEDS`.
-const COUNT: u64 = 400;
+const COUNT: u64 = 1500;
 
 #[expect(clippy::disallowed_methods, reason = "a test is told from outside which seeds to live through")]
 fn from_outside(name: &str) -> Option<u64> {
@@ -53,8 +53,17 @@ fn report(seed: u64) -> String {
 struct Lived {
     events: u64,
     requests: u64,
+    tally: Tally,
     /// The first seed that failed, with its place.
     failed: Option<(usize, u64)>,
+}
+
+impl Lived {
+    fn count(&mut self, tally: &Tally) {
+        for (name, count) in tally {
+            *self.tally.entry(name).or_default() += count;
+        }
+    }
 }
 
 /// Takes the next seed until there is none, or one has failed.
@@ -66,6 +75,7 @@ fn live_through(seeds: &[u64], next: &AtomicUsize) -> Lived {
         let outcome = world::live(seed, Story::Untold);
         lived.events += outcome.events;
         lived.requests += outcome.requests;
+        lived.count(&outcome.tally);
         if outcome.violation.is_some() {
             next.store(seeds.len(), Ordering::Relaxed);
             lived.failed = Some((place, seed));
@@ -80,15 +90,18 @@ fn every_seed_keeps_the_invariants() {
     let count = from_outside("WAKALA_SEEDS").unwrap_or(COUNT);
     let seeds: Vec<u64> = SEEDS.iter().copied().chain(first..first + count).collect();
     let next = AtomicUsize::new(0);
-    let (one, two) = std::thread::scope(|scope| {
+    let (mut one, two) = std::thread::scope(|scope| {
         let other = scope.spawn(|| live_through(&seeds, &next));
         (live_through(&seeds, &next), other.join().expect("a panic in a seed is caught"))
     });
     let (requests, events) = (one.requests + two.requests, one.events + two.events);
-    println!("{} seeds, {requests} requests, {events} events", seeds.len());
+    one.count(&two.tally);
+    println!("{} seeds, {requests} requests, {events} events: {:?}", seeds.len(), one.tally);
     if let Some((place, seed)) = one.failed.into_iter().chain(two.failed).min() {
         panic!("after {} seeds:\n{}", place + 1, report(seed));
     }
+    let dull: Vec<_> = one.tally.iter().filter(|(_, count)| **count == 0).collect();
+    assert!(count < COUNT || dull.is_empty(), "never happened in {count} worlds: {dull:?}");
 }
 
 #[test]

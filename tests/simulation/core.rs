@@ -280,6 +280,15 @@ impl Core {
         moved.map(|booking| booking.amount).sum()
     }
 
+    pub(crate) fn taken_back(&self) -> usize {
+        self.books.values().filter(|booking| booking.booked && booking.reversed).count()
+    }
+
+    /// Requests that arrived when their reversal had been acknowledged.
+    pub(crate) fn came_after(&self) -> usize {
+        self.books.keys().filter(|name| self.refused.contains_key(*name)).count()
+    }
+
     pub(crate) fn was_asked(&self, amount: u64) -> bool {
         self.books.values().any(|booking| booking.amount == amount)
     }

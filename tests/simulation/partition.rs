@@ -161,6 +161,7 @@ impl Node {
             }
             (Event::Begun(batch, Err(error)) | Event::Committed(batch, _, _, Err(error)), Some(_)) => {
                 self.drop_batch(batch, stage);
+                stage.fenced += usize::from(error == Error::Fenced);
                 self.end_partition(number, &format!("{error:?}"), stage);
             }
             _ => {}

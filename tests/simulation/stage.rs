@@ -195,6 +195,8 @@ pub(crate) struct Stage {
     pub(crate) digest: u64,
     /// A node was paused in this world.
     pub(crate) slept: bool,
+    /// How often a late owner was told that it is one.
+    pub(crate) fenced: usize,
     nth: u64,
     written: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -217,6 +219,7 @@ impl Stage {
             violation: None,
             digest: 0,
             slept: false,
+            fenced: 0,
             nth: 0,
             written: 0,
             queue: BinaryHeap::new(),

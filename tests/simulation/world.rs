@@ -1,10 +1,13 @@
 //! The world of one seed: who lives in it, what happens to them, and how it ends.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use wakala::id::{AgentId, CoreId, TerminalId, TransactionId};
+use wakala::receipt::Stage as Step;
 use wakala::time::Time;
+use wakala::transaction::State;
 
 use super::auditor::Remains;
 use super::chance::{Chance, Weather};
@@ -61,9 +64,13 @@ pub(crate) struct Outcome {
     pub(crate) events: u64,
     pub(crate) requests: u64,
     pub(crate) digest: u64,
+    pub(crate) tally: Tally,
     pub(crate) violation: Option<Violation>,
     pub(crate) story: Vec<String>,
 }
+
+/// What happened, by name: a world in which nothing happens proves nothing.
+pub(crate) type Tally = BTreeMap<&'static str, usize>;
 
 /// How much of the story is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +97,8 @@ pub(crate) fn live(seed: u64, story: Story) -> Outcome {
     let stage = &world.stage;
     let (events, requests, digest) = (stage.events, stage.requests, stage.digest);
     let story = world.story(violation.as_ref().filter(|_| story != Story::Whole).map(|violation| &violation.about));
-    Outcome { events, requests, digest, violation, story }
+    let tally = world.tally();
+    Outcome { events, requests, digest, tally, violation, story }
 }
 
 impl World {
@@ -327,6 +335,29 @@ impl World {
                 None
             }
         }
+    }
+
+    fn tally(&self) -> Tally {
+        let rows = |state| self.postgres.transactions.values().filter(|row| row.state == state).count();
+        let asked = |is: fn(&terminal::Asked) -> bool| {
+            self.terminals.iter().flat_map(|terminal| &terminal.journal).filter(|asked| is(asked)).count()
+        };
+        let entries = &self.postgres.receipts;
+        Tally::from([
+            ("approved", rows(State::Approved)),
+            ("declined", rows(State::Declined)),
+            ("reversed", rows(State::Reversed)),
+            ("junk", asked(|asked| asked.sort == terminal::Sort::Junk)),
+            ("keys used again", asked(|asked| matches!(asked.sort, terminal::Sort::Reuse(_)) && !asked.given_up)),
+            ("wrong PINs", asked(|asked| asked.sort == terminal::Sort::WrongPin)),
+            ("notices", entries.keys().filter(|(_, stage)| *stage == Step::Notice).count()),
+            ("notices withdrawn", entries.values().filter(|receipt| receipt.withdrawn).count()),
+            ("late words", self.postgres.late.len()),
+            ("records parked", self.postgres.parked.len()),
+            ("late owners fenced", self.stage.fenced),
+            ("bookings taken back", self.cores.iter().map(Core::taken_back).sum()),
+            ("requests after their reversal", self.cores.iter().map(Core::came_after).sum()),
+        ])
     }
 
     /// The lines about the transaction concerned and the world around it, or all.
