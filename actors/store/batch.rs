@@ -54,13 +54,6 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         self.queue.send((thing, told)).await.map_err(|_| gone())?;
         hears.await.unwrap_or_else(|_| Err(gone()))
     }
-
-    /// The same without waiting to be let in; `None` when there is no room.
-    pub fn try_submit(&self, thing: T) -> Option<impl Future<Output = Result<R, Error>> + Send + use<T, R>> {
-        let (told, hears) = oneshot::channel();
-        self.queue.try_send((thing, told)).ok()?;
-        Some(async { hears.await.unwrap_or_else(|_| Err(Error::Away("nobody commits any more".to_owned()))) })
-    }
 }
 
 async fn work_off<T, R>(

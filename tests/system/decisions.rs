@@ -8,7 +8,6 @@ use wakala::partition::Event;
 use wakala::receipt::{Reason, Stage};
 use wakala::transaction::{CoreAnswer, State};
 use wakala_node::store::partitions::Hint;
-use wakala_node::store::receipts::Delivered;
 use wakala_node::store::terminals::{Enrolment, Terminal};
 use wakala_node::store::{Error, Store};
 use wakala_system_tests::{Database, Desk, agent, core, deposit, now, terminal, withdrawal};
@@ -21,9 +20,27 @@ fn shown(hints: &[Hint]) -> Vec<(String, i64, Stage)> {
     hints.iter().map(|hint| (hint.terminal.to_string(), hint.seq, hint.stage)).collect()
 }
 
-async fn deliver(store: &Store, hint: &Hint) {
-    let delivered = Delivered { terminal: hint.terminal.clone(), seq: hint.seq, at: now() };
-    assert_eq!(store.mark_delivered(vec![delivered]).await, Ok(vec![true]));
+fn deliver(database: &Database, hint: &Hint) {
+    let Hint { terminal, seq, .. } = hint;
+    let marked =
+        format!("update wakala.receipt set delivered_at = now() where terminal = '{terminal}' and seq = {seq}");
+    assert_eq!(database.rows(&marked), "");
+}
+
+/// The receipts that wait for a terminal, with their bytes.
+fn waiting(database: &Database, n: u8) -> String {
+    database.rows(&format!(
+        "select terminal, seq, answers, encode(envelope, 'hex') from wakala.receipt \
+         where terminal = 'T{n}' and delivered_at is null and withdrawn_at is null order by seq"
+    ))
+}
+
+fn shown_as_rows(hints: &[Hint]) -> String {
+    let each = hints.iter().map(|hint| {
+        let Hint { terminal, seq, answers, envelope, .. } = hint;
+        format!("{terminal}|{seq}|{answers}|{}", hex::encode(envelope))
+    });
+    each.collect::<Vec<_>>().join("\n")
 }
 
 async fn enrol(store: &Store, n: u8) {
@@ -60,7 +77,7 @@ async fn a_withdrawal_is_committed_from_the_record_to_the_receipt() {
     let answered = Event::Answer { transaction: id, answer: approved() };
     let hints = desk.take(vec![answered]).await.expect("committed");
     assert_eq!(shown(&hints), [("T1".to_owned(), 1, Stage::Final)]);
-    assert_eq!(store.undelivered(&terminal("T1"), 0, 10).await, Ok(hints.clone()));
+    assert_eq!(waiting(&database, 1), shown_as_rows(&hints));
     assert_eq!(
         database.rows("select phase, account, debit, credit from audit.journal order by entry, line"),
         "pending|settlement:sandbox:TZS|500.00|\npending|float:A1:TZS||500.00\n\
@@ -69,10 +86,8 @@ async fn a_withdrawal_is_committed_from_the_record_to_the_receipt() {
     assert_eq!(database.rows("select posted, reserved from ledger.float_balance"), "50000|0");
     assert_eq!(database.rows("select state, authorisation from wakala.transaction"), "APPROVED|A12345");
 
-    deliver(&store, &hints[0]).await;
-    assert_eq!(store.undelivered(&terminal("T1"), 0, 10).await, Ok(vec![]));
-    let again = Delivered { terminal: terminal("T1"), seq: 1, at: now() };
-    assert_eq!(store.mark_delivered(vec![again]).await, Ok(vec![false]));
+    deliver(&database, &hints[0]);
+    assert_eq!(waiting(&database, 1), "");
 }
 
 #[tokio::test]
@@ -91,7 +106,7 @@ async fn what_is_asked_again_is_the_stored_receipt_and_moves_nothing() {
 
     // Still queued: a hint, and the same place.
     assert_eq!(desk.records(vec![withdrawal(1, 7, 500)]).await, Ok(vec![receipt.clone()]));
-    deliver(&store, &receipt).await;
+    deliver(&database, &receipt);
     // Delivered: the same bytes in a new place, once, though asked twice.
     let copies = desk.records(vec![withdrawal(1, 7, 500), withdrawal(1, 7, 500)]).await.expect("committed");
     assert_eq!(copies, [Hint { seq: 2, ..receipt.clone() }]);
@@ -118,11 +133,11 @@ async fn a_notice_is_withdrawn_when_the_receipt_overtakes_it() {
         let notice = desk.take(vec![Event::Lost { transaction: id }]).await.expect("committed").remove(0);
         assert_eq!((notice.seq, notice.stage), (1, Stage::Notice));
         if delivered {
-            deliver(&store, &notice).await;
+            deliver(&database, &notice);
         }
         let receipt = desk.answer(CoreAnswer::Reversed).await.expect("committed").remove(0);
         assert_eq!((receipt.seq, receipt.stage), (2, Stage::Final));
-        assert_eq!(store.undelivered(&receipt.terminal, 0, 10).await, Ok(vec![receipt.clone()]));
+        assert_eq!(waiting(&database, n), shown_as_rows(std::slice::from_ref(&receipt)));
         let withdrawn =
             format!("select withdrawn_at is not null from wakala.receipt where stage = 0 and terminal = 'T{n}'");
         assert_eq!(database.rows(&withdrawn), if delivered { "f" } else { "t" });
