@@ -145,7 +145,7 @@ fn adapters_are_named_in_one_file() {
 
 #[test]
 fn sql_is_in_the_store() {
-    let sql = ["sea_orm", "sqlx"];
+    let sql = ["sea_orm::", "sqlx::"];
     let free = ["actors/store", "actors/adapters/postgres_log.rs"];
     silent(&["actors"], &sql, &free, "all SQL lives in store/");
 }

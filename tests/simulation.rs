@@ -53,7 +53,7 @@
 //! | database: STANs begin again with each load (`load`) | 2 | law 5 |
 //! | log: says that a record is durable that is not (`simulation/log.rs`) | 17 | I6 |
 //!
-//! Not found, because another line of defence holds (20,000 seeds): a bank that looks at the due time only in one of its
+//! Not found, because another line of defence holds (5,000 seeds): a bank that looks at the due time only in one of its
 //! two places, and one whose reversal leaves its request held, which is due by then.
 //!
 //! # What it does not see

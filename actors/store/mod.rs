@@ -48,6 +48,10 @@ pub struct Options {
     /// The longest wait for a row that another transaction has locked.
     #[serde(with = "humantime_serde")]
     pub lock_timeout: Duration,
+    /// The longest that a database transaction may do nothing; then Postgres ends it. A node that sleeps (SIGSTOP, a paused
+    /// virtual machine) must not keep a partition's row from the node that takes over.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
     /// Threads of runtime D.
     pub threads: usize,
 }
@@ -62,6 +66,7 @@ impl Default for Options {
             acquire_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(10),
             threads: 2,
         }
     }
@@ -281,6 +286,7 @@ fn connect_options(options: &Options, url: &str) -> ConnectOptions {
     let mut connecting = ConnectOptions::new(url);
     let millis = |wait: Duration| format!("{}ms", wait.as_millis());
     let (statement, lock) = (millis(options.statement_timeout), millis(options.lock_timeout));
+    let idle = millis(options.idle_timeout);
     connecting
         .max_connections(options.pool_size.max(1))
         .acquire_timeout(options.acquire_timeout)
@@ -291,6 +297,7 @@ fn connect_options(options: &Options, url: &str) -> ConnectOptions {
             given.application_name("wakala").options([
                 ("statement_timeout", &statement),
                 ("lock_timeout", &lock),
+                ("idle_in_transaction_session_timeout", &idle),
                 ("timezone", &"UTC".to_owned()),
             ])
         });

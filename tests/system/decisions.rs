@@ -9,7 +9,7 @@ use wakala::receipt::{Reason, Stage};
 use wakala::transaction::{CoreAnswer, State};
 use wakala_node::store::partitions::Hint;
 use wakala_node::store::terminals::{Enrolment, Terminal};
-use wakala_node::store::{Error, Store};
+use wakala_node::store::{Error, Options, Store};
 use wakala_system_tests::{Database, Desk, agent, core, deposit, now, terminal, withdrawal};
 
 fn approved() -> CoreAnswer {
@@ -198,6 +198,25 @@ async fn work_that_is_dropped_never_was_and_frees_its_locks() {
     }
     desk = Desk::open(&store, "n1", 0).await;
     desk.records(vec![withdrawal(1, 1, 500)]).await.expect("committed");
+    assert_eq!(database.rows("select count(*) from wakala.transaction"), "1");
+}
+
+#[tokio::test]
+async fn an_owner_that_sleeps_in_the_middle_does_not_keep_its_partition() {
+    let database = Database::new();
+    let options = Options { idle_timeout: Duration::from_millis(200), ..database.options() };
+    let sleeper = Store::connect(&options).await.expect("the database is there");
+    let store = database.store().await;
+    enrol(&store, 1).await;
+    let mut asleep = Desk::open(&sleeper, "n1", 0).await;
+    let events = asleep.as_events(vec![withdrawal(1, 1, 500)]);
+    let (work, decision, sealed) = asleep.decide(events).await.expect("begun");
+    // The lease of the one that sleeps is over, and another node loads: it waits for the row no longer than that.
+    let over = "update wakala.partition_owner set lease_until = now() - interval '1 second'";
+    assert_eq!(database.rows(over), "");
+    let mut awake = Desk::open(&store, "n2", 0).await;
+    awake.records(vec![withdrawal(1, 1, 500)]).await.expect("committed");
+    assert!(work.commit(decision, sealed).await.is_err(), "what it wakes up with is void");
     assert_eq!(database.rows("select count(*) from wakala.transaction"), "1");
 }
 
