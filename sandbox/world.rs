@@ -11,6 +11,7 @@ use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use sea_orm::{Database, DatabaseConnection};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -138,9 +139,24 @@ pub async fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<Outco
     }
     tokio::select! {
         settled = world.settle(options, screen) => settled?,
-        _ = tokio::signal::ctrl_c() => return Ok(world.leave().await),
+        _ = told_to_end() => return Ok(world.leave().await),
     }
     world.close(options, took, interrupted).await
+}
+
+/// Ctrl-C, or SIGTERM as a time limit sends it: either way the node is ended too, and not left behind on a database that
+/// the next run takes.
+async fn told_to_end() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminated) => _ = terminated.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
 }
 
 impl World {
@@ -218,7 +234,7 @@ impl World {
                     screen.receipt(&told);
                 },
                 _ = looks.tick() => self.look(options, screen).await?,
-                _ = tokio::signal::ctrl_c() => return Ok(true),
+                _ = told_to_end() => return Ok(true),
             }
             let done = self.done();
             screen.progress(done, options.transactions);
