@@ -81,6 +81,7 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     let give_up = GiveUp(gave_up);
     let tree = Tree::default();
     let store = parts.store.clone();
+    store.hold_name(&config.node.name, give_up.call()).await?;
 
     let partitions = Partitions::default();
     let banks = start_banks(&config, &parts, &partitions, &tree, &give_up)?;

@@ -10,11 +10,14 @@ pub mod cards;
 mod decision;
 pub mod keys;
 pub mod ledger;
+mod name;
 pub mod partitions;
 pub mod receipts;
 pub mod sessions;
 pub mod terminals;
 mod transactions;
+
+pub use name::NotHeld;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};

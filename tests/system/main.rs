@@ -8,5 +8,6 @@ mod ledger;
 mod logs;
 mod messages;
 mod mqtt;
+mod names;
 mod pins;
 mod schema;
