@@ -5,7 +5,7 @@ use std::io::Write as _;
 use super::*;
 
 fn shown() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/wakala.toml")
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests")).join("../config/wakala.toml")
 }
 
 /// What is wrong with a file of this text, without the file's name.
