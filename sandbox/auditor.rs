@@ -296,6 +296,7 @@ mod tests {
             steps: vec![step],
             server: Server { address: ([127, 0, 0, 1], 1).into(), tls: None },
             patience: Patience::default(),
+            opens: Instant::now(),
             flash: Flash::default(),
             progress: Arc::default(),
             closed: Arc::default(),

@@ -123,6 +123,9 @@ struct Run {
     /// The longest pause between two customers at one terminal; 3s where there is no end, 0s with --once
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pause: Option<Duration>,
+    /// The terminals have so long to connect before the first customer comes and the clock runs
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    opening: Duration,
     /// Keep everything as it is for so long before the end
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     hold: Duration,
@@ -283,9 +286,10 @@ impl Run {
             database: self.database.clone(),
             owner_database: self.owner_database.clone(),
             log: self.log.and_then(|log| log.to_possible_value()).map(|log| log.get_name().to_owned()),
-            terminals: self.terminals.max(1),
+            terminals: if self.transactions == 0 { self.terminals } else { self.terminals.max(1) },
             transactions: self.transactions,
             endless: !self.once,
+            opening: self.opening,
             hold: self.hold,
             mix: if self.only_withdrawals { Mix::Withdrawals } else { Mix::Everybody },
             seed: self.seed,

@@ -87,6 +87,8 @@ pub struct Terminal {
     pub steps: Vec<Step>,
     pub server: Server,
     pub patience: Patience,
+    /// When the shop opens: it connects before, customers come after.
+    pub opens: Instant,
     pub flash: Flash,
     /// Raised with every step that is done.
     pub progress: Arc<AtomicUsize>,
@@ -190,7 +192,7 @@ impl Terminal {
             last_sent: now,
             waiting: None,
             last_asked: now,
-            next_customer: now,
+            next_customer: self.opens.max(now),
             told,
         };
         timeout(self.patience.connect, connection.enter()).await.map_err(|_| Lost::Stalled)??;

@@ -58,6 +58,8 @@ pub struct Options {
     pub transactions: usize,
     /// They come until somebody stops it.
     pub endless: bool,
+    /// How long the terminals have to connect before the first customer comes, and the clock runs.
+    pub opening: Duration,
     /// How long everything stays as it is at the end, for whoever measures it.
     pub hold: Duration,
     pub mix: Mix,
@@ -105,6 +107,8 @@ struct World {
     terminals: Vec<Arc<Terminal>>,
     links: Vec<Link>,
     shared: Shared,
+    /// When the first customer may come.
+    opens: Instant,
     lives: Vec<JoinHandle<()>>,
     told: mpsc::Sender<Told>,
     hears: mpsc::Receiver<Told>,
@@ -129,7 +133,7 @@ struct Shared {
 /// When something of the sandbox itself fails; what the node does wrong is in the outcome.
 pub async fn run(options: &Options, screen: &mut Screen) -> anyhow::Result<Outcome> {
     let mut world = World::open(options, screen).await?;
-    let began = Instant::now();
+    let began = world.opens;
     let interrupted = world.work(options, screen).await?;
     let took = began.elapsed();
     screen.end();
@@ -189,7 +193,8 @@ impl World {
         node.start()?;
         node.ready(NODE_PATIENCE).await?;
         let shared = Shared::default();
-        let (terminals, links) = terminals(options, &village, &settings, &shared).await?;
+        let opens = Instant::now() + options.opening;
+        let (terminals, links) = terminals(options, &village, &settings, &shared, opens).await?;
         let (told, hears) = mpsc::channel(4096);
         Ok(Self {
             village,
@@ -201,6 +206,7 @@ impl World {
             terminals,
             links,
             shared,
+            opens,
             lives: Vec::new(),
             told,
             hears,
@@ -405,6 +411,7 @@ async fn terminals(
     village: &Village,
     settings: &Settings,
     shared: &Shared,
+    opens: Instant,
 ) -> anyhow::Result<(Vec<Arc<Terminal>>, Vec<Link>)> {
     let transactions = if options.endless { options.terminals * STEPS_WITHOUT_END } else { options.transactions };
     let tls = settings.authority.clone().map(connector).transpose()?;
@@ -430,6 +437,7 @@ async fn terminals(
             steps,
             server: Server { address, tls: tls.clone() },
             patience: options.terminal_patience(),
+            opens,
             flash: Flash::default(),
             progress: Arc::clone(&shared.progress),
             closed: Arc::clone(&shared.closed),
