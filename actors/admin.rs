@@ -47,6 +47,7 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Connected terminals.
     pub sessions: usize,
+    pub cores: std::collections::BTreeMap<String, crate::banks::Load>,
     pub actors: std::collections::BTreeMap<String, crate::supervision::Branch>,
 }
 

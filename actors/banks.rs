@@ -200,6 +200,14 @@ impl Gate {
     }
 }
 
+/// How busy a core is, for `wakala status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Load {
+    pub signed_on: bool,
+    /// Of `in_flight`, how many requests more it may have.
+    pub places_free: usize,
+}
+
 /// The banks of this node, from any thread.
 #[derive(Clone)]
 pub struct Banks(Arc<Room>);
@@ -291,10 +299,11 @@ impl Banks {
         }
     }
 
-    /// Whether every core is signed on.
+    /// What each core has room for at this moment.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.0.gates.values().all(Gate::is_open)
+    pub fn load(&self) -> BTreeMap<String, Load> {
+        let load = |gate: &Gate| Load { signed_on: gate.is_open(), places_free: gate.free() };
+        self.0.gates.iter().map(|(core, gate)| (core.to_string(), load(gate))).collect()
     }
 
     /// Signs off from every core and ends the actors.

@@ -259,6 +259,7 @@ impl admin::Node for Node {
             ready: self.is_ready(),
             uptime_seconds: self.started.elapsed().as_secs(),
             sessions: self.sessions.len(),
+            cores: self.banks.load(),
             actors: self.tree.branches(),
         }
     }

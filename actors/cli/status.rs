@@ -41,6 +41,10 @@ fn drawing(status: &Value) -> String {
         humantime::format_duration(Duration::from_secs(status["uptime_seconds"].as_u64().unwrap_or(0))),
         text(&status["sessions"]),
     )];
+    for (core, load) in status["cores"].as_object().into_iter().flatten() {
+        let standing = if load["signed_on"] == Value::Bool(true) { "signed on" } else { "not signed on" };
+        lines.push(format!("core {core} · {standing} · {} places free", text(&load["places_free"])));
+    }
     let mut branches: Vec<(&String, &Value)> = status["actors"].as_object().into_iter().flatten().collect();
     // Partition 10 comes after partition 2.
     branches.sort_by_cached_key(|(path, _)| {

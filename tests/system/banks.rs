@@ -118,7 +118,7 @@ impl Desk {
     }
 
     fn is_open(&self) -> bool {
-        self.banks.is_ready()
+        self.banks.gate(&name()).expect("a gate").is_open()
     }
 
     /// Waits until the link is signed on, or is not.
