@@ -31,6 +31,9 @@ pub trait Node: Send + Sync {
     /// Ends a terminal's connection; true when there was one.
     fn kick(&self, terminal: &str) -> bool;
 
+    /// Has a terminal's session look at its queue; true when there was one.
+    fn wake(&self, terminal: &str) -> bool;
+
     /// Makes an actor panic; only in sandbox mode. True when there was such an actor.
     fn panic(&self, actor: &str, key: &str) -> bool;
 
@@ -63,6 +66,7 @@ pub fn serve(options: &Options, node: Arc<dyn Node>) -> std::io::Result<actix_we
             .route("/status", web::get().to(status))
             .route("/readyz", web::get().to(ready))
             .route("/terminals/{terminal}/kick", web::post().to(kick))
+            .route("/terminals/{terminal}/wake", web::post().to(wake))
             .route("/sandbox/panic", web::post().to(panic))
     })
     .workers(1)
@@ -86,6 +90,10 @@ async fn ready(node: web::Data<dyn Node>) -> HttpResponse {
 
 async fn kick(node: web::Data<dyn Node>, terminal: web::Path<String>) -> HttpResponse {
     found(node.kick(&terminal))
+}
+
+async fn wake(node: web::Data<dyn Node>, terminal: web::Path<String>) -> HttpResponse {
+    found(node.wake(&terminal))
 }
 
 #[derive(Deserialize)]

@@ -190,7 +190,9 @@ fn start_receipts(
         options: config.receipts.clone(),
         store: parts.store.clone(),
         clock: Arc::clone(&parts.clock),
-        wake: Box::new(move |terminal| sessions.wake(terminal)),
+        wake: Box::new(move |terminal| {
+            sessions.wake(terminal);
+        }),
     });
     let factory = move |_: &'static str, link| {
         let deps = Arc::clone(&deps);
@@ -270,6 +272,10 @@ impl admin::Node for Node {
 
     fn kick(&self, terminal: &str) -> bool {
         self.sessions.kick(terminal)
+    }
+
+    fn wake(&self, terminal: &str) -> bool {
+        self.sessions.wake(terminal)
     }
 
     fn panic(&self, actor: &str, key: &str) -> bool {

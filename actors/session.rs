@@ -20,7 +20,7 @@ use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Packet};
 use tokio::sync::oneshot;
 use wakala::id::Epoch;
 use wakala::session::strict::Flaw;
-use wakala::session::{Effect, Event, Session as Twin};
+use wakala::session::{Beyond, Effect, Event, Session as Twin};
 use wakala::time::Time;
 
 use self::frames::{Frames, Inbound, Outbound};
@@ -115,7 +115,7 @@ impl Session {
                     });
                 }
                 Effect::Acked { seq, receipt } => self.acked(seq, receipt, ctx),
-                Effect::Fetch { after, max } => self.fetch(after, max, ctx),
+                Effect::Fetch { beyond, max } => self.fetch(beyond, max, ctx),
                 Effect::TooLarge { seq } => {
                     tracing::warn!(terminal = %self.enrolled.terminal, seq, "a delivery exceeds the terminal's maximum packet size");
                 }
@@ -180,11 +180,11 @@ impl Session {
         }));
     }
 
-    fn fetch(&self, after: i64, max: u16, ctx: &mut Context<Self>) {
+    fn fetch(&self, beyond: Beyond, max: u16, ctx: &mut Context<Self>) {
         let (store, terminal, clock) = (self.sessions.store().clone(), self.terminal(), self.sessions.clock());
         let fetched = insist(move || {
             let (store, terminal, now) = (store.clone(), terminal.clone(), clock.now());
-            async move { store.queued(&terminal, after, max, now).await }
+            async move { store.queued(&terminal, beyond, max, now).await }
         });
         ctx.spawn(fetched.into_actor(self).map(|answer, this, ctx| match answer {
             Ok(queued) => this.event(Event::Fetched { deliveries: queued.deliveries, last: queued.last }, ctx),

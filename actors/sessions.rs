@@ -44,13 +44,15 @@ pub struct Options {
     pub admitting_max: NonZeroU16,
     /// Deliveries of one terminal that are kept in memory, in rows.
     pub page: NonZeroU16,
+    /// Messages of `wakala terminals tell` that may wait for one terminal, in rows. Receipts are not counted.
+    pub messages_max: u32,
     /// How long a terminal may leave every delivery without PUBACK before its connection is given up.
     #[serde(with = "humantime_serde")]
     pub ack_within: Duration,
-    /// How often sessions are looked for whose time is over.
+    /// How often sessions and messages are looked for whose time is over.
     #[serde(with = "humantime_serde")]
     pub expire_every: Duration,
-    /// Sessions that are discarded in one commit, at most.
+    /// Sessions that are discarded in one commit, at most, and messages.
     pub expire_batch_max: u32,
     /// Messages that may wait for one session's actor.
     pub mailbox: usize,
@@ -80,6 +82,7 @@ impl Default for Options {
             outbound_max: count(16),
             admitting_max: count(1),
             page: count(32),
+            messages_max: 100,
             ack_within: Duration::from_secs(120),
             expire_every: Duration::from_secs(60),
             expire_batch_max: 1000,
@@ -199,6 +202,11 @@ impl Sessions {
                 tokio::time::sleep(every).await;
                 let Some(sessions) = sessions.upgrade() else { break };
                 let now = sessions.deps.clock.now();
+                match sessions.deps.store.expire_messages(now, batch_max).await {
+                    Ok(0) => {}
+                    Ok(count) => tracing::info!(count, "messages were deleted that had expired"),
+                    Err(error) => tracing::warn!(%error, "messages that have expired are kept for now"),
+                }
                 match sessions.deps.store.expire_sessions(now, batch_max).await {
                     Ok(0) => {}
                     Ok(count) => tracing::info!(count, "sessions ended whose time was over"),
@@ -217,11 +225,12 @@ impl Sessions {
         }
     }
 
-    /// Something may be queued for a terminal. From any thread; lossy.
-    pub fn wake(&self, terminal: &str) {
-        if let Some(addr) = TerminalId::new(terminal).ok().and_then(|terminal| self.addr(&terminal)) {
-            let _ = addr.try_send(Hint(None));
-        }
+    /// Something may be queued for a terminal. From any thread; lossy. False when it is not connected here.
+    #[expect(clippy::must_use_candidate, reason = "who wakes need not know")]
+    pub fn wake(&self, terminal: &str) -> bool {
+        let addr = TerminalId::new(terminal).ok().and_then(|terminal| self.addr(&terminal));
+        // A full mailbox: the sweeper looks again.
+        addr.is_some_and(|addr| !matches!(addr.try_send(Hint(None)), Err(SendError::Closed(_))))
     }
 
     /// Ends a terminal's connection, such as when it was blocked. False when it is not connected here.

@@ -4,6 +4,7 @@ pub mod cards;
 pub mod keys;
 pub mod ledger;
 pub mod status;
+pub mod tell;
 pub mod terminals;
 pub mod txn;
 

@@ -25,8 +25,17 @@ async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Value> {
 
 /// Ends a terminal's connection, if a node runs here and has one.
 pub async fn kick(address: SocketAddr, terminal: &str) -> bool {
+    ask(address, terminal, "kick").await
+}
+
+/// Has a terminal's session look at its queue, if a node runs here and has one.
+pub async fn wake(address: SocketAddr, terminal: &str) -> bool {
+    ask(address, terminal, "wake").await
+}
+
+async fn ask(address: SocketAddr, terminal: &str, what: &str) -> bool {
     let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
-    let answer = client.post(format!("http://{address}/terminals/{terminal}/kick")).send().await;
+    let answer = client.post(format!("http://{address}/terminals/{terminal}/{what}")).send().await;
     answer.is_ok_and(|answer| answer.status().is_success())
 }
 

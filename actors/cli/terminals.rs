@@ -53,6 +53,14 @@ pub enum Command {
     },
     /// Let a blocked terminal in again
     Unblock { terminal: TerminalId },
+    /// Queue a message for a terminal, on its topic c/TERMINAL
+    ///
+    /// It waits in the terminal's queue, between its receipts, until the terminal is connected and subscribes to that
+    /// topic. At QoS 1 it is kept until the terminal acknowledges it, through losses of the connection and of nodes, for
+    /// as long as its session lives. At QoS 0 it is sent once, at best. A terminal that subscribes at QoS 0 hears either
+    /// at QoS 0. How many may wait for one terminal, and how large one may be: sessions.messages_max and
+    /// sessions.packet_bytes_max. Exit 1 if nothing was queued.
+    Tell(super::tell::Arguments),
     /// Show who is enrolled
     List {
         /// Only those after this name
@@ -144,6 +152,7 @@ pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: O
             }
             output.print(|| format!("{terminal}: may connect"), &json!({ "terminal": terminal, "blocked": false }))
         }
+        Command::Tell(arguments) => super::tell::run(arguments, &store, config, clock, output).await,
         Command::List { after, limit } => {
             let terminals = store.terminals(after.as_ref(), limit).await?;
             list(&terminals, output)

@@ -262,7 +262,10 @@ async fn stored_answers(db: &mut PgConnection, again: &BTreeSet<TransactionId>) 
 
 /// Draws so many numbers for each terminal and gives the first. The session's row stays locked until the commit, so
 /// that numbers become visible in their order.
-async fn draw_seqs(db: &mut PgConnection, wanted: &BTreeMap<&str, i64>) -> Result<BTreeMap<String, i64>, Error> {
+pub(super) async fn draw_seqs(
+    db: &mut PgConnection,
+    wanted: &BTreeMap<&str, i64>,
+) -> Result<BTreeMap<String, i64>, Error> {
     if wanted.is_empty() {
         return Ok(BTreeMap::new());
     }

@@ -10,6 +10,7 @@ pub mod cards;
 mod decision;
 pub mod keys;
 pub mod ledger;
+pub mod messages;
 mod name;
 pub mod partitions;
 pub mod receipts;

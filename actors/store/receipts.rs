@@ -45,8 +45,9 @@ pub(super) fn terminal_of(text: &str) -> Result<TerminalId, Error> {
 }
 
 impl Store {
-    /// Terminals with a receipt that has waited for longer than `waited` at `now`, the longest waiting first, at most
-    /// `limit`.
+    /// Connected terminals with a receipt or another message that has waited for longer than `waited` at `now`, the
+    /// longest waiting first, at most `limit`. What a terminal does not subscribe to does not count: it would be found for
+    /// ever, and before what can be delivered.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -54,14 +55,23 @@ impl Store {
         let waited = i64::try_from(waited.as_millis()).unwrap_or(i64::MAX);
         let before = timestamp(Time::from_millis(now.millis().saturating_sub(waited)));
         self.run(move |db| async move {
-            // Terminals that are not connected cannot be woken; they read what waits when they connect.
+            // Terminals that are not connected cannot be woken; they read what waits when they connect. Of a session that
+            // ends with its connection no subscriptions are stored.
             let rows: Vec<(String,)> = sqlx::query_as(
-                "select r.terminal from wakala.receipt r join wakala.session s on s.client_id = r.terminal \
-                 where r.delivered_at is null and r.withdrawn_at is null and r.at <= $1 and s.connected \
-                 group by r.terminal order by min(r.at) limit $2",
+                "with waiting as ( \
+                   select terminal, at, 'r/' || terminal as topic from wakala.receipt \
+                   where delivered_at is null and withdrawn_at is null and at <= $1 \
+                   union all \
+                   select client_id, at, topic from wakala.message \
+                   where at <= $1 and (expires_at is null or expires_at > $3)) \
+                 select w.terminal from waiting w join wakala.session s on s.client_id = w.terminal \
+                 where s.connected and (s.expiry_s = 0 or exists (select from wakala.subscription u \
+                   where u.client_id = w.terminal and u.filter = w.topic)) \
+                 group by w.terminal order by min(w.at) limit $2",
             )
             .bind(before)
             .bind(i64::from(limit))
+            .bind(timestamp(now))
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
             rows.iter().map(|(terminal,)| terminal_of(terminal)).collect()

@@ -7,11 +7,11 @@ use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use wakala::id::{Epoch, TerminalId};
-use wakala::session::{Change, Delivery, Loaded, Subscription, What};
+use wakala::session::{Beyond, Change, Delivery, Loaded, Subscription, What};
 use wakala::time::Time;
 
 use super::batch::Batcher;
-use super::{Error, Store, timestamp};
+use super::{Error, Store, time_of, timestamp};
 
 /// What a CONNECT opens a session with.
 #[derive(Clone, Debug)]
@@ -88,9 +88,12 @@ impl Store {
                 discard(&mut opened, &[opening.client.as_str().to_owned()]).await?;
                 Loaded::default()
             };
+            // Messages at QoS 0 were for the earlier connection. Whether one of them was sent nobody knows, and twice would
+            // be once too often.
             // While a connection lives, nobody can say how far it sent: `sent_seq` is null until it ends.
             let (epoch,): (i64,) = sqlx::query_as(
-                "update wakala.session set epoch = epoch + 1, node = $2, connected = true, connected_at = $3, \
+                "with gone as (delete from wakala.message where client_id = $1 and qos = 0) \
+                 update wakala.session set epoch = epoch + 1, node = $2, connected = true, connected_at = $3, \
                  expiry_s = $4, expires_at = null, sent_seq = null where client_id = $1 returning epoch",
             )
             .bind(opening.client.as_str())
@@ -105,30 +108,31 @@ impl Store {
         .await
     }
 
-    /// What is queued for a client beyond `after`, in order, at most `max`.
+    /// What is queued for a client beyond these places, in order, at most `max`.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn queued(&self, client: &TerminalId, after: i64, max: u16, now: Time) -> Result<Queued, Error> {
+    pub async fn queued(&self, client: &TerminalId, beyond: Beyond, max: u16, now: Time) -> Result<Queued, Error> {
         let client = client.clone();
         self.run(move |db| async move {
             // One statement, so one snapshot: every row up to `last` is in it, for a place is given out under the lock
             // of the session's row, which is held until the commit.
             let rows: Vec<Row> = sqlx::query_as(
-                "select s.next_seq - 1, q.seq, q.topic, q.qos, q.retain, q.payload from wakala.session s \
+                "select s.next_seq - 1, q.seq, q.qos, q.expires_at, q.payload from wakala.session s \
                  left join lateral ( \
-                   (select seq, null as topic, 1::smallint as qos, false as retain, envelope as payload \
+                   (select seq, null::smallint as qos, null::timestamptz as expires_at, envelope as payload \
                     from wakala.receipt where terminal = s.client_id and seq > $2 \
-                    and delivered_at is null and withdrawn_at is null order by seq limit $3) \
+                    and delivered_at is null and withdrawn_at is null order by seq limit $4) \
                    union all \
-                   (select seq, topic, qos, retain, payload from wakala.message \
-                    where client_id = s.client_id and seq > $2 and (expires_at is null or expires_at > $4) \
-                    order by seq limit $3) \
-                   order by seq limit $3) q on true \
+                   (select seq, qos, expires_at, payload from wakala.message \
+                    where client_id = s.client_id and seq > $3 and (expires_at is null or expires_at > $5) \
+                    order by seq limit $4) \
+                   order by seq limit $4) q on true \
                  where s.client_id = $1 order by q.seq",
             )
             .bind(client.as_str())
-            .bind(after)
+            .bind(beyond.receipts.unwrap_or(i64::MAX))
+            .bind(beyond.messages.unwrap_or(i64::MAX))
             .bind(i64::from(max))
             .bind(timestamp(now))
             .fetch_all(db.get_postgres_connection_pool())
@@ -230,7 +234,8 @@ impl Store {
                    from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[]) \
                    with ordinality e (client_id, epoch, expiry_s, sent_to, at, nth) \
                    join (select client_id, epoch from wakala.session where client_id = any($1) \
-                         order by client_id for update) s using (client_id, epoch)) \
+                         order by client_id for update) s using (client_id, epoch)), \
+                 gone as (delete from wakala.message m using e where m.client_id = e.client_id and m.qos = 0) \
                  update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
                    expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to \
                  from e where s.client_id = e.client_id and s.epoch = e.epoch returning e.nth, s.client_id, e.expiry_s",
@@ -302,16 +307,12 @@ impl Store {
     }
 }
 
-type Row = (i64, Option<i64>, Option<String>, Option<i16>, Option<bool>, Option<Vec<u8>>);
+type Row = (i64, Option<i64>, Option<i16>, Option<OffsetDateTime>, Option<Vec<u8>>);
 
-fn delivery((_, seq, topic, qos, retain, payload): Row) -> Option<Delivery> {
-    let what = match topic {
+fn delivery((_, seq, qos, expires_at, payload): Row) -> Option<Delivery> {
+    let what = match qos {
         None => What::Receipt,
-        Some(topic) => What::Message {
-            topic: ByteString::from(topic),
-            qos: qos_of(qos.unwrap_or(0)),
-            retain: retain.unwrap_or(false),
-        },
+        Some(qos) => What::Message { qos: qos_of(qos), expires_at: expires_at.map(time_of) },
     };
     Some(Delivery { seq: seq?, what, payload: Bytes::from(payload?) })
 }

@@ -38,7 +38,7 @@ use crate::time::Time;
 use connect::Terms;
 use incoming::Incoming;
 use outgoing::Outgoing;
-pub use outgoing::{Delivery, What, packet_id};
+pub use outgoing::{Beyond, Delivery, What, packet_id, payload_bytes_max};
 pub use subscriptions::{Change, Subscription};
 use subscriptions::{Pending, decide};
 
@@ -129,12 +129,12 @@ pub enum Effect {
         seq: i64,
         receipt: bool,
     },
-    /// Read the queue beyond this place; [`Event::Fetched`] when that is done.
+    /// Read the queue beyond these places; [`Event::Fetched`] when that is done.
     Fetch {
-        after: i64,
+        beyond: Beyond,
         max: u16,
     },
-    /// A delivery cannot be sent on this connection and stays queued.
+    /// A delivery cannot be sent on this connection. A receipt stays queued; another message is given up.
     TooLarge {
         seq: i64,
     },
@@ -431,4 +431,10 @@ fn is_own(terminal: &TerminalId, prefix: &str, topic: &str) -> bool {
 #[must_use]
 pub fn receipts_topic(terminal: &TerminalId) -> ByteString {
     ByteString::from(format!("r/{terminal}"))
+}
+
+/// The topic on which a terminal receives what is not a receipt.
+#[must_use]
+pub fn messages_topic(terminal: &TerminalId) -> ByteString {
+    ByteString::from(format!("c/{terminal}"))
 }

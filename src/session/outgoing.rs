@@ -1,14 +1,18 @@
 //! What a client receives: the page of its queue that is in flight or next.
+//!
+//! A queue holds rows of two kinds, [`Lane`]s: receipts and other messages. Rows of a kind that the client does not
+//! subscribe to are not read, so that they neither block what is behind them nor fill the page; when it subscribes they
+//! are read from where their lane was left.
 
 use std::collections::VecDeque;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
 use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec::{Publish, PublishProperties, QoS};
 
 use super::connect::Terms;
-use super::{Effect, Limits, Subscription, receipts_topic};
+use super::{Effect, Limits, Subscription, messages_topic, receipts_topic};
 use crate::id::TerminalId;
 use crate::time::Time;
 
@@ -21,16 +25,20 @@ pub struct Delivery {
     pub payload: Bytes,
 }
 
-/// What kind of row it is.
+/// What kind of row it is. Each kind has its topic, and goes out only while the client subscribes to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A receipt: to the terminal's own topic, at QoS 1, and only while it has subscribed to it.
+    /// A receipt: at QoS 1, and never dropped.
     Receipt,
-    Message {
-        topic: ByteString,
-        qos: QoS,
-        retain: bool,
-    },
+    /// Anything else: at this QoS at most, and only until it expires.
+    Message { qos: QoS, expires_at: Option<Time> },
+}
+
+/// Where the queue is to be read on, for each kind of rows; none for a kind that the client does not subscribe to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beyond {
+    pub receipts: Option<i64>,
+    pub messages: Option<i64>,
 }
 
 /// The packet identifier of a row. It follows from the row's place, so that a resend carries the original one
@@ -46,17 +54,15 @@ const IDENTIFIERS: i64 = 65_535;
 
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    /// In the order of their places.
+    /// In the order of their places; what is not sent belongs to a lane that the client subscribes to.
     queue: VecDeque<Queued>,
-    topic: ByteString,
-    /// Rows up to this place are in `queue` or done with.
-    read_to: i64,
+    receipts: Lane,
+    messages: Lane,
     /// There were hints of rows up to this place.
     hinted_to: i64,
-    /// The database may have rows beyond `read_to`, hint or no hint.
+    /// The database may have rows beyond what was read, hint or no hint.
     unread: bool,
-    /// The database is being read.
-    fetching: bool,
+    fetching: Fetching,
     /// Rows up to this place may have been sent on an earlier connection.
     sent_before: i64,
     /// The highest place that was sent, on this connection or an earlier one.
@@ -71,6 +77,38 @@ pub(super) struct Outgoing {
     now: Time,
 }
 
+/// The rows of one kind.
+#[derive(Debug)]
+struct Lane {
+    topic: ByteString,
+    /// What the client subscribes with, if it does: the granted QoS and the identifier.
+    granted: Option<(QoS, Option<NonZeroU32>)>,
+    /// Rows of this kind up to this place are in the queue or done with.
+    read_to: i64,
+}
+
+impl Lane {
+    fn of(topic: ByteString) -> Self {
+        Self { topic, granted: None, read_to: 0 }
+    }
+
+    /// Where it is to be read on, if it is.
+    fn beyond(&self) -> Option<i64> {
+        self.granted.map(|_| self.read_to)
+    }
+}
+
+/// Whether the database is being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fetching {
+    No,
+    Yes,
+    /// It is, and perhaps without what has been queued since.
+    LookAgain,
+    /// It is, for other subscriptions than there are now: the answer says nothing.
+    Stale,
+}
+
 #[derive(Debug)]
 struct Queued {
     delivery: Delivery,
@@ -81,11 +119,11 @@ impl Outgoing {
     pub(super) fn new(terminal: &TerminalId, terms: &Terms, limits: &Limits, sent_to: i64, now: Time) -> Self {
         Self {
             queue: VecDeque::new(),
-            topic: receipts_topic(terminal),
-            read_to: 0,
+            receipts: Lane::of(receipts_topic(terminal)),
+            messages: Lane::of(messages_topic(terminal)),
             hinted_to: 0,
             unread: true,
-            fetching: false,
+            fetching: Fetching::No,
             sent_before: sent_to,
             sent_to,
             in_flight: 0,
@@ -112,36 +150,64 @@ impl Outgoing {
     }
 
     pub(super) fn fetched(&mut self, deliveries: Vec<Delivery>, last: i64) {
-        self.fetching = false;
+        let asked = std::mem::replace(&mut self.fetching, Fetching::No);
+        if asked == Fetching::Stale {
+            self.unread = true;
+            return;
+        }
         let whole = deliveries.len() < usize::from(self.page);
+        // The page is in the order of places over both lanes, so it has every row up to its last.
+        let read_to = if whole { last } else { deliveries.last().map_or(last, |delivery| delivery.seq) };
         for delivery in deliveries {
-            if delivery.seq > self.read_to {
-                self.read_to = delivery.seq;
-                self.queue.push_back(Queued { delivery, sent: false });
+            if delivery.seq > self.lane(&delivery.what).read_to {
+                // A lane that was subscribed to late has places before those of the other.
+                let place = self.queue.partition_point(|queued| queued.delivery.seq < delivery.seq);
+                self.queue.insert(place, Queued { delivery, sent: false });
             }
         }
-        self.unread = !whole;
-        if whole {
-            self.read_to = self.read_to.max(last);
+        for lane in [&mut self.receipts, &mut self.messages] {
+            if lane.granted.is_some() {
+                lane.read_to = lane.read_to.max(read_to);
+            }
+        }
+        self.unread = !whole || asked == Fetching::LookAgain;
+    }
+
+    fn lane(&self, what: &What) -> &Lane {
+        match what {
+            What::Receipt => &self.receipts,
+            What::Message { .. } => &self.messages,
         }
     }
 
+    /// Whether there was a hint of a row that was not read.
+    fn behind(&self) -> bool {
+        let lanes = [&self.receipts, &self.messages];
+        lanes.into_iter().filter_map(Lane::beyond).any(|read_to| self.hinted_to > read_to)
+    }
+
     pub(super) fn hint(&mut self, seq: i64, receipt: Option<Bytes>) {
-        // Every place up to `read_to` is known here, so the next one follows without a gap that could hold a row.
-        let known = !self.fetching && !self.unread && self.hinted_to <= self.read_to;
-        let next = known && seq == self.read_to + 1;
+        // Every receipt up to `read_to` is known here, so the next place follows without a gap that could hold one.
+        let known = self.fetching == Fetching::No && !self.unread && !self.behind();
+        let next = known && self.receipts.beyond() == Some(seq - 1);
         if next
             && let Some(payload) = receipt
             && self.queue.len() < usize::from(self.page)
         {
             self.queue.push_back(Queued { delivery: Delivery { seq, what: What::Receipt, payload }, sent: false });
-            self.read_to = seq;
+            self.receipts.read_to = seq;
+            if self.messages.read_to == seq - 1 {
+                self.messages.read_to = seq;
+            }
         }
         self.hinted_to = self.hinted_to.max(seq);
     }
 
     pub(super) fn look(&mut self) {
         self.unread = true;
+        if self.fetching == Fetching::Yes {
+            self.fetching = Fetching::LookAgain;
+        }
     }
 
     pub(super) fn acked(&mut self, packet_id: NonZeroU16, now: Time, effects: &mut Vec<Effect>) {
@@ -157,65 +223,110 @@ impl Outgoing {
         }
     }
 
+    /// What the client subscribes to now. What it left and was not sent makes room, and is read again if it comes back.
+    fn heed(&mut self, subscriptions: &[Subscription]) {
+        for (lane, receipts) in [(&mut self.receipts, true), (&mut self.messages, false)] {
+            let found = subscriptions.iter().find(|subscription| subscription.filter == lane.topic);
+            let had = lane.granted.is_some();
+            lane.granted = found.map(|subscription| (subscription.options.qos, subscription.identifier));
+            let has = lane.granted.is_some();
+            if had == has {
+                continue;
+            }
+            if has {
+                self.unread = true;
+            } else {
+                self.queue.retain(|queued| {
+                    let stays = queued.sent || (queued.delivery.what == What::Receipt) != receipts;
+                    if !stays {
+                        lane.read_to = lane.read_to.min(queued.delivery.seq - 1);
+                    }
+                    stays
+                });
+            }
+            if self.fetching != Fetching::No {
+                self.fetching = Fetching::Stale;
+            }
+        }
+    }
+
     /// Sends what the window has room for, and asks for more rows.
     pub(super) fn deliver(&mut self, subscriptions: &[Subscription], effects: &mut Vec<Effect>) {
-        if subscriptions.is_empty() {
-            return;
-        }
-        let receipts = subscriptions.iter().find(|subscription| *subscription.filter == *self.topic);
-        let mut first_in_flight = self.queue.iter().find(|q| q.sent).map(|q| q.delivery.seq);
+        self.heed(subscriptions);
+        let mut in_flight = self.queue.iter().filter(|q| q.sent).map(|q| q.delivery.seq);
+        let first = in_flight.next();
+        let mut flying = first.map(|first| (first, in_flight.next_back().unwrap_or(first)));
         let mut place = 0;
         while self.in_flight < self.window
             && let Some(queued) = self.queue.get(place)
         {
-            let seq = queued.delivery.seq;
-            if queued.sent || (queued.delivery.what == What::Receipt && receipts.is_none()) {
+            if queued.sent {
                 place += 1;
                 continue;
             }
-            if first_in_flight.is_some_and(|first| seq - first >= IDENTIFIERS) {
+            let seq = queued.delivery.seq;
+            let (first, last) = flying.map_or((seq, seq), |(first, last)| (first.min(seq), last.max(seq)));
+            if last - first >= IDENTIFIERS {
                 break;
             }
             let in_flight = self.in_flight;
-            place = self.send(place, subscriptions, effects);
+            place = self.send(place, effects);
             if self.in_flight > in_flight {
-                first_in_flight = first_in_flight.or(Some(seq));
+                flying = Some((first, last));
             }
         }
+        let beyond = Beyond { receipts: self.receipts.beyond(), messages: self.messages.beyond() };
         let room = usize::from(self.page).saturating_sub(self.queue.len());
-        if !self.fetching && (self.unread || self.hinted_to > self.read_to) && room * 2 >= usize::from(self.page) {
-            self.fetching = true;
-            effects.push(Effect::Fetch { after: self.read_to, max: self.page });
+        if (beyond.receipts.is_some() || beyond.messages.is_some())
+            && self.fetching == Fetching::No
+            && (self.unread || self.behind())
+            && room * 2 >= usize::from(self.page)
+        {
+            self.fetching = Fetching::Yes;
+            effects.push(Effect::Fetch { beyond, max: self.page });
         }
     }
 
     /// Sends one; gives the place of the one after it.
-    fn send(&mut self, place: usize, subscriptions: &[Subscription], effects: &mut Vec<Effect>) -> usize {
+    fn send(&mut self, place: usize, effects: &mut Vec<Effect>) -> usize {
         let Some(queued) = self.queue.get_mut(place) else { return place + 1 };
         let Delivery { seq, what, payload } = &queued.delivery;
-        let (seq, receipt) = (*seq, *what == What::Receipt);
-        let (topic, qos, retain) = match what {
-            What::Receipt => (self.topic.clone(), QoS::AtLeastOnce, false),
-            What::Message { topic, qos, retain } => (topic.clone(), *qos, *retain),
+        let seq = *seq;
+        let (lane, asked, expires_at) = match what {
+            What::Receipt => (&self.receipts, QoS::AtLeastOnce, None),
+            What::Message { qos, expires_at } => (&self.messages, *qos, *expires_at),
         };
-        let identifier = subscriptions.iter().find(|s| *s.filter == *topic).and_then(|s| s.identifier);
+        let Some((granted, identifier)) = lane.granted else { return place + 1 };
+        let remaining = expires_at.map(|at| at.since(self.now));
+        if remaining.is_some_and(|remaining| remaining.is_zero()) {
+            // [MQTT-3.3.2-5]: it must not be sent. The row is the housekeeping's to delete.
+            self.queue.remove(place);
+            return place;
+        }
+        // [MQTT-3.8.4-8].
+        let qos = asked.min(granted);
         let packet_id = (qos != QoS::AtMostOnce).then(|| packet_id(seq));
+        let receipt = *what == What::Receipt;
         let publish = Publish {
             dup: packet_id.is_some() && seq <= self.sent_before,
-            retain,
+            retain: false,
             qos,
             packet_id,
             payload_size: u32::try_from(payload.len()).unwrap_or(u32::MAX),
             properties: PublishProperties {
+                message_expiry_interval: remaining.and_then(seconds),
                 subscription_ids: identifier.into_iter().collect(),
                 ..PublishProperties::default()
             },
-            topic,
+            topic: lane.topic.clone(),
         };
         if frame_bytes(&publish) > u64::from(self.packet_bytes_max) {
-            // [MQTT-3.1.2-24]: it must not be sent. A receipt is never dropped, so it stays in the database.
+            // [MQTT-3.1.2-25]: it counts as delivered. But a receipt is never dropped, so it stays in the database.
             self.queue.remove(place);
             effects.push(Effect::TooLarge { seq });
+            if !receipt {
+                effects.push(Effect::Acked { seq, receipt });
+            }
             return place;
         }
         effects.push(Effect::Publish(publish, payload.clone()));
@@ -234,9 +345,27 @@ impl Outgoing {
     }
 }
 
+/// What is left of a message's time, in seconds; a second that has begun counts.
+fn seconds(remaining: Duration) -> Option<NonZeroU32> {
+    NonZeroU32::new(u32::try_from(remaining.as_millis().div_ceil(1000)).unwrap_or(u32::MAX))
+}
+
+/// The largest payload of a message to this terminal in a packet of so many bytes.
+#[must_use]
+pub fn payload_bytes_max(terminal: &TerminalId, packet_bytes_max: u32) -> u32 {
+    let properties = PublishProperties {
+        message_expiry_interval: NonZeroU32::new(1),
+        subscription_ids: vec![NonZeroU32::MIN],
+        ..PublishProperties::default()
+    };
+    let empty = Publish { topic: messages_topic(terminal), properties, ..Publish::default() };
+    u32::try_from(u64::from(packet_bytes_max).saturating_sub(frame_bytes(&empty))).unwrap_or(0)
+}
+
 /// No fewer bytes than the packet has on the wire.
 fn frame_bytes(publish: &Publish) -> u64 {
     let identifiers = publish.properties.subscription_ids.len() * 5;
-    let bytes = 5 + 2 + publish.topic.len() + 2 + 1 + identifiers;
+    let expiry = if publish.properties.message_expiry_interval.is_some() { 5 } else { 0 };
+    let bytes = 5 + 2 + publish.topic.len() + 2 + 1 + identifiers + expiry;
     u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(u64::from(publish.payload_size))
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::{ConnectAckReason, DisconnectReasonCode as Reason, Packet};
 use wakala::session::connect::{Terms, refuse};
-use wakala::session::{Change, Delivery, Effect, Event as Twinned, Limits, Loaded, Session as Twin, Version};
+use wakala::session::{Beyond, Change, Delivery, Effect, Event as Twinned, Limits, Loaded, Session as Twin, Version};
 use wakala::time::Time;
 
 use super::mqtt::{Mqtt, Raised};
@@ -36,7 +36,7 @@ pub(crate) enum Event {
     Opened(Box<Terms>, Result<(i64, Loaded), Error>),
     Durable(u32),
     Stored(Change, Result<(), Error>, Duration),
-    Fetched(i64, u16, Result<(Vec<Delivery>, i64), Error>, Duration),
+    Fetched(Beyond, u16, Result<(Vec<Delivery>, i64), Error>, Duration),
     Marked(i64, Result<bool, Error>, Duration),
     Again(Again, Duration),
     Hint(i64, Vec<u8>),
@@ -49,7 +49,7 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) enum Again {
     Store(Change),
-    Fetch(i64, u16),
+    Fetch(Beyond, u16),
     Mark(i64),
 }
 
@@ -106,8 +106,8 @@ impl Node {
                 return self.retry(wire, Again::Store(change), error, wait, stage);
             }
             Event::Fetched(_, _, Ok((deliveries, last)), _) => Twinned::Fetched { deliveries, last },
-            Event::Fetched(after, max, Err(error), wait) => {
-                return self.retry(wire, Again::Fetch(after, max), error, wait, stage);
+            Event::Fetched(beyond, max, Err(error), wait) => {
+                return self.retry(wire, Again::Fetch(beyond, max), error, wait, stage);
             }
             Event::Marked(_, Ok(true), _) => return,
             Event::Marked(_, Ok(false), _) => return self.session(wire, TAKEN_OVER, stage),
@@ -223,7 +223,7 @@ impl Node {
                 Effect::Admit { ticket, payload } => self.admit(wire, ticket, enrolled, payload, stage),
                 Effect::Store(change) => self.again(wire, Again::Store(change), RETRY_MIN, stage),
                 Effect::Acked { seq, receipt: _ } => self.again(wire, Again::Mark(seq), RETRY_MIN, stage),
-                Effect::Fetch { after, max } => self.again(wire, Again::Fetch(after, max), RETRY_MIN, stage),
+                Effect::Fetch { beyond, max } => self.again(wire, Again::Fetch(beyond, max), RETRY_MIN, stage),
                 Effect::TooLarge { .. } => {}
                 Effect::Close(why) => {
                     self.told(&enrolled.id, || format!("closes: {why}"), stage);
@@ -257,10 +257,11 @@ impl Node {
                     move |result| to(Event::Stored(stored, result, wait)),
                 );
             }
-            Again::Fetch(after, max) => stage.ask(
+            Again::Fetch(beyond, max) => stage.ask(
                 self.home(),
-                move |postgres, _| postgres.queued(&terminal, after, max),
-                move |result| to(Event::Fetched(after, max, result, wait)),
+                // No terminal of this village is told anything but receipts.
+                move |postgres, _| postgres.queued(&terminal, beyond.receipts.unwrap_or(i64::MAX - 1), max),
+                move |result| to(Event::Fetched(beyond, max, result, wait)),
             ),
             Again::Mark(seq) => stage.ask(
                 self.home(),

@@ -1,6 +1,7 @@
 //! Events in, effects out.
 
 mod frames;
+mod lanes;
 mod model;
 
 use std::num::{NonZeroU16, NonZeroU32};
@@ -126,7 +127,12 @@ fn tell(effect: &Effect) -> String {
         Effect::Store(Change::Subscribe(new)) => format!("store +{}", new.len()),
         Effect::Store(Change::Unsubscribe(gone)) => format!("store -{}", gone.len()),
         Effect::Acked { seq, .. } => format!("acked {seq}"),
-        Effect::Fetch { after, .. } => format!("fetch {after}"),
+        Effect::Fetch { beyond, .. } => match (beyond.receipts, beyond.messages) {
+            (Some(receipts), None) => format!("fetch {receipts}"),
+            (receipts, messages) => {
+                format!("fetch r{} c{}", receipts.unwrap_or(-1), messages.unwrap_or(-1))
+            }
+        },
         Effect::TooLarge { seq } => format!("too large {seq}"),
         Effect::Close(_) => "close".to_owned(),
     }
@@ -240,7 +246,7 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
     ];
     assert_eq!(told(&handle(&mut session, subscribe(&all), 1)), ["store +2"]);
     let effects = handle(&mut session, Event::Stored, 1);
-    assert_eq!(told(&effects), ["suback [01, 83, 00, 87, 87, a2, 9e, 87]", "fetch 0"]);
+    assert_eq!(told(&effects), ["suback [01, 83, 00, 87, 87, a2, 9e, 87]", "fetch r0 c0"]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![receipt(1, "a")], last: 1 }, 1);
     let Effect::Publish(publish, _) = &effects[0] else { panic!("{effects:?}") };
     assert_eq!(publish.properties.subscription_ids, [NonZeroU32::new(77).expect("not zero")]);
@@ -252,9 +258,12 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
     assert_eq!(told(&handle(&mut session, Event::Packet(Packet::Unsubscribe(gone)), 1)), ["store -1"]);
     assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["unsuback [00, 11, 11]"]);
     let hint = Event::Hint { seq: 2, receipt: Some(Bytes::from_static(b"b")) };
-    assert_eq!(told(&handle(&mut session, hint, 1)), [""; 0], "kept while nobody subscribes to it");
+    assert_eq!(told(&handle(&mut session, hint, 1)), ["fetch r-1 c1"], "kept while nobody subscribes to it");
+    assert_eq!(told(&handle(&mut session, Event::Fetched { deliveries: vec![], last: 2 }, 1)), [""; 0]);
     assert_eq!(told(&handle(&mut session, subscribe(&all[..1]), 1)), ["store +1"]);
-    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["suback [01]", "publish r/T1 2 b"]);
+    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["suback [01]", "fetch r1 c2"]);
+    let effects = handle(&mut session, Event::Fetched { deliveries: vec![receipt(2, "b")], last: 2 }, 1);
+    assert_eq!(told(&effects), ["publish r/T1 2 b"]);
 }
 
 #[test]

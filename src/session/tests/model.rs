@@ -1,7 +1,7 @@
 //! Schedules of drops and crashes against a small reference model.
 //!
-//! Goal: no queued receipt is lost, the order is kept, a resend carries the original identifier, what was sent before
-//! is never sent as new, and requests are acknowledged in order and only once they are durable. Method: the twin with a
+//! Goal: no queued receipt or message is lost but at QoS 0, which goes out once at most; the order of each kind is kept, a
+//! resend carries the original identifier, what was sent before is never sent as new, and requests are acknowledged in order and only once they are durable. Method: the twin with a
 //! database, a client and a network of a few lines each; a list of steps drawn by proptest; at the end everything is let
 //! through and counted.
 
@@ -15,6 +15,10 @@ use super::*;
 enum Step {
     /// A receipt is queued; its hint comes with the bytes, without them, or is lost.
     Queue(u8),
+    /// A message is queued, at QoS 1 or not, and the session is told to look or is not.
+    Tell(bool, bool),
+    /// The client subscribes to messages, if it does not, or unsubscribes. Kept by the database with the step.
+    Turn,
     /// The database answers the oldest question.
     Answer,
     /// The client reads one packet, and acknowledges it if it is a receipt and it is willing.
@@ -34,6 +38,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (0..3_u8).prop_map(Step::Queue),
+        2 => (any::<bool>(), any::<bool>()).prop_map(|(kept, look)| Step::Tell(kept, look)),
+        1 => Just(Step::Turn),
         4 => Just(Step::Answer),
         5 => any::<bool>().prop_map(Step::Read),
         2 => Just(Step::Mark),
@@ -44,15 +50,30 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Receipt,
+    Kept,
+    Unkept,
+}
+
+#[derive(Debug)]
+struct Row {
+    kind: Kind,
+    /// It was acknowledged, and that is stored; or it was for a connection that is gone.
+    done: bool,
+}
+
 #[derive(Default)]
 struct World {
     // The database.
-    rows: BTreeMap<i64, bool>,
+    rows: BTreeMap<i64, Row>,
+    subscribed: bool,
     sent_to: Option<i64>,
     // The connection.
     session: Option<Session>,
     /// Questions whose answers are as of when they are answered.
-    questions: VecDeque<(i64, u16)>,
+    questions: VecDeque<(Beyond, u16)>,
     marks: VecDeque<i64>,
     wire: VecDeque<Effect>,
     admitting: Vec<(u32, u16)>,
@@ -61,7 +82,7 @@ struct World {
     sent_ever: BTreeSet<i64>,
     sent_here: Vec<i64>,
     in_flight: BTreeSet<i64>,
-    first_heard: Vec<i64>,
+    heard: BTreeSet<i64>,
     asked: u16,
     durable: BTreeSet<u16>,
     unacknowledged: VecDeque<u16>,
@@ -72,7 +93,12 @@ impl World {
         self.connections += 1;
         let version = if self.connections.is_multiple_of(2) { Version::V3 } else { Version::V5 };
         let sent_to = self.sent_to.unwrap_or_else(|| i64::try_from(self.rows.len()).expect("few"));
-        let loaded = Loaded { present: true, subscriptions: vec![receipts()], sent_to };
+        let mut subscriptions = vec![receipts()];
+        if self.subscribed {
+            subscriptions.push(Subscription { filter: "c/T1".into(), ..receipts() });
+        }
+        self.rows.values_mut().filter(|row| row.kind == Kind::Unkept).for_each(|row| row.done = true);
+        let loaded = Loaded { present: true, subscriptions, sent_to };
         let (session, effects) = resumed(version, &asked(false), loaded);
         self.session = Some(session);
         self.sent_to = None;
@@ -107,16 +133,25 @@ impl World {
             match &effect {
                 Effect::Publish(publish, payload) => {
                     let seq: i64 = std::str::from_utf8(payload).expect("text").parse().expect("a place");
-                    assert_eq!(publish.packet_id, Some(packet_id(seq)));
+                    let kind = self.rows[&seq].kind;
+                    assert_eq!(&*publish.topic, if kind == Kind::Receipt { "r/T1" } else { "c/T1" });
+                    assert!(kind == Kind::Receipt || self.subscribed, "{seq}: nobody subscribes to it");
+                    assert_eq!(publish.packet_id, (kind != Kind::Unkept).then(|| packet_id(seq)));
                     assert!(!self.sent_here.contains(&seq), "{seq} twice on one connection");
-                    assert!(self.sent_here.iter().all(|&before| before < seq), "{seq} after {:?}", self.sent_here);
+                    let mut alike = self
+                        .sent_here
+                        .iter()
+                        .filter(|before| (self.rows[before].kind == Kind::Receipt) == (kind == Kind::Receipt));
+                    assert!(alike.all(|&before| before < seq), "{seq} after {:?}", self.sent_here);
+                    let before = !self.sent_ever.insert(seq);
                     assert!(
-                        publish.dup || !self.sent_ever.contains(&seq),
+                        !before || (publish.dup && kind != Kind::Unkept),
                         "{seq} was sent before, and goes out as new"
                     );
-                    self.sent_ever.insert(seq);
                     self.sent_here.push(seq);
-                    self.in_flight.insert(seq);
+                    if kind != Kind::Unkept {
+                        self.in_flight.insert(seq);
+                    }
                     assert!(self.in_flight.len() <= usize::from(limits().outbound_max.get()));
                     self.wire.push_back(effect);
                 }
@@ -133,9 +168,13 @@ impl World {
                     self.in_flight.remove(seq);
                     self.marks.push_back(*seq);
                 }
-                Effect::Fetch { after, max } => self.questions.push_back((*after, *max)),
+                Effect::Fetch { beyond, max } => self.questions.push_back((*beyond, *max)),
                 Effect::Send(_) => {}
-                Effect::Store(_) | Effect::TooLarge { .. } | Effect::Close(_) => panic!("{effect:?}"),
+                Effect::Store(_) => {
+                    self.subscribed = !self.subscribed;
+                    self.event(Event::Stored);
+                }
+                Effect::TooLarge { .. } | Effect::Close(_) => panic!("{effect:?}"),
             }
         }
     }
@@ -147,28 +186,34 @@ impl World {
         match *step {
             Step::Queue(hint) => {
                 let seq = i64::try_from(self.rows.len()).expect("few") + 1;
-                self.rows.insert(seq, false);
+                self.rows.insert(seq, Row { kind: Kind::Receipt, done: false });
                 match hint {
                     0 => {}
                     1 => self.event(Event::Hint { seq, receipt: None }),
                     _ => self.event(Event::Hint { seq, receipt: Some(Bytes::from(seq.to_string())) }),
                 }
             }
+            Step::Tell(kept, look) => {
+                let seq = i64::try_from(self.rows.len()).expect("few") + 1;
+                self.rows.insert(seq, Row { kind: if kept { Kind::Kept } else { Kind::Unkept }, done: false });
+                if look {
+                    self.event(Event::Look);
+                }
+            }
+            Step::Turn => self.turn(),
             Step::Answer => self.answer(),
             Step::Read(willing) => {
                 if let Some(Effect::Publish(publish, payload)) = self.wire.pop_front() {
                     let seq: i64 = std::str::from_utf8(&payload).expect("text").parse().expect("a place");
-                    if !self.first_heard.contains(&seq) {
-                        self.first_heard.push(seq);
-                    }
-                    if willing {
-                        self.event(puback(publish.packet_id.expect("QoS 1").get()));
+                    self.heard.insert(seq);
+                    if let Some(packet_id) = publish.packet_id.filter(|_| willing) {
+                        self.event(puback(packet_id.get()));
                     }
                 }
             }
             Step::Mark => {
                 if let Some(seq) = self.marks.pop_front() {
-                    self.rows.insert(seq, true);
+                    self.rows.get_mut(&seq).expect("a row").done = true;
                 }
             }
             Step::Ask => {
@@ -192,19 +237,42 @@ impl World {
     }
 
     fn answer(&mut self) {
-        if let Some((after, max)) = self.questions.pop_front() {
-            let waiting = self.rows.range(after + 1..).filter(|&(_, &marked)| !marked).take(usize::from(max));
-            let deliveries = waiting
-                .map(|(&seq, _)| Delivery { seq, what: What::Receipt, payload: Bytes::from(seq.to_string()) })
-                .collect();
+        if let Some((beyond, max)) = self.questions.pop_front() {
+            let wanted = |seq: i64, kind| {
+                let after = if kind == Kind::Receipt { beyond.receipts } else { beyond.messages };
+                after.is_some_and(|after| seq > after)
+            };
+            let waiting = self.rows.iter().filter(|(seq, row)| !row.done && wanted(**seq, row.kind));
+            let message = |qos| What::Message { qos, expires_at: None };
+            let deliveries = waiting.take(usize::from(max)).map(|(&seq, row)| {
+                let what = match row.kind {
+                    Kind::Receipt => What::Receipt,
+                    Kind::Kept => message(QoS::AtLeastOnce),
+                    Kind::Unkept => message(QoS::AtMostOnce),
+                };
+                Delivery { seq, what, payload: Bytes::from(seq.to_string()) }
+            });
+            let deliveries = deliveries.collect();
             let last = i64::try_from(self.rows.len()).expect("few");
             self.event(Event::Fetched { deliveries, last });
         }
     }
 
+    fn turn(&mut self) {
+        let packet = if self.subscribed {
+            let topic_filters = vec!["c/T1".into()];
+            Packet::Unsubscribe(Unsubscribe { packet_id: id(60_000), user_properties: vec![], topic_filters })
+        } else {
+            let topic_filters = vec![("c/T1".into(), receipts().options)];
+            Packet::Subscribe(Subscribe { packet_id: id(60_000), id: None, user_properties: vec![], topic_filters })
+        };
+        self.event(Event::Packet(packet));
+    }
+
     /// Lets everything through on one last connection.
     fn finish(&mut self) {
         self.end(false);
+        self.subscribed = true;
         self.connect();
         for _ in 0..self.rows.len() * 4 + 20 {
             self.event(Event::Look);
@@ -212,8 +280,9 @@ impl World {
                 self.step(&step);
             }
         }
-        assert!(self.rows.values().all(|&marked| marked), "lost: {:?}", self.rows);
-        assert!(self.first_heard.is_sorted() && self.first_heard.len() == self.rows.len(), "{:?}", self.first_heard);
+        assert!(self.rows.values().all(|row| row.done), "lost: {:?}", self.rows);
+        let kept = self.rows.iter().filter(|(_, row)| row.kind != Kind::Unkept);
+        assert!(kept.map(|(seq, _)| seq).all(|seq| self.heard.contains(seq)), "{:?} of {:?}", self.heard, self.rows);
         assert!(self.unacknowledged.is_empty());
     }
 }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::wire::Wire;
-use super::{Broker, enrol, queue_receipt, until};
+use super::{Broker, enrol, queue_receipt, tell, until};
 use wakala_node::store::{Options, Store};
 use wakala_system_tests::Database;
 
@@ -104,4 +104,39 @@ async fn after_kill_9_the_same_deliveries_follow_with_the_same_identifiers() {
     wire.silence().await;
     node.kill_9();
     assert_eq!(heard, ["p1", "p2", "p3", "p4", "p5"]);
+}
+
+#[tokio::test]
+async fn after_kill_9_a_message_goes_out_again_unless_it_was_at_qos_0() {
+    let database = Database::new();
+    let store = database.store().await;
+    enrol(&store, "T1", None).await;
+    for (round, v5) in [false, true].into_iter().enumerate() {
+        let (mut node, address) = start(&database);
+        let (mut wire, _) = Wire::connect(address, v5, "T1", false).await;
+        assert_eq!(wire.subscribe("c/T1", 1).await, 1);
+        queue_receipt(&database, "T1", "for another subscription");
+        let kept = tell(&store, "T1", 1, "kept").await;
+        tell(&store, "T1", 0, "not kept").await;
+        // Nobody wakes a session in another process here: the next subscription has the queue read.
+        assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+        let id = u16::try_from(kept.seq).expect("few");
+        assert_eq!(wire.delivery().await.2, "for another subscription");
+        assert_eq!(wire.message("T1").await, (1, false, id, None, "kept".to_owned()), "round {round}");
+        assert_eq!(wire.message("T1").await, (0, false, 0, None, "not kept".to_owned()));
+        wire.acknowledge(id - 1).await;
+        until(&database, "select count(*) from wakala.receipt where delivered_at is null", "0").await;
+        node.kill_9();
+        let (mut node, address) = start(&database);
+        let (mut wire, connack) = Wire::connect(address, v5, "T1", false).await;
+        assert_eq!(connack, [1, 0]);
+        assert_eq!(wire.message("T1").await, (1, true, id, None, "kept".to_owned()), "DUP, and its identifier");
+        wire.silence().await;
+        wire.acknowledge(id).await;
+        until(&database, "select count(*) from wakala.message", "0").await;
+        let unsubscribe: &[u8] = if v5 { b"\xA2\x09\0\x07\0\0\x04r/T1" } else { b"\xA2\x08\0\x07\0\x04r/T1" };
+        wire.send(unsubscribe).await;
+        assert_eq!(wire.receive().await.map(|(first, _)| first), Some(0xB0));
+        node.kill_9();
+    }
 }

@@ -3,6 +3,7 @@
 mod foreign;
 mod idle;
 mod killed;
+mod messages;
 mod queue;
 mod wire;
 
@@ -20,6 +21,7 @@ use wakala_node::listener::{self, Listening, Tls};
 use wakala_node::ports::{Clock, Wait};
 use wakala_node::sessions::{self, Away, Intake, Sessions};
 use wakala_node::store::Store;
+use wakala_node::store::messages::{Message, Place, Queueing};
 use wakala_node::store::terminals::{Enrolment, Terminal};
 use wakala_node::supervision::Tree;
 use wakala_node::terminal::Enrolled;
@@ -146,6 +148,19 @@ fn queue_receipt(database: &Database, name: &str, text: &str) {
          insert into wakala.receipt (answers, stage, terminal, seq, envelope, at) \
          select gen_random_uuid(), 1, '{name}', seq, '{text}'::bytea, now() from s"
     ));
+}
+
+/// What `wakala terminals tell` has queued for this terminal.
+fn told(name: &str, qos: u8, text: &str) -> Message {
+    Message { terminal: terminal(name), kept: qos > 0, payload: text.into(), expires_at: None, at: now() }
+}
+
+/// Queues a message as `wakala terminals tell` does.
+async fn tell(store: &Store, name: &str, qos: u8, text: &str) -> Place {
+    match store.queue_message(told(name, qos, text), 100).await {
+        Ok(Queueing::Queued(place)) => place,
+        other => panic!("{text}: {other:?}"),
+    }
 }
 
 /// How many receipts wait for a terminal.

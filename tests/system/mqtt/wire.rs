@@ -101,6 +101,36 @@ impl Wire {
         (first & 0x08 != 0, id, String::from_utf8_lossy(payload).into_owned())
     }
 
+    /// A PUBLISH of a message: QoS, whether DUP is set, its identifier, its expiry in seconds, its payload.
+    pub(super) async fn message(&mut self, name: &str) -> (u8, bool, u16, Option<u32>, String) {
+        let (first, body) = self.receive().await.expect("a PUBLISH");
+        let (qos, topic) = (first >> 1 & 3, text(&format!("c/{name}")));
+        assert_eq!((first & 0xF1, &body[..topic.len()]), (0x30, &topic[..]), "on its topic, not retained");
+        let (mut at, mut id, mut expiry) = (topic.len(), 0, None);
+        if qos > 0 {
+            id = u16::from_be_bytes([body[at], body[at + 1]]);
+            at += 2;
+        }
+        if self.v5 {
+            match body[at] {
+                0 => {}
+                5 => {
+                    assert_eq!(body[at + 1], 2, "a Message Expiry Interval");
+                    expiry = Some(u32::from_be_bytes(body[at + 2..at + 6].try_into().expect("four bytes")));
+                }
+                other => panic!("{other} bytes of properties: {body:?}"),
+            }
+            at += 1 + usize::from(body[at]);
+        }
+        (qos, first & 0x08 != 0, id, expiry, String::from_utf8_lossy(&body[at..]).into_owned())
+    }
+
+    /// Takes its leave; the session stays.
+    pub(super) async fn leave(mut self) {
+        self.send(&[0xE0, 0]).await;
+        assert_eq!(self.receive().await, None);
+    }
+
     /// Ends the connection without a word.
     pub(super) fn cut(self) {
         drop(self);

@@ -1,0 +1,137 @@
+//! Messages that an operator has for a terminal (`wakala terminals tell`). They share the terminal's queue with its
+//! receipts, and unlike these are part of its MQTT session: they end with it.
+
+use std::collections::BTreeMap;
+
+use sea_orm::sqlx;
+use sea_orm::sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+use wakala::id::TerminalId;
+use wakala::session::messages_topic;
+use wakala::time::Time;
+
+use super::{Error, Store, decision, timestamp};
+
+/// A message to be queued.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub terminal: TerminalId,
+    /// Whether it is kept until the terminal acknowledges it (QoS 1), or sent once to who is there (QoS 0).
+    pub kept: bool,
+    pub payload: Vec<u8>,
+    /// From when on it is not sent any more.
+    pub expires_at: Option<Time>,
+    pub at: Time,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Queueing {
+    Queued(Place),
+    /// No such terminal; nothing was queued, as in the cases below.
+    NotEnrolled,
+    /// At QoS 0 there must be somebody to send it to.
+    NotConnected,
+    /// The terminal is away, and left no session that would keep it.
+    NoSession,
+    /// So many messages wait already.
+    Full(u32),
+}
+
+/// Where it is in the terminal's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Of the life of the queue; the packet identifier follows from it.
+    pub seq: i64,
+    /// How many receipts and messages wait, with this one.
+    pub waiting: i64,
+    pub connected: bool,
+    /// Whether the session outlives the connection, and the message with it.
+    pub persistent: bool,
+}
+
+impl Store {
+    /// Queues a message for a terminal unless `waiting_max` messages wait already. It is as durable as a receipt when
+    /// this is done.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn queue_message(&self, message: Message, waiting_max: u32) -> Result<Queueing, Error> {
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let queueing = queue(&mut opened, &message, waiting_max).await?;
+            if matches!(queueing, Queueing::Queued(_)) {
+                opened.commit().await?;
+            }
+            Ok(queueing)
+        })
+        .await
+    }
+
+    /// Deletes at most `limit` messages that have expired.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn expire_messages(&self, now: Time, limit: u32) -> Result<u64, Error> {
+        self.run(move |db| async move {
+            let expired = sqlx::query(
+                "delete from wakala.message where ctid in (select ctid from wakala.message where expires_at <= $1 \
+                 order by expires_at limit $2 for update skip locked)",
+            )
+            .bind(timestamp(now))
+            .bind(i64::from(limit))
+            .execute(db.get_postgres_connection_pool())
+            .await?;
+            Ok(expired.rows_affected())
+        })
+        .await
+    }
+}
+
+async fn queue(db: &mut PgConnection, message: &Message, waiting_max: u32) -> Result<Queueing, Error> {
+    let (terminal, now) = (message.terminal.as_str(), timestamp(message.at));
+    // Locked as whoever draws a place locks it, so that what is found holds until the commit.
+    let session: Option<(bool, i64, Option<OffsetDateTime>)> = sqlx::query_as(
+        "select s.connected, s.expiry_s, s.expires_at from wakala.terminal t \
+         join wakala.session s on s.client_id = t.id where t.id = $1 for no key update of s",
+    )
+    .bind(terminal)
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some((connected, expiry_s, expires_at)) = session else { return Ok(Queueing::NotEnrolled) };
+    let persistent = expiry_s > 0 && expires_at.is_none_or(|at| at > now);
+    if !connected && !message.kept {
+        return Ok(Queueing::NotConnected);
+    }
+    if !connected && !persistent {
+        return Ok(Queueing::NoSession);
+    }
+    let (receipts, messages): (i64, i64) = sqlx::query_as(
+        "select (select count(*) from wakala.receipt where terminal = $1 \
+           and delivered_at is null and withdrawn_at is null), \
+         (select count(*) from wakala.message where client_id = $1 and (expires_at is null or expires_at > $2))",
+    )
+    .bind(terminal)
+    .bind(now)
+    .fetch_one(&mut *db)
+    .await?;
+    if messages >= i64::from(waiting_max) {
+        return Ok(Queueing::Full(waiting_max));
+    }
+    let drawn = decision::draw_seqs(db, &BTreeMap::from([(terminal, 1)])).await?;
+    let seq = *drawn.get(terminal).ok_or_else(|| Error::Broken(format!("no sequence for {terminal}")))?;
+    sqlx::query(
+        "insert into wakala.message (client_id, seq, topic, qos, payload, expires_at, at) \
+         values ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(terminal)
+    .bind(seq)
+    .bind(&*messages_topic(&message.terminal))
+    .bind(i16::from(message.kept))
+    .bind(&message.payload)
+    .bind(message.expires_at.map(timestamp))
+    .bind(now)
+    .execute(db)
+    .await?;
+    Ok(Queueing::Queued(Place { seq, waiting: receipts + messages + 1, connected, persistent }))
+}
