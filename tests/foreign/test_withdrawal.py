@@ -13,20 +13,9 @@ import pytest
 
 import dukpt
 import terminal as maker
-from installation import HERE, Installation, sql, until
+from installation import HERE, sql, until
 
 wire = maker.generated()
-
-
-@pytest.fixture(scope="module")
-def wakala(tmp_path_factory):
-    installation = Installation(tmp_path_factory.mktemp("wakala"))
-    try:
-        installation.set_up()
-        yield installation
-    finally:
-        installation.close()
-        installation.write_secrets()
 
 
 def asked(wakala, terminal, card, amount, pin=None, flash=None, **more):
