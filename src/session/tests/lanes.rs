@@ -86,6 +86,17 @@ fn what_the_client_does_not_subscribe_to_is_not_read_and_so_in_nobodys_way() {
 }
 
 #[test]
+fn what_waited_for_its_subscription_goes_before_what_was_queued_later() {
+    let mut session = with(Version::V5, vec![receipts()], 0);
+    let queue = (11..=14).map(|seq| receipt(seq, "r")).collect();
+    assert_eq!(handle(&mut session, fetched(queue, 14), 1).len(), 3, "the window is full");
+    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtLeastOnce), ["suback [01]", "fetch r14 c0"]);
+    assert_eq!(told(&handle(&mut session, fetched(vec![message(10, "m")], 14), 1)), [""; 0]);
+    assert_eq!(told(&handle(&mut session, puback(11), 1)), ["acked 11", "publish c/T1 10 m"]);
+    assert_eq!(told(&handle(&mut session, puback(12), 1)), ["acked 12", "publish r/T1 14 r"]);
+}
+
+#[test]
 fn what_was_not_sent_when_its_subscription_went_is_read_again_when_it_comes_back() {
     let mut session = with(Version::V5, vec![receipts(), messages(QoS::AtLeastOnce)], 0);
     let queue = vec![message(1, "a"), message(2, "b"), receipt(3, "r"), message(4, "d"), receipt(5, "s")];

@@ -126,6 +126,7 @@ async fn after_kill_9_a_message_goes_out_again_unless_it_was_at_qos_0() {
         assert_eq!(wire.message("T1").await, (0, false, 0, None, "not kept".to_owned()));
         wire.acknowledge(id - 1).await;
         until(&database, "select count(*) from wakala.receipt where delivered_at is null", "0").await;
+        tell(&store, "T1", 0, "for the connection that dies").await;
         node.kill_9();
         let (mut node, address) = start(&database);
         let (mut wire, connack) = Wire::connect(address, v5, "T1", false).await;
