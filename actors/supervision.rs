@@ -12,10 +12,12 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{Debug, Display};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
+use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 
@@ -318,7 +320,7 @@ where
     A: Child,
     A::Context: dev::ToEnvelope<A, Stop>,
 {
-    /// `give_up` is called once, with the reason, when the children panic too often.
+    /// `give_up` is called with the reason when the children panic too often, or the supervisor itself does.
     pub fn new(
         name: &'static str,
         policy: Policy,
@@ -357,8 +359,15 @@ where
             // The link's last word may find the mailbox full; it must not be lost.
             parent.do_send(Died { key: name, start, exit });
         });
-        let loading = (self.factory)(key.clone(), link);
-        ctx.spawn(loading.into_actor(self).map(move |loaded, this, _| this.loaded(&key, start, loaded)));
+        // A panic in here is the child's, and its link, which unwinds with it, tells of it. It must not take the parent.
+        let made = catch_unwind(AssertUnwindSafe(|| (self.factory)(key.clone(), link)));
+        let Ok(loading) = made else { return };
+        let loading = AssertUnwindSafe(loading).catch_unwind();
+        ctx.spawn(loading.into_actor(self).map(move |loaded, this, _| {
+            if let Ok(loaded) = loaded {
+                this.loaded(&key, start, loaded);
+            }
+        }));
     }
 
     fn loaded(&mut self, key: &K, start: u64, loaded: anyhow::Result<Addr<A>>) {
@@ -376,7 +385,6 @@ where
 
     fn died(&mut self, Died { key, start, exit }: Died<K>, ctx: &mut Context<Self>) {
         let path = self.path(&key);
-        self.tree.exited(&path, &exit);
         let Some(wanted) = self.wanted.get_mut(&key) else {
             self.tree.remove(&path);
             return;
@@ -384,6 +392,7 @@ where
         if wanted.start != start {
             return;
         }
+        self.tree.exited(&path, &exit);
         self.registry.remove(&key);
         if wanted.since.elapsed() > self.policy.period {
             wanted.deaths = 0;
@@ -408,7 +417,12 @@ where
                 branch.last_panic = Some(exit.reason.clone());
             }
         });
-        ctx.run_later(wait, move |this, ctx| this.start(key, ctx));
+        ctx.run_later(wait, move |this, ctx| {
+            // It may have been ended meanwhile, and wanted again, and started by that.
+            if this.wanted.get(&key).is_some_and(|wanted| wanted.start == start) {
+                this.start(key, ctx);
+            }
+        });
     }
 
     fn too_many_panics(&mut self) -> bool {
@@ -418,6 +432,15 @@ where
             self.panics.pop_front();
         }
         self.panics.len() > self.policy.intensity
+    }
+}
+
+impl<K, A: Actor> Drop for Supervisor<K, A> {
+    /// A supervisor that panics starts nobody again: that goes upward at once.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.give_up)(&format!("{}: the supervisor panicked", self.name));
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A child that dies comes back with what is stored, not with what it had; too many deaths go upward.
 
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
@@ -61,24 +62,28 @@ struct Nursery {
 }
 
 fn nursery(intensity: usize, loads: impl Fn() -> anyhow::Result<u32> + 'static) -> Nursery {
+    let loads = Rc::new(loads);
+    let factory = move |_, link| {
+        let loads = Rc::clone(&loads);
+        let starting = async move { loads().map(|value| Counter { value, link }.start()) };
+        Box::pin(starting) as LocalBoxFuture<'static, _>
+    };
+    supervised(intensity, Box::new(factory))
+}
+
+fn supervised(intensity: usize, factory: Factory<u32, Counter>) -> Nursery {
     let (registry, tree) = (Registry::default(), Tree::default());
     let gave_up = Arc::new(Mutex::new(None));
     let told = Arc::clone(&gave_up);
-    let factory = move |_, link| {
-        let loaded = loads();
-        let starting = async move { loaded.map(|value| Counter { value, link }.start()) };
-        Box::pin(starting) as LocalBoxFuture<'static, _>
-    };
     let policy = Policy {
         intensity,
         period: Duration::from_secs(60),
         backoff_min: Duration::from_millis(1),
         backoff_max: Duration::from_millis(4),
     };
-    let supervisor =
-        Supervisor::new("counters", policy, tree.clone(), registry.clone(), Box::new(factory), move |why| {
-            *told.lock().unwrap() = Some(why.to_owned());
-        });
+    let supervisor = Supervisor::new("counters", policy, tree.clone(), registry.clone(), factory, move |why| {
+        *told.lock().unwrap() = Some(why.to_owned());
+    });
     Nursery { registry, tree, supervisor: supervisor.start(), gave_up }
 }
 
@@ -94,6 +99,17 @@ impl Nursery {
             actix_rt::time::sleep(Duration::from_millis(2)).await;
         }
         panic!("no child {key} came");
+    }
+
+    /// Why the supervisor gave up.
+    async fn reason(&self) -> String {
+        for _ in 0..1000 {
+            if let Some(why) = self.gave_up.lock().unwrap().clone() {
+                return why;
+            }
+            actix_rt::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("it did not give up");
     }
 }
 
@@ -139,14 +155,92 @@ async fn more_panics_than_allowed_go_upward() {
     }
     assert_eq!(*nursery.gave_up.lock().unwrap(), None);
     assert!(child.send(SpoilAndDie { panicking: true }).await.is_err());
-    for _ in 0..1000 {
-        if nursery.gave_up.lock().unwrap().is_some() {
-            break;
-        }
-        actix_rt::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(nursery.reason().await, "counters/1: more than 2 panics in 60s");
+}
+
+/// Rows that a twin cannot load: the panic is the child's, and must not end the parent with it.
+#[actix_rt::test]
+async fn a_child_that_panics_while_it_loads_is_started_again() {
+    let tries = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&tries);
+    let nursery = nursery(5, move || {
+        assert!(counted.fetch_add(1, Ordering::Relaxed) >= 3, "rows that cannot be");
+        Ok(3)
+    });
+    nursery.supervisor.send(Start(1)).await.unwrap();
+    let child = nursery.child(1, None).await;
+    assert_eq!(child.send(Read).await, Ok(3));
+    assert_eq!((nursery.tree.branches()["counters/1"].panics, nursery.gave_up.lock().unwrap().clone()), (3, None));
+}
+
+#[actix_rt::test]
+async fn panics_while_loading_go_upward_too() {
+    let loading = nursery(2, || panic!("rows that cannot be"));
+    loading.supervisor.send(Start(1)).await.unwrap();
+    assert_eq!(loading.reason().await, "counters/1: more than 2 panics in 60s");
+
+    let at_once = supervised(2, Box::new(|_, _| panic!("not even a future")));
+    at_once.supervisor.send(Start(1)).await.unwrap();
+    assert_eq!(at_once.reason().await, "counters/1: more than 2 panics in 60s");
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Spoil;
+
+impl Handler<Spoil> for Supervisor<u32, Counter> {
+    type Result = ();
+
+    fn handle(&mut self, _: Spoil, _: &mut Context<Self>) {
+        panic!("a supervisor panics");
     }
-    let why = nursery.gave_up.lock().unwrap().clone();
-    assert_eq!(why.as_deref(), Some("counters/1: more than 2 panics in 60s"));
+}
+
+/// Nobody would start its children again.
+#[actix_rt::test]
+async fn a_supervisor_that_dies_goes_upward() {
+    let nursery = nursery(5, || Ok(3));
+    assert!(nursery.supervisor.send(Spoil).await.is_err());
+    assert_eq!(nursery.reason().await, "counters: the supervisor panicked");
+}
+
+/// A partition that another node had for a moment, while its child was dead.
+#[actix_rt::test]
+async fn a_child_that_is_ended_and_wanted_again_during_the_back_off_comes_once() {
+    let starts = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&starts);
+    let nursery = nursery(5, move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Ok(3)
+    });
+    nursery.supervisor.send(Start(1)).await.unwrap();
+    let first = nursery.child(1, None).await;
+    first.send(SpoilAndDie { panicking: false }).await.unwrap();
+    while nursery.tree.branches()["counters/1"].state != BranchState::Waiting {
+        tokio::task::yield_now().await;
+    }
+    nursery.supervisor.send(End(1)).await.unwrap();
+    nursery.supervisor.send(Start(1)).await.unwrap();
+    let second = nursery.child(1, None).await;
+    actix_rt::time::sleep(Duration::from_millis(50)).await;
+    assert!(second.connected() && nursery.registry.get(&1) == Some(second));
+    assert_eq!(starts.load(Ordering::Relaxed), 2);
+}
+
+/// The end of an older child says nothing of the one that lives.
+#[actix_rt::test]
+async fn the_tree_shows_the_child_that_lives() {
+    let nursery = nursery(5, || Ok(3));
+    nursery.supervisor.send(Start(1)).await.unwrap();
+    let first = nursery.child(1, None).await;
+    let (ended, wanted) = (nursery.supervisor.send(End(1)), nursery.supervisor.send(Start(1)));
+    let (ended, wanted) = futures_util::join!(ended, wanted);
+    ended.unwrap();
+    wanted.unwrap();
+    nursery.child(1, Some(&first)).await;
+    actix_rt::time::sleep(Duration::from_millis(50)).await;
+    assert!(!first.connected());
+    assert_eq!(nursery.tree.branches()["counters/1"].state, BranchState::Running);
 }
 
 #[actix_rt::test]
