@@ -127,8 +127,10 @@ pub struct Ping;
 pub struct Owner {
     deps: Arc<Deps>,
     supervisor: Addr<Supervisor<PartitionNo, Partition>>,
+    /// Those whose supervisor was told to start them.
     owned: BTreeSet<PartitionNo>,
     leaving: bool,
+    give_up: Box<dyn Fn(&str)>,
 }
 
 impl std::fmt::Debug for Owner {
@@ -143,7 +145,7 @@ pub fn start(
     partitions: &Partitions,
     policy: Policy,
     tree: Tree,
-    give_up: impl Fn(&str) + 'static,
+    give_up: impl Fn(&str) + Clone + 'static,
 ) -> Addr<Owner> {
     let arbiters: Vec<Arbiter> = (0..deps.options.threads.max(1)).map(|_| Arbiter::new()).collect();
     let deciding: Mutex<BTreeMap<PartitionNo, Deciding>> = Mutex::default();
@@ -156,8 +158,9 @@ pub fn start(
         Box::pin(starting) as futures_util::future::LocalBoxFuture<'static, _>
     };
     let supervisor =
-        Supervisor::new("partitions", policy, tree, partitions.0.clone(), Box::new(factory), give_up).start();
-    Owner { deps: Arc::clone(deps), supervisor, owned: BTreeSet::new(), leaving: false }.start()
+        Supervisor::new("partitions", policy, tree, partitions.0.clone(), Box::new(factory), give_up.clone()).start();
+    let give_up = Box::new(give_up);
+    Owner { deps: Arc::clone(deps), supervisor, owned: BTreeSet::new(), leaving: false, give_up }.start()
 }
 
 impl Owner {
@@ -182,25 +185,44 @@ impl Owner {
         if self.leaving {
             return;
         }
-        for &number in owned.difference(&self.owned) {
-            tracing::info!(partition = number.0, "took a partition");
-            self.tell(Start(number));
+        let taken: Vec<PartitionNo> = owned.difference(&self.owned).copied().collect();
+        let lost: Vec<PartitionNo> = self.owned.difference(&owned).copied().collect();
+        // Whom the supervisor had no room to hear of is told of with the next renewal: held and not started, it would be
+        // served by nobody.
+        for number in taken {
+            if self.tell(Start(number)) {
+                tracing::info!(partition = number.0, "took a partition");
+                self.owned.insert(number);
+            }
         }
-        for &number in self.owned.difference(&owned) {
-            tracing::info!(partition = number.0, "another node has a partition of ours");
-            self.tell(End(number));
+        for number in lost {
+            if self.tell(End(number)) {
+                tracing::info!(partition = number.0, "another node has a partition of ours");
+                self.owned.remove(&number);
+            }
         }
-        self.owned = owned;
     }
 
-    fn tell<M>(&self, message: M)
+    /// Whether the supervisor has room for it.
+    fn tell<M>(&self, message: M) -> bool
     where
         M: Message + Send + 'static,
         M::Result: Send,
         Supervisor<PartitionNo, Partition>: Handler<M>,
     {
-        if self.supervisor.try_send(message).is_err() {
-            tracing::error!("the partitions' supervisor does not listen");
+        let told = self.supervisor.try_send(message).is_ok();
+        if !told {
+            tracing::warn!("the partitions' supervisor has no room for more at once");
+        }
+        told
+    }
+}
+
+impl Drop for Owner {
+    /// Without it no lease is renewed: that goes upward at once.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.give_up)("partitions: their owner panicked");
         }
     }
 }
