@@ -10,7 +10,6 @@ mod welcome;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ntex::SharedCfg;
@@ -106,7 +105,8 @@ pub struct Listening {
     pub tls: Option<SocketAddr>,
     sessions: Sessions,
     server: ntex::server::Server,
-    thread: Option<JoinHandle<()>>,
+    /// Closed when the listener's thread has ended, however.
+    ended: oneshot::Receiver<()>,
 }
 
 impl Options {
@@ -129,15 +129,18 @@ impl Listening {
         urls(self.plain, self.tls)
     }
 
-    /// Stops accepting, ends all connections and waits for the worker threads.
+    /// Comes when the listener's thread has ended. Without having been told to, that is a fault: nobody can connect.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.ended).await;
+    }
+
+    /// Stops accepting, ends all connections and waits for the listener's thread.
     pub async fn stop(mut self) {
         self.server.pause().await;
         self.sessions.end_all();
         self.server.stop(true).await;
-        if let Some(thread) = self.thread.take() {
-            // The thread has nothing left to do; a panic in it was logged.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-        }
+        // Not by joining it: a thread that waits for a thread that hangs would keep the process from its end.
+        self.ended().await;
     }
 }
 
@@ -157,17 +160,22 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
     let door = Door::new(options, sessions.clone());
     sessions.begin().await;
     let (told, hears) = oneshot::channel();
-    let thread = std::thread::Builder::new()
+    let (ends, ended) = oneshot::channel();
+    std::thread::Builder::new()
         .name("mqtt".to_owned())
         .spawn({
             let options = options.clone();
-            move || serve(&options, plain, tls.zip(config), door, told)
+            move || {
+                // Dropped last, by a panic too.
+                let _ends: oneshot::Sender<()> = ends;
+                serve(&options, plain, tls.zip(config), door, told);
+            }
         })
         .map_err(|error| Error::Thread(error.to_string()))?;
     let server = hears.await.map_err(|_| Error::Thread("no word from it".to_owned()))?;
     let server = server.map_err(|error| Error::Thread(error.to_string()))?;
     tracing::info!(plain = ?at_plain, tls = ?at_tls, "terminals may connect");
-    Ok(Listening { plain: at_plain, tls: at_tls, sessions, server, thread: Some(thread) })
+    Ok(Listening { plain: at_plain, tls: at_tls, sessions, server, ended })
 }
 
 fn open(address: SocketAddr, backlog: i32) -> Result<TcpListener, Error> {

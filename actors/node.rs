@@ -88,7 +88,7 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     let sessions = start_sessions(&config, &parts, &tree, &give_up);
     let owner = start_partitions(&config, &parts, &partitions, &banks, &sessions, &tree, &give_up);
     start_receipts(&config, &parts, &sessions, &tree, &give_up)?;
-    let listening = listener::start(&config.listener, sessions.clone()).await?;
+    let mut listening = listener::start(&config.listener, sessions.clone()).await?;
     for address in listening.addresses() {
         tracing::info!(address, "listening");
     }
@@ -102,12 +102,19 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     notify(&[NotifyState::Ready]);
     tracing::info!(node = node.config.node.name, sandbox = node.config.node.sandbox, "running");
     let watchdog = actix_rt::spawn(feed_watchdog(owner.clone()));
-    let code = until_told(&mut why).await?;
+    let code = until_told(&mut why, &mut listening).await?;
     watchdog.abort();
     notify(&[NotifyState::Stopping]);
-    drain(&node, listening, &owner).await;
-    stop_admin.stop(true).await;
-    store.close().await;
+    let stopping = async {
+        drain(&node, listening, &owner).await;
+        stop_admin.stop(true).await;
+        // It waits for every statement under way, and a database that stands still answers none.
+        store.close().await;
+    };
+    let patience = node.config.node.drain;
+    if tokio::time::timeout(patience, stopping).await.is_err() {
+        tracing::warn!(after = ?patience, "stopped before all was drained; nothing is lost by it");
+    }
     Ok(code)
 }
 
@@ -205,31 +212,30 @@ fn start_receipts(
     Ok(supervisor.try_send(Start("sweeper"))?)
 }
 
-/// Ends with the exit code when a signal comes or a supervisor gives up.
-async fn until_told(gave_up: &mut mpsc::Receiver<String>) -> anyhow::Result<i32> {
+/// Ends with the exit code when a signal comes, a supervisor gives up, or nobody can connect any more.
+async fn until_told(gave_up: &mut mpsc::Receiver<String>, listening: &mut Listening) -> anyhow::Result<i32> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => tracing::info!("told to stop (SIGTERM)"),
         _ = interrupt.recv() => tracing::info!("told to stop (SIGINT)"),
         _ = gave_up.recv() => return Ok(EXIT_ESCALATED),
+        () = listening.ended() => {
+            tracing::error!(why = "the listener's thread ended", "gave up");
+            return Ok(EXIT_ESCALATED);
+        }
     }
     Ok(0)
 }
 
 async fn drain(node: &Node, listening: Listening, owner: &Addr<Owner>) {
     node.ready.store(false, Ordering::Relaxed);
-    let draining = async {
-        listening.stop().await;
-        node.sessions.end_all();
-        if owner.send(Stop).await.is_err() {
-            tracing::warn!("the partitions were gone before they were told to stop");
-        }
-        node.banks.end();
-    };
-    if tokio::time::timeout(node.config.node.drain, draining).await.is_err() {
-        tracing::warn!(after = ?node.config.node.drain, "stopped before all was drained; nothing is lost by it");
+    listening.stop().await;
+    node.sessions.end_all();
+    if owner.send(Stop).await.is_err() {
+        tracing::warn!("the partitions were gone before they were told to stop");
     }
+    node.banks.end();
 }
 
 /// Tells systemd that the node lives, as often as it wants to know, as long as the actors answer.

@@ -1,5 +1,6 @@
 //! The listener and the sessions: raw bytes, foreign clients, a database that remembers, a process that is killed.
 
+mod ended;
 mod foreign;
 mod idle;
 mod killed;

@@ -1,0 +1,208 @@
+//! How a listener and a node end: told to, or because something in it gave up.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use wakala_node::adapters::iso8583_tcp::Iso8583Tcp;
+use wakala_node::adapters::postgres_log::PostgresLog;
+use wakala_node::adapters::soft_hsm::{SoftHsm, Source};
+use wakala_node::clock::MonotonicClock;
+use wakala_node::config::Config;
+use wakala_node::node::{self, Parts};
+use wakala_node::store::Store;
+use wakala_node::supervision::EXIT_ESCALATED;
+
+use super::wire::Wire;
+use super::{Broker, enrol, until};
+use wakala_system_tests::Database;
+
+#[tokio::test]
+async fn a_listener_that_stops_says_so_stores_it_and_lets_nobody_in() {
+    let database = Database::new();
+    let mut broker = Broker::start(&database, None).await;
+    let at = broker.plain();
+    let ended = tokio::time::timeout(Duration::from_millis(300), broker.listening.ended()).await;
+    assert!(ended.is_err(), "it ended by itself");
+    for name in ["T1", "T2"] {
+        broker.enrol(name).await;
+    }
+    let (mut five, _) = Wire::connect(at, true, "T1", true).await;
+    let (mut three, _) = Wire::connect(at, false, "T2", true).await;
+    let _stranger = Wire::open(at, true).await;
+    // A request that waits for the log does not hold the stop up.
+    broker.taken.away.store(true, Ordering::SeqCst);
+    three.publish("q/T2", 1, 7, "waits").await;
+    broker.connected(2).await;
+
+    let Broker { listening, sessions, .. } = broker;
+    tokio::time::timeout(Duration::from_secs(8), listening.stop()).await.expect("it stops in time");
+    let (first, body) = five.receive().await.expect("a DISCONNECT");
+    assert_eq!((first, body[0]), (0xE0, 0x8B), "server shutting down");
+    assert_eq!((five.receive().await, three.receive().await), (None, None), "closed, and no PUBACK");
+    assert!(TcpStream::connect(at).await.is_err(), "nobody listens");
+    assert!(sessions.is_empty());
+    until(&database, "select count(*) from wakala.session where connected", "0").await;
+}
+
+const URL: &str = "WAKALA_TEST_NODE_URL";
+const PORTS: &str = "WAKALA_TEST_NODE_PORTS";
+const MASTER: &str = "WAKALA_TEST_NODE_MASTER";
+
+fn port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
+}
+
+/// A node in a process of its own: this test program, started again.
+struct Node {
+    process: Child,
+    mqtt: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Node {
+    async fn start(database: &Database) -> Self {
+        let (mqtt, admin) = (port(), port());
+        let process = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "mqtt::ended::runs_until_it_ends", "--nocapture"])
+            .env(URL, database.url("service"))
+            .env(PORTS, format!("{mqtt} {admin}"))
+            .env(MASTER, "0123456789abcdef".repeat(4))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let node = Self { process, mqtt: at(mqtt), admin: at(admin) };
+        for _ in 0..200 {
+            if node.ask("GET /readyz").await.starts_with("HTTP/1.1 200") {
+                return node;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("it is not ready");
+    }
+
+    /// What the admin port answers; nothing when it does not.
+    async fn ask(&self, what: &str) -> String {
+        let Ok(mut stream) = TcpStream::connect(self.admin).await else { return String::new() };
+        let request = format!("{what} HTTP/1.1\r\nhost: node\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let asked = stream.write_all(request.as_bytes()).await.is_ok();
+        let answered = asked && stream.read_to_string(&mut answer).await.is_ok();
+        if answered { answer } else { String::new() }
+    }
+
+    async fn panic(&self, actor: &str) {
+        let answer = self.ask(&format!("POST /sandbox/panic?actor={actor}")).await;
+        assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+    }
+
+    async fn ended(&mut self) -> ExitStatus {
+        for _ in 0..200 {
+            if let Some(status) = self.process.try_wait().expect("a child") {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("it has not ended");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Run by itself it has nothing to do: it is the other process of the tests below.
+#[test]
+fn runs_until_it_ends() {
+    let (Ok(url), Ok(ports)) = (std::env::var(URL), std::env::var(PORTS)) else { return };
+    let (mqtt, admin) = ports.split_once(' ').expect("two ports");
+    let at = |port: &str| SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a port")));
+    let mut config = Config::default();
+    config.database.url = url;
+    config.node.sandbox = true;
+    config.node.drain = Duration::from_secs(3);
+    config.listener.plain = Some(at(mqtt));
+    config.admin.address = at(admin);
+    config.partitions.renew = Duration::from_millis(100);
+    config.keys.master = Source::Environment(MASTER.to_owned());
+    // The first panic is one too many.
+    config.supervision.intensity = 0;
+    config.sessions.policy.intensity = 0;
+    let code = actix::System::new().block_on(async move {
+        let store = Store::connect(&config.database).await.expect("the database is there");
+        let clock = Arc::new(MonotonicClock::start());
+        let log = PostgresLog::open(store.clone(), &config.log.postgres, clock.clone()).await.expect("a log");
+        let hsm = SoftHsm::open(&store, &config.keys, true).await.expect("an HSM");
+        let driver = Arc::new(|options: &wakala_node::banks::Options, dialect: &wakala::iso8583::Dialect| {
+            Arc::new(Iso8583Tcp::new(&options.address, dialect.framing.clone())) as _
+        });
+        node::run(config, Parts { store, log: Arc::new(log), hsm: Arc::new(hsm), clock, driver }).await
+    });
+    std::process::exit(code.expect("it ran"));
+}
+
+#[tokio::test]
+async fn sessions_that_panic_too_often_end_the_process() {
+    let database = Database::new();
+    enrol(&database.store().await, "T1", None).await;
+    let mut node = Node::start(&database).await;
+    let (mut wire, connack) = Wire::connect(node.mqtt, true, "T1", true).await;
+    assert_eq!(connack, [0, 0]);
+    node.panic("session").await;
+    assert_eq!(node.ended().await.code(), Some(EXIT_ESCALATED));
+    assert_eq!(wire.receive().await, None, "its connection was closed");
+}
+
+#[tokio::test]
+async fn partitions_that_panic_too_often_end_the_process() {
+    let database = Database::new();
+    let mut node = Node::start(&database).await;
+    node.panic("partition").await;
+    assert_eq!(node.ended().await.code(), Some(EXIT_ESCALATED));
+}
+
+/// Backends of Postgres that stand still, until this is dropped.
+struct Still(Vec<String>);
+
+impl Still {
+    fn all_of(database: &Database) -> Self {
+        let found = database.rows("select pid from pg_stat_activity where application_name = 'wakala'");
+        let still = Self(found.lines().map(str::to_owned).collect());
+        still.signal("-STOP");
+        still
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").arg(signal).args(&self.0).status().expect("kill");
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        self.signal("-CONT");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_stands_still_does_not_keep_a_node_from_its_end() {
+    let database = Database::alone();
+    let mut node = Node::start(&database).await;
+    let still = Still::all_of(&database);
+    // The leases are renewed all the time: a statement is under way.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let told = Command::new("kill").arg("-TERM").arg(node.process.id().to_string()).status().expect("kill");
+    assert!(told.success());
+    assert_eq!(node.ended().await.code(), Some(0));
+    drop(still);
+}
