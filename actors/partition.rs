@@ -6,12 +6,13 @@
 //! them (law 1). There is no roll-back code.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::prelude::*;
 use wakala::id::{CoreId, Epoch, Offset, PartitionNo, TransactionId};
-use wakala::partition::{Act, Decision, Event, Partition as Twin, Supply};
+use wakala::partition::{Act, Event, Partition as Twin, Supply};
 use wakala::receipt::Answer;
 use wakala::record::Record;
 use wakala::transaction::State;
@@ -241,11 +242,12 @@ impl Partition {
 
     /// Opens the database transaction and reads what the decision needs.
     fn begin(&mut self, events: Vec<Event>, ctx: &mut Context<Self>) {
-        let wants = self.twin.wants(&events);
+        let offsets = offsets(&events);
+        let wants = self.deciding(offsets.clone(), |twin| twin.wants(&events));
         let places: BTreeMap<CoreId, Vec<Place>> =
             wants.into_iter().map(|(core, wanted)| (core.clone(), self.deps.banks.places(&core, wanted))).collect();
         let room = places.iter().map(|(core, places)| (core.clone(), places.len())).collect();
-        let needs = self.twin.needs(&events, &room);
+        let needs = self.deciding(offsets, |twin| twin.needs(&events, &room));
         let deps = Arc::clone(&self.deps);
         let (number, epoch, position) = (self.twin.number(), self.epoch, self.twin.position());
         let begun = async move { deps.store.begin(number, epoch, position, &needs).await };
@@ -264,27 +266,37 @@ impl Partition {
             stans: std::mem::take(&mut work.stans),
             room: places.iter().map(|(core, places)| (core.clone(), places.len())).collect(),
         };
-        let offsets = events.iter().filter_map(|event| match event {
-            Event::Record { offset, .. } => Some(*offset),
-            _ => None,
-        });
-        *self.deciding.lock().unwrap_or_else(PoisonError::into_inner) = offsets.collect();
-        let mut decision = self.twin.handle(events, supply);
-        self.deciding.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let offsets = offsets(&events);
+        let mut decision = self.deciding(offsets.clone(), |twin| twin.handle(events, supply));
         self.suspects.retain(|&suspect| suspect >= self.twin.position());
 
         let acts = std::mem::take(&mut decision.acts);
         let gone: Vec<TransactionId> =
             decision.transactions.values().filter(|t| t.state != State::Sent).map(|t| t.id).collect();
-        let deps = Arc::clone(&self.deps);
+        let (deps, deciding) = (Arc::clone(&self.deps), Arc::clone(&self.deciding));
         let committed = async move {
-            let sealed = seal(&deps.hsm, std::mem::take(&mut decision.answers)).await?;
-            commit(work, decision, sealed).await
+            let sealed = match seal(&deps.hsm, std::mem::take(&mut decision.answers)).await {
+                Ok(sealed) => sealed?,
+                // A panic is one wherever it was: it counts, and it accuses these records.
+                Err(panic) => {
+                    *deciding.lock().unwrap_or_else(PoisonError::into_inner) = offsets;
+                    resume_unwind(panic);
+                }
+            };
+            Ok(work.commit(decision, sealed).await?)
         };
-        ctx.spawn(committed.into_actor(self).map(move |hints, this, ctx| match hints {
+        ctx.spawn(committed.into_actor(self).map(move |hints: anyhow::Result<_>, this, ctx| match hints {
             Ok(hints) => this.act(acts, &gone, places, hints, ctx),
             Err(error) => this.stop(&error, ctx),
         }));
+    }
+
+    /// Has the twin look at records. If that kills this actor, its successor knows at which.
+    fn deciding<T>(&mut self, offsets: Vec<Offset>, look: impl FnOnce(&mut Twin) -> T) -> T {
+        *self.deciding.lock().unwrap_or_else(PoisonError::into_inner) = offsets;
+        let seen = look(&mut self.twin);
+        self.deciding.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        seen
     }
 
     /// It is committed: the world may hear of it.
@@ -333,10 +345,21 @@ fn event(Logged { offset, bytes }: Logged) -> Event {
     }
 }
 
+/// The records among these events.
+fn offsets(events: &[Event]) -> Vec<Offset> {
+    let of = |event: &Event| if let Event::Record { offset, .. } = event { Some(*offset) } else { None };
+    events.iter().filter_map(of).collect()
+}
+
+type Sealed = Vec<(Answer, Vec<u8>)>;
+
+/// What somebody panicked with.
+type Payload = Box<dyn std::any::Any + Send>;
+
 /// Makes the authentication codes, on a thread that may block, and with them the bytes that go out.
-async fn seal(hsm: &Arc<dyn Hsm>, answers: Vec<Answer>) -> anyhow::Result<Vec<(Answer, Vec<u8>)>> {
+async fn seal(hsm: &Arc<dyn Hsm>, answers: Vec<Answer>) -> Result<anyhow::Result<Sealed>, Payload> {
     if answers.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Ok(Vec::new()));
     }
     let hsm = Arc::clone(hsm);
     let sealing = move || {
@@ -352,11 +375,10 @@ async fn seal(hsm: &Arc<dyn Hsm>, answers: Vec<Answer>) -> anyhow::Result<Vec<(A
         });
         each.collect::<Result<Vec<_>, _>>()
     };
-    Ok(tokio::task::spawn_blocking(sealing).await??)
-}
-
-async fn commit(work: Work, decision: Decision, sealed: Vec<(Answer, Vec<u8>)>) -> anyhow::Result<Vec<Hint>> {
-    Ok(work.commit(decision, sealed).await?)
+    match tokio::task::spawn_blocking(sealing).await {
+        Ok(sealed) => Ok(sealed.map_err(Into::into)),
+        Err(ended) => ended.try_into_panic().map_or_else(|cancelled| Ok(Err(cancelled.into())), Err),
+    }
 }
 
 impl Actor for Partition {

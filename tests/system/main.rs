@@ -9,5 +9,6 @@ mod logs;
 mod messages;
 mod mqtt;
 mod names;
+mod partitions;
 mod pins;
 mod schema;
