@@ -45,8 +45,6 @@ pub struct Request {
     pub key: RequestKey,
     pub kind: Kind,
     pub amount: Money,
-    /// Seconds since 1970 by the terminal's clock.
-    pub made_at: u64,
     pub ksn: Ksn,
     /// The block of encrypted card data.
     pub card_data: [u8; 16],
@@ -177,7 +175,7 @@ impl Request {
         };
         let ksn = Ksn::from_bytes(&envelope.ksn).ok_or_else(|| refused(Refusal::UnknownTerminalKey))?;
         let mac = envelope.mac.as_slice().try_into().map(Mac).map_err(|_| refused(Refusal::BadMac))?;
-        Ok(Self { key, kind, amount, made_at: request.made_at, ksn, card_data, pin_block, body, mac })
+        Ok(Self { key, kind, amount, ksn, card_data, pin_block, body, mac })
     }
 }
 
