@@ -112,7 +112,7 @@ impl Partition {
     ) -> anyhow::Result<Addr<Self>> {
         let (epoch, position, open) = deps.store.load_partition(number, &deps.node).await?;
         let reader = deps.log.read(number, position)?;
-        let twin = Twin::load(number, position, open, deps.options.patience());
+        let twin = Twin::load(number, position, open, deps.options.patience(), deps.clock.now());
         let suspects = std::mem::take(&mut *deciding.lock().unwrap_or_else(PoisonError::into_inner));
         tracing::info!(
             partition = number.0,

@@ -36,6 +36,9 @@ pub struct Options {
     /// How long to wait before a log that is away is read again.
     #[serde(with = "humantime_serde")]
     pub log_retry: Duration,
+    /// How old a request may get that has not left for its core; then it is declined with code 91.
+    #[serde(with = "humantime_serde")]
+    pub request_patience: Duration,
     /// How long a transaction waits for room at its core before it is declined with code 91.
     #[serde(with = "humantime_serde")]
     pub room_patience: Duration,
@@ -60,6 +63,7 @@ impl Default for Options {
             lease: Duration::from_secs(10),
             renew: Duration::from_secs(3),
             log_retry: Duration::from_millis(500),
+            request_patience: Duration::from_secs(300),
             room_patience: Duration::from_secs(30),
             answer_patience: Duration::from_secs(15),
             reversal_first: Duration::from_secs(2),
@@ -72,6 +76,7 @@ impl Options {
     #[must_use]
     pub fn patience(&self) -> Patience {
         Patience {
+            request: self.request_patience,
             room: self.room_patience,
             answer: self.answer_patience,
             reversal_first: self.reversal_first,

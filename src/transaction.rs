@@ -121,6 +121,9 @@ pub enum CoreAnswer {
 /// How long a transaction waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
+    /// From the edge to the core. One that has not left by then is declined with code 91: whoever stood at the counter
+    /// has gone, and would be debited for cash that nobody hands out.
+    pub request: Duration,
     /// For room at the core, before it is declined with code 91.
     pub room: Duration,
     /// For the core's answer, before it is in doubt.
@@ -132,6 +135,23 @@ pub struct Patience {
 }
 
 impl Patience {
+    /// Until when a request waits for room: from now, or as long as it is not too old.
+    #[must_use]
+    pub fn waits_until(&self, asked_at: Time, now: Time) -> Time {
+        (now + self.room).min(asked_at + self.request)
+    }
+
+    /// When an open transaction is due at the latest.
+    #[must_use]
+    pub fn latest(&self, transaction: &Transaction, now: Time) -> Time {
+        match transaction.state {
+            State::Accepted => now + self.room,
+            State::Sent => now + self.answer,
+            State::InDoubt => now + self.reversal(transaction.reversals),
+            State::Approved | State::Declined | State::Reversed => now,
+        }
+    }
+
     /// The wait after the `sent`-th reversal message.
     #[must_use]
     pub fn reversal(&self, sent: u32) -> Duration {
@@ -169,6 +189,7 @@ mod tests {
     #[test]
     fn repeats_of_a_reversal_thin_out() {
         let patience = Patience {
+            request: Duration::ZERO,
             room: Duration::ZERO,
             answer: Duration::ZERO,
             reversal_first: Duration::from_secs(1),

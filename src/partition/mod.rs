@@ -135,8 +135,10 @@ pub enum Act {
 impl Partition {
     /// From the rows of the transactions that are open. What they owe is owed by their due times: a SENT one whose
     /// answer is lost becomes IN_DOUBT when it is due, an IN_DOUBT one repeats its reversal.
+    ///
+    /// The rows may be of a node whose calendar was ahead of this one: nothing is due later than if it had begun now.
     #[must_use]
-    pub fn load(number: PartitionNo, position: Offset, open: Vec<Transaction>, patience: Patience) -> Self {
+    pub fn load(number: PartitionNo, position: Offset, open: Vec<Transaction>, patience: Patience, now: Time) -> Self {
         let mut partition = Self {
             number,
             position,
@@ -147,7 +149,8 @@ impl Partition {
         };
         let mut open = open;
         open.sort_by_key(|transaction| (transaction.asked_at, transaction.id));
-        for transaction in open {
+        for mut transaction in open {
+            transaction.due = transaction.due.map(|due| due.min(patience.latest(&transaction, now)));
             if transaction.state == State::Accepted {
                 partition.waiting.entry(transaction.core.clone()).or_default().push_back(transaction.id);
             }
@@ -355,7 +358,7 @@ impl Deciding<'_> {
             state: State::Accepted,
             asked_at: record.at,
             trace: None,
-            due: Some(now + self.partition.patience.room),
+            due: Some(self.partition.patience.waits_until(record.at, now)),
             reversals: 0,
             code: None,
             authorisation: None,
@@ -461,7 +464,7 @@ impl Deciding<'_> {
         if let Some(mut transaction) = self.partition.take(id) {
             transaction.state = State::Accepted;
             transaction.trace = None;
-            transaction.due = Some(transaction.asked_at.max(self.supply.now) + self.partition.patience.room);
+            transaction.due = Some(self.partition.patience.waits_until(transaction.asked_at, self.supply.now));
             self.partition.waiting.entry(transaction.core.clone()).or_default().push_front(id);
             self.store(transaction);
         }

@@ -12,11 +12,14 @@ use crate::receipt::Stage;
 use crate::wire;
 
 const PATIENCE: Patience = Patience {
+    request: Duration::from_secs(300),
     room: Duration::from_secs(30),
     answer: Duration::from_secs(15),
     reversal_first: Duration::from_secs(2),
     reversal_max: Duration::from_secs(8),
 };
+
+const START: Time = Time::from_millis(1_795_224_225_000);
 
 /// A partition and the database beside it, as far as the twin looks at it.
 struct World {
@@ -33,8 +36,8 @@ struct World {
 impl World {
     fn new() -> Self {
         Self {
-            twin: Partition::load(PartitionNo(0), Offset(0), Vec::new(), PATIENCE),
-            now: Time::from_millis(1_795_224_225_000),
+            twin: Partition::load(PartitionNo(0), Offset(0), Vec::new(), PATIENCE, START),
+            now: START,
             rows: BTreeMap::new(),
             refusals: BTreeSet::new(),
             room: 10,
@@ -93,7 +96,7 @@ impl World {
     /// The node dies and comes back: what was not committed is gone.
     fn crash(&mut self) {
         let open = self.rows.values().filter(|t| !t.state.is_final()).cloned().collect();
-        self.twin = Partition::load(PartitionNo(0), Offset(self.offset), open, PATIENCE);
+        self.twin = Partition::load(PartitionNo(0), Offset(self.offset), open, PATIENCE, self.now);
     }
 
     fn state(&self, key: u8) -> State {
@@ -305,6 +308,56 @@ fn without_room_it_waits_and_then_is_declined() {
     let declined = world.after(Duration::from_secs(30));
     assert_eq!(told(&declined), ["notice PENDING 09", "final DECLINED 91"]);
     assert_eq!((world.state(1), world.state(2)), (State::InDoubt, State::Declined));
+}
+
+/// The log is read again after hours: whoever stood at the counter has gone, and must not be debited now.
+#[test]
+fn a_request_that_is_too_old_is_declined_and_never_sent() {
+    let mut world = World::new();
+    world.now = withdrawal(1).at + PATIENCE.request;
+    let done = world.records(vec![withdrawal(1)]);
+    assert_eq!((acts(&done), told(&done)), (vec![], vec!["final DECLINED 91".to_owned()]));
+    assert_eq!(booked(&done), ["pending", "voided"]);
+    world.now = withdrawal(2).at + PATIENCE.request;
+    world.now = Time::from_millis(world.now.millis() - 1);
+    assert_eq!(acts(&world.records(vec![withdrawal(2)])), ["ask 2"], "a moment earlier it is sent");
+}
+
+/// A link that comes and goes gives a request back each time.
+#[test]
+fn a_request_that_never_leaves_does_not_wait_for_ever() {
+    let mut world = World::new();
+    let transaction = withdrawal(1).transaction();
+    world.records(vec![withdrawal(1)]);
+    let mut told_at = None;
+    for second in 1..=400 {
+        world.now = world.now + Duration::from_secs(1);
+        let decision = world.handle(vec![Event::Unsent { transaction }]);
+        if !told(&decision).is_empty() {
+            assert_eq!((told(&decision), told_at), (vec!["final DECLINED 91".to_owned()], None));
+            told_at = Some(second);
+        }
+    }
+    assert_eq!(told_at, Some(299), "the terminal asked a second before");
+}
+
+/// The machine comes up with a calendar that is behind: what was due soon is not due in an hour.
+#[test]
+fn a_calendar_that_is_behind_after_a_crash_puts_nothing_off() {
+    let mut world = World::new();
+    world.room = 1;
+    world.records(vec![withdrawal(1), withdrawal(2)]);
+    world.room = 0;
+    world.now = Time::from_millis(START.millis() - 3_600_000);
+    world.crash();
+    assert_eq!(told(&world.after(Duration::from_secs(14))), [""; 0]);
+    let doubt = world.after(Duration::from_secs(1));
+    assert_eq!((acts(&doubt), told(&doubt)), (vec!["reverse 1 #1".to_owned()], vec!["notice PENDING 09".to_owned()]));
+    assert_eq!(told(&world.after(Duration::from_secs(15))), ["final DECLINED 91"]);
+    world.now = Time::from_millis(world.now.millis() - 3_600_000);
+    world.crash();
+    let again = acts(&world.after(PATIENCE.reversal_max));
+    assert!(matches!(&again[..], [one] if one.starts_with("reverse 1 #")), "{again:?}");
 }
 
 #[test]

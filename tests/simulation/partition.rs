@@ -58,6 +58,7 @@ pub(crate) struct Batch {
 
 /// As by default.
 pub(crate) const PATIENCE: Patience = Patience {
+    request: Duration::from_secs(300),
     room: Duration::from_secs(30),
     answer: Duration::from_secs(15),
     reversal_first: Duration::from_secs(2),
@@ -116,7 +117,7 @@ impl Node {
             (Event::Loaded(Ok((epoch, position, open))), None) => {
                 partition.deaths = partition.deaths.saturating_sub(1);
                 partition.living = Some(Living {
-                    twin: Twin::load(number, position, open, PATIENCE),
+                    twin: Twin::load(number, position, open, PATIENCE, stage.now),
                     epoch,
                     inbox: VecDeque::from([Twinned::Wake]),
                     reading: false,

@@ -105,12 +105,13 @@ impl Desk {
         let number = PartitionNo(partition);
         let (epoch, position, open) = store.load_partition(number, node).await.expect("the lease is ours");
         let patience = Patience {
+            request: Duration::from_secs(300),
             room: Duration::from_secs(30),
             answer: Duration::from_secs(30),
             reversal_first: Duration::from_secs(30),
             reversal_max: Duration::from_secs(30),
         };
-        let twin = Partition::load(number, position, open, patience);
+        let twin = Partition::load(number, position, open, patience, now());
         Self { store: store.clone(), twin, epoch, acts: Vec::new(), room: 100 }
     }
 
