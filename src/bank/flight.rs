@@ -49,15 +49,17 @@ pub(super) enum Stage {
     Held { ticket: u64 },
     /// May be at the core.
     Left,
-    /// Answered, given up or lost: kept for whatever comes after.
+    /// Given up or lost: kept for an answer that comes late.
     Past,
+    /// Kept for an answer that comes again.
+    Answered,
 }
 
 impl Stage {
     pub(super) fn is_open(self) -> bool {
         match self {
             Self::Held { .. } | Self::Left => true,
-            Self::Past => false,
+            Self::Past | Self::Answered => false,
         }
     }
 }
@@ -139,7 +141,7 @@ impl Flight {
 
     /// Forgets the past entry that would be forgotten first, to make room.
     pub(super) fn forget_one(&mut self) {
-        let past = |(_, key): &&(Time, Key)| self.entries.get(key).is_some_and(|entry| entry.stage == Stage::Past);
+        let past = |(_, key): &&(Time, Key)| self.entries.get(key).is_some_and(|entry| !entry.stage.is_open());
         if let Some((_, key)) = self.timers.iter().find(past).cloned() {
             self.remove(&key);
         }

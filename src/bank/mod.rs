@@ -311,7 +311,7 @@ impl Bank {
                     }
                 }
                 // The partition repeats a reversal when it is due.
-                Some(Stage::Left | Stage::Past) | None => {}
+                Some(Stage::Left | Stage::Past | Stage::Answered) | None => {}
             }
         }
     }
@@ -349,12 +349,20 @@ impl Bank {
     fn unmatched(&mut self, why: impl Into<String>, message: Option<&Message>, at: Time) {
         let summary = message.map(Message::summary).unwrap_or_default();
         let why = why.into();
+        if self.bears(at) {
+            self.effects.push(Effect::Unmatched(Unmatched { why, summary, at }));
+        }
+    }
+
+    /// Counts a message that nobody waits for, since each is stored; false when they are too many and the link is closed.
+    fn bears(&mut self, at: Time) -> bool {
         let (since, count) = self.unmatched;
         self.unmatched = if at.since(since).as_secs() == 0 { (since, count.saturating_add(1)) } else { (at, 1) };
-        if self.unmatched.1 > self.limits.unmatched {
-            return self.close("too many messages that nobody waits for");
+        let bears = self.unmatched.1 <= self.limits.unmatched;
+        if !bears {
+            self.close("too many messages that nobody waits for");
         }
-        self.effects.push(Effect::Unmatched(Unmatched { why, summary, at }));
+        bears
     }
 
     fn ask(&mut self, partition: PartitionNo, transaction: Box<Transaction>, now: Time) {
@@ -513,7 +521,10 @@ impl Bank {
             return self.unmatched("it has no DE39", Some(message), now);
         };
         let (who, order) = ((entry.partition, entry.transaction), entry.order);
-        let before = self.flight.turn(&key, Stage::Past, now + self.limits.memory);
+        let before = self.flight.turn(&key, Stage::Answered, now + self.limits.memory);
+        if before == Some(Stage::Answered) && !self.bears(now) {
+            return;
+        }
         self.unanswered = 0;
         self.failures = 0;
         let answers = &self.dialect.answers;
@@ -540,7 +551,7 @@ impl Bank {
             let Some(entry) = self.flight.get(&key) else { break };
             let (stage, order, partition, transaction) = (entry.stage, entry.order, entry.partition, entry.transaction);
             match stage {
-                Stage::Past => {
+                Stage::Past | Stage::Answered => {
                     self.flight.remove(&key);
                 }
                 Stage::Held { .. } => {

@@ -187,6 +187,32 @@ fn late_and_doubled_answers_still_name_their_transaction() {
     assert_eq!(link.receive(&answer), unmatched("no request waits for it"), "forgotten");
 }
 
+/// Each is a row in the database: a core that says the same for ever must not fill it.
+#[test]
+fn answers_that_are_doubled_without_end_end_the_link() {
+    let mut link = Link::ready();
+    let request = link.ask(42);
+    let answer = answer(&request, "00").with(38, "123456");
+    assert_eq!(link.receive(&answer), [approved(42)]);
+    for _ in 0..40 {
+        assert_eq!(link.receive(&answer), [approved(42)]);
+    }
+    let why = "too many messages that nobody waits for".to_owned();
+    assert_eq!(link.receive(&answer), [Said::Close(why), Said::Gate(false)]);
+}
+
+/// A core that stood still answers all at once: late, but each for the first time.
+#[test]
+fn late_answers_are_no_noise() {
+    let mut link = Link::with(SANDBOX, Limits { requests: 100, remembered: 200, breaker_after: 200, ..limits() });
+    link.sign_on();
+    let answers: Vec<Message> = (1..=60).map(|n| answer(&link.ask(n), "00").with(38, "123456")).collect();
+    link.after(seconds(21));
+    for (n, answer) in (1..).zip(&answers) {
+        assert_eq!(link.receive(answer), [approved(n)]);
+    }
+}
+
 #[test]
 fn an_answer_after_the_reversal_is_the_requests_answer() {
     let mut link = Link::ready();
