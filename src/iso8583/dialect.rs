@@ -272,7 +272,7 @@ impl File {
         let layout = self.layout()?;
         let header = hex::decode(&self.wire.header)
             .map_err(|_| invalid("wire.header", "right would be bytes in hexadecimal, such as \"6000030000\""))?;
-        if self.utc_offset_minutes.abs() > 14 * 60 {
+        if self.utc_offset_minutes.unsigned_abs() > 14 * 60 {
             return Err(invalid(
                 "utc_offset_minutes",
                 "no place is more than 14 hours from UTC; right would be such as 180",
@@ -440,6 +440,13 @@ impl Dialect {
             if let Some(field) = key.iter().find(|field| !shape.fields.contains_key(field)) {
                 return Err(invalid("match.key", format!("messages.{name} carries no DE{field}")));
             }
+        }
+        // A second request of the same name would take the first one's late answer for its own.
+        let names =
+            |shape: &Shape, field| matches!(shape.fields.get(field), Some(Source::Stan | Source::Rrn | Source::Same));
+        let shapes = [&self.withdrawal, &self.deposit, &self.reversal];
+        if !key.iter().any(|field| shapes.iter().all(|shape| names(shape, field))) {
+            return Err(invalid("match.key", "names no request; right would be such as [41, 11]"));
         }
         let network = [("sign_on", &self.sign_on), ("echo", &self.echo), ("sign_off", &self.sign_off)];
         for (name, shape) in network {

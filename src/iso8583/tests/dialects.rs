@@ -40,6 +40,7 @@ fn what_is_no_dialect_is_refused_with_what_would_be_right() {
         ("length = \"binary-2\"", "length = \"binary-3\"", "unknown variant `binary-3`"),
         ("header = \"\"", "header = \"60x\"", "wire.header: right would be bytes in hexadecimal"),
         ("utc_offset_minutes = 180", "utc_offset_minutes = 900", "utc_offset_minutes: no place is more than 14 hours"),
+        ("utc_offset_minutes = 180", "utc_offset_minutes = -32768", "utc_offset_minutes: no place is more than 14"),
         ("2 = \"n..19\"", "2 = \"n.19\"", "fields.2: \"n.19\" is no format; right would be"),
         ("2 = \"n..19\"", "1 = \"n..19\"", "fields.1: \"1\" is no data element; right would be a number from 2 to 128"),
         ("2 = \"n..19\"", "pan = \"n..19\"", "fields.pan: \"pan\" is no data element"),
@@ -48,6 +49,7 @@ fn what_is_no_dialect_is_refused_with_what_would_be_right() {
         ("key = [41, 11]", "key = [41, 11, 2]", "match.key: DE2 is card data and is not kept"),
         ("key = [41, 11]", "key = []", "match.key: is empty"),
         ("key = [41, 11]", "key = [41, 7]", "match.key: DE7 differs from repeat to repeat"),
+        ("key = [41, 11]", "key = [41, 42]", "match.key: names no request; right would be such as [41, 11]"),
         ("key = [41, 11]", "key = [41, 62]", "match.key: messages.withdrawal carries no DE62"),
         ("echo = [37, 4, 49]", "echo = [35]", "match.echo: DE35 is card data"),
         (
