@@ -66,7 +66,7 @@ pub fn unwrapped(kbpk: &AesKey, block: &str) -> Result<(Attributes, Zeroizing<Ve
     let body = after_optional(block)?;
     let hidden = hex::decode(&block[body..]).map_err(|_| Error::Form("not hexadecimal"))?;
     let (payload, code) = hidden.split_last_chunk::<CODE>().ok_or(Error::Form("its length"))?;
-    let (chunks, []) = payload.as_chunks::<16>() else { return Err(Error::Form("its length")) };
+    let (chunks @ [_, ..], []) = payload.as_chunks::<16>() else { return Err(Error::Form("its length")) };
 
     let keys = Derived::of(kbpk);
     let mut clear = Zeroizing::new(Vec::with_capacity(payload.len()));
@@ -161,6 +161,9 @@ mod tests {
             assert!(unwrapped(&key(KBPK), &BY_PSEC[..length]).is_err(), "{length} characters");
         }
         assert!(unwrapped(&key(KBPK), &"é".repeat(72)).is_err());
+        // A code and nothing that it is over.
+        let bare = format!("D0096B0AX00N0100KS30{}", "0".repeat(44 + 32));
+        assert_eq!(unwrapped(&key(KBPK), &bare).map(|_| ()), Err(Error::Form("its length")));
         // Optional blocks that lead out of the block.
         assert!(unwrapped(&key(KBPK), &BY_PSEC.replacen("E0000", "E9900", 1)).is_err());
     }
