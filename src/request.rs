@@ -152,7 +152,9 @@ impl Request {
         }
         let envelope = wire::Envelope::decode(bytes).map_err(|_| unknown(Refusal::Unreadable))?;
         let body = Zeroizing::new(envelope.body);
-        let request = wire::Request::decode(&body[..]).map_err(|_| unknown(Refusal::Unreadable))?;
+        let mut request = wire::Request::decode(&body[..]).map_err(|_| unknown(Refusal::Unreadable))?;
+        // Whatever is wrong with the rest, the block is wiped.
+        let sent_block = Zeroizing::new(request.card.as_mut().map(|card| std::mem::take(&mut card.pin_block)));
         let key = request.key.as_slice().try_into().map(RequestKey).map_err(|_| unknown(Refusal::Unreadable))?;
 
         let refused = |refusal| Malformed { key: Some(key), refusal };
@@ -164,11 +166,11 @@ impl Request {
             })
         })?;
         let card = request.card.ok_or_else(|| refused(Refusal::NoCard))?;
-        let sent_block = Zeroizing::new(card.pin_block);
         let card_data = card.data.as_slice().try_into().map_err(|_| refused(Refusal::NoCard))?;
         let pin_block = match kind {
             Kind::Withdrawal => {
-                let block = sent_block.as_slice().try_into().map_err(|_| refused(Refusal::NoPin))?;
+                let block =
+                    sent_block.as_deref().unwrap_or_default().try_into().map_err(|_| refused(Refusal::NoPin))?;
                 Some(PinBlock(block))
             }
             Kind::Deposit => None,
