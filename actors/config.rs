@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use figment::providers::{Env, Format as _, Toml};
 use figment::value::{Dict, Map, Value};
@@ -160,6 +161,15 @@ impl Config {
         ] {
             if zero {
                 fault(key, "must be at least 1".to_owned());
+            }
+        }
+        // A reversal that is due at once is due for ever.
+        for (key, wait) in [
+            ("partitions.reversal_first", self.partitions.reversal_first),
+            ("partitions.reversal_max", self.partitions.reversal_max),
+        ] {
+            if wait < Duration::from_millis(1) {
+                fault(key, "must be at least 1ms".to_owned());
             }
         }
         for (core, options) in &self.cores {

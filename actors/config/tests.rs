@@ -61,6 +61,8 @@ fn a_wrong_value_is_named_with_its_key() {
     assert_eq!(fault, "FILE: admin.address: 0.0.0.0:8830 is not loopback; use 127.0.0.1");
     let fault = faults("[partitions]\nlease = \"1s\"\nrenew = \"3s\"").remove(0);
     assert!(fault.starts_with("FILE: partitions.renew: must be at most half"), "{fault}");
+    let fault = faults("[partitions]\nreversal_first = \"0s\"").remove(0);
+    assert_eq!(fault, "FILE: partitions.reversal_first: must be at least 1ms");
     let fault = faults("[cores.mwanga]\ndialect = \"nowhere.toml\"").remove(0);
     assert!(fault.starts_with("FILE: cores.mwanga.dialect: ") && fault.contains("nowhere.toml"), "{fault}");
 }
