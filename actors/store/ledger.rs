@@ -178,7 +178,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn verify_ledger(&self) -> Result<Report, Error> {
-        self.run(|db| async move {
+        self.run_long(|db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
             sqlx::query("set transaction isolation level repeatable read, read only").execute(&mut *opened).await?;
             // It reads every row there is, and nothing waits for it.

@@ -56,6 +56,10 @@ pub struct Options {
     /// virtual machine) must not keep a partition's row from the node that takes over.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    /// The longest that the node waits for a call, whatever becomes of its statements. Postgres' own limits end nothing when
+    /// Postgres stands still or the network between is gone.
+    #[serde(with = "humantime_serde")]
+    pub call_timeout: Duration,
     /// Threads of runtime D.
     pub threads: usize,
 }
@@ -71,6 +75,7 @@ impl Default for Options {
             statement_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(10),
+            call_timeout: Duration::from_secs(30),
             threads: 2,
         }
     }
@@ -141,6 +146,7 @@ struct Inner {
     room: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     acquire_timeout: Duration,
+    call_timeout: Duration,
     accounts: accounts::Numbers,
 }
 
@@ -176,7 +182,9 @@ impl Store {
         if options.owner_url.is_empty() {
             return Err(Error::Broken("owner_url is not configured".to_owned()));
         }
-        Self::open(options, &options.owner_url).await
+        // A step of the schema takes as long as there are rows.
+        let options = Options { statement_timeout: Duration::ZERO, ..options.clone() };
+        Self::open(&options, &options.owner_url).await
     }
 
     async fn open(options: &Options, url: &str) -> Result<Self, Error> {
@@ -199,6 +207,7 @@ impl Store {
                     room: Arc::new(Semaphore::new(pool_size)),
                     waiting: Arc::new(Semaphore::new(options.waiting_max.max(1))),
                     acquire_timeout: options.acquire_timeout,
+                    call_timeout: options.call_timeout,
                     accounts: Mutex::default(),
                 }),
             }),
@@ -217,8 +226,24 @@ impl Store {
     /// goes on to its end.
     ///
     /// # Errors
-    /// What the work said; [`Error::Away`] when there was no connection in time or the work panicked.
+    /// What the work said; [`Error::Away`] when there was no connection or no answer in time, or the work panicked.
     pub async fn run<T, F, W>(&self, work: W) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+        W: FnOnce(DatabaseConnection) -> F + Send + 'static,
+    {
+        let patience = self.inner.call_timeout;
+        self.run_holding(move |db, permit| async move {
+            let done = in_time(patience, work(db)).await;
+            drop(permit);
+            done
+        })
+        .await
+    }
+
+    /// The same for work that takes as long as there are rows.
+    async fn run_long<T, F, W>(&self, work: W) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
@@ -266,7 +291,7 @@ impl Store {
     /// # Errors
     /// What the first step that failed said.
     pub async fn migrate(&self) -> Result<(), Error> {
-        self.run(|db| async move { Ok(wakala_migrations::migrate(&db).await?) }).await
+        self.run_long(|db| async move { Ok(wakala_migrations::migrate(&db).await?) }).await
     }
 
     /// The steps that the schema lacks, oldest first.
@@ -283,6 +308,14 @@ impl Store {
         let db = self.inner.db.clone();
         // Nobody is left who could follow an error.
         let _ = self.inner.handle.spawn(async move { db.close().await }).await;
+    }
+}
+
+/// Gives up after so long. What was asked may be done or not.
+async fn in_time<T>(patience: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match tokio::time::timeout(patience, work).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::Away(format!("no answer for {patience:?}"))),
     }
 }
 

@@ -18,7 +18,7 @@ use wakala::time::Time;
 use wakala::transaction::{State, Transaction};
 
 pub use super::receipts::Hint;
-use super::{Error, Store, accounts, decision, timestamp, transactions};
+use super::{Error, Store, accounts, decision, in_time, timestamp, transactions};
 
 /// A partition's number as its column has it.
 pub(super) fn smallint(partition: PartitionNo) -> Result<i16, Error> {
@@ -145,19 +145,24 @@ impl Store {
     ) -> Result<Work, Error> {
         let fence = Fence { partition, number: smallint(partition)?, epoch, position };
         let (store, needs) = (self.clone(), needs.clone());
-        self.run_holding(move |db, permit| async move {
-            let pool = db.get_postgres_connection_pool();
-            // In a commit of their own: two partitions that meet a new agent must not wait for each other's decision.
-            let accounts = accounts::ensure(pool, &store.inner.accounts, &needs.floats).await?;
-            let mut opened = pool.begin().await?;
-            fence.check(&mut opened).await?;
-            let known = known(&mut opened, &needs.ids).await?;
-            let locked: BTreeSet<i64> = accounts.values().copied().collect();
-            let free = accounts::lock(&mut opened, &locked).await?;
-            let stans = draw_stans(&mut opened, needs.stans).await?;
-            let floats =
-                accounts.into_iter().filter_map(|(account, id)| free.get(&id).map(|&free| (account, free))).collect();
-            Ok(Work { known, floats, stans, fence, locked, opened: Some(opened), permit: Some(permit), store })
+        let patience = self.inner.call_timeout;
+        self.run_holding(move |db, permit| {
+            in_time(patience, async move {
+                let pool = db.get_postgres_connection_pool();
+                // In a commit of their own: two partitions that meet a new agent must not wait for each other's decision.
+                let accounts = accounts::ensure(pool, &store.inner.accounts, &needs.floats).await?;
+                let mut opened = pool.begin().await?;
+                fence.check(&mut opened).await?;
+                let known = known(&mut opened, &needs.ids).await?;
+                let locked: BTreeSet<i64> = accounts.values().copied().collect();
+                let free = accounts::lock(&mut opened, &locked).await?;
+                let stans = draw_stans(&mut opened, needs.stans).await?;
+                let floats = accounts
+                    .into_iter()
+                    .filter_map(|(account, id)| free.get(&id).map(|&free| (account, free)))
+                    .collect();
+                Ok(Work { known, floats, stans, fence, locked, opened: Some(opened), permit: Some(permit), store })
+            })
         })
         .await
     }
@@ -224,7 +229,8 @@ impl Work {
         };
         let (store, fence, locked) = (self.store.clone(), self.fence.clone(), std::mem::take(&mut self.locked));
         let committing = self.store.inner.handle.spawn(async move {
-            let done = write(&store, opened, &fence, locked, &decision, &sealed).await;
+            let patience = store.inner.call_timeout;
+            let done = in_time(patience, write(&store, opened, &fence, locked, &decision, &sealed)).await;
             drop(permit);
             done
         });

@@ -212,6 +212,19 @@ impl Database {
         psql(&self.url(role), text)
     }
 
+    /// Has Postgres stand still for whoever is connected from a store: it answers nothing and ends nothing.
+    ///
+    /// # Panics
+    /// When it cannot be told.
+    #[must_use]
+    pub fn stand_still(&self) -> Still {
+        let text = "select pid from pg_stat_activity where application_name = 'wakala' \
+                    and datname = current_database()";
+        let still = Still(self.rows(text).lines().map(str::to_owned).collect());
+        still.signal("-STOP");
+        still
+    }
+
     /// As the superuser.
     ///
     /// # Panics
@@ -219,6 +232,23 @@ impl Database {
     #[must_use]
     pub fn rows(&self, text: &str) -> String {
         self.sql("postgres", text).expect("a good statement")
+    }
+}
+
+/// Postgres' backends of a database's stores, stopped by SIGSTOP until this is dropped.
+#[derive(Debug)]
+pub struct Still(Vec<String>);
+
+impl Still {
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").arg(signal).args(&self.0).status().expect("kill");
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        self.signal("-CONT");
     }
 }
 

@@ -9,5 +9,5 @@
 mod clusters;
 mod desk;
 
-pub use clusters::{Database, Kafka, kafka, script};
+pub use clusters::{Database, Kafka, Still, kafka, script};
 pub use desk::{Desk, agent, core, deposit, now, record, terminal, withdrawal};

@@ -12,3 +12,4 @@ mod names;
 mod partitions;
 mod pins;
 mod schema;
+mod still;

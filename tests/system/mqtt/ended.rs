@@ -171,34 +171,11 @@ async fn partitions_that_panic_too_often_end_the_process() {
     assert_eq!(node.ended().await.code(), Some(EXIT_ESCALATED));
 }
 
-/// Backends of Postgres that stand still, until this is dropped.
-struct Still(Vec<String>);
-
-impl Still {
-    fn all_of(database: &Database) -> Self {
-        let found = database.rows("select pid from pg_stat_activity where application_name = 'wakala'");
-        let still = Self(found.lines().map(str::to_owned).collect());
-        still.signal("-STOP");
-        still
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").arg(signal).args(&self.0).status().expect("kill");
-        assert!(sent.success());
-    }
-}
-
-impl Drop for Still {
-    fn drop(&mut self) {
-        self.signal("-CONT");
-    }
-}
-
 #[tokio::test]
 async fn a_database_that_stands_still_does_not_keep_a_node_from_its_end() {
     let database = Database::alone();
     let mut node = Node::start(&database).await;
-    let still = Still::all_of(&database);
+    let still = database.stand_still();
     // The leases are renewed all the time: a statement is under way.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let told = Command::new("kill").arg("-TERM").arg(node.process.id().to_string()).status().expect("kill");
