@@ -163,13 +163,11 @@ impl Config {
                 fault(key, "must be at least 1".to_owned());
             }
         }
-        // A reversal that is due at once is due for ever.
-        for (key, wait) in [
-            ("partitions.reversal_first", self.partitions.reversal_first),
-            ("partitions.reversal_max", self.partitions.reversal_max),
-        ] {
-            if wait < Duration::from_millis(1) {
-                fault(key, "must be at least 1ms".to_owned());
+        // What is due at once is due for ever, and what is done every no time is all that is done.
+        let whole = serde_json::to_value(self).unwrap_or_default();
+        for key in too_short(&whole, "") {
+            if key != "node.drain" {
+                fault(&key, "must be at least 1ms".to_owned());
             }
         }
         for (core, options) in &self.cores {
@@ -228,6 +226,21 @@ impl<P: Provider> Provider for WithoutMaster<P> {
             }
         }
         Ok(data)
+    }
+}
+
+/// The keys whose value is a duration of less than a millisecond.
+fn too_short(value: &serde_json::Value, key: &str) -> Vec<String> {
+    match value {
+        serde_json::Value::Object(fields) => {
+            let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+            fields.iter().flat_map(|(name, value)| too_short(value, &below(name))).collect()
+        }
+        serde_json::Value::String(text) => {
+            let short = humantime::parse_duration(text).is_ok_and(|wait| wait < Duration::from_millis(1));
+            if short { vec![key.to_owned()] } else { Vec::new() }
+        }
+        _ => Vec::new(),
     }
 }
 

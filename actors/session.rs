@@ -210,7 +210,10 @@ impl Session {
                         tracing::warn!(terminal = %mark.client, seq, %error, "a delivery could not be marked");
                         return;
                     }
-                    Err(_) => tokio::time::sleep(wait).await,
+                    Err(error) => {
+                        tracing::debug!(terminal = %mark.client, seq, %error, "a delivery's mark waits");
+                        tokio::time::sleep(wait).await;
+                    }
                 }
                 wait = (wait * 2).min(RETRY_MAX);
             }

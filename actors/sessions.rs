@@ -132,7 +132,7 @@ pub struct Deps {
     /// Whether terminals of the sandbox may connect, and sessions be told to panic.
     pub sandbox: bool,
     pub tree: Tree,
-    /// Called once, with the reason, when sessions panic too often.
+    /// Called with the reason when sessions panic too often, and at every further panic.
     pub give_up: Box<dyn Fn(&str) + Send + Sync>,
 }
 

@@ -63,6 +63,9 @@ fn a_wrong_value_is_named_with_its_key() {
     assert!(fault.starts_with("FILE: partitions.renew: must be at most half"), "{fault}");
     let fault = faults("[partitions]\nreversal_first = \"0s\"").remove(0);
     assert_eq!(fault, "FILE: partitions.reversal_first: must be at least 1ms");
+    let fault = faults("[receipts]\nsweep = \"0s\"").remove(0);
+    assert_eq!(fault, "FILE: receipts.sweep: must be at least 1ms");
+    assert_eq!(faults("[node]\ndrain = \"0s\"\n[receipts]\nsweep = \"0s\"").len(), 1, "a drain may be none");
     let fault = faults("[cores.mwanga]\ndialect = \"nowhere.toml\"").remove(0);
     assert!(fault.starts_with("FILE: cores.mwanga.dialect: ") && fault.contains("nowhere.toml"), "{fault}");
 }
