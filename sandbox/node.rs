@@ -7,6 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -118,7 +119,8 @@ impl Node {
     pub async fn stop(&mut self, within: Duration) -> anyhow::Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         if let Some(id) = child.id() {
-            Command::new("kill").args(["-TERM", &id.to_string()]).status().await.context("kill")?;
+            let node = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process identifier")?;
+            kill_process(node, Signal::TERM).context("SIGTERM")?;
         }
         match timeout(within, child.wait()).await {
             Ok(status) => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use wakala::id::{Offset, PartitionNo};
 use wakala_node::adapters::kafka::{self, KafkaLog};
 use wakala_node::adapters::postgres_log::{self, PostgresLog};
@@ -280,7 +281,8 @@ fn kill(pid_file: &Path) {
     let pid = std::fs::read_to_string(pid_file).expect("a pid file");
     // Of Postgres' pid file the first line.
     let pid = pid.lines().next().expect("a pid");
-    assert!(Command::new("kill").args(["-9", pid]).status().expect("kill runs").success());
+    let pid = pid.parse().ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::KILL).expect("it runs");
 }
 
 fn start_again(name: &str, dir: &Path) {
