@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wakala::bank::{Limits, Unmatched};
 use wakala::id::{CoreId, PartitionNo};
 use wakala::iso8583::Dialect;
@@ -154,30 +153,31 @@ pub struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
-/// The places of one core. They outlive its actor.
+/// The places of one core. They outlive its actor. Who waits for one is served in turn, before anybody who only looks
+/// whether one is free: else a partition that gives a place back would take it again at once, and another would starve.
 #[derive(Clone, Debug)]
 pub struct Gate(Arc<Places>);
 
 #[derive(Debug)]
 struct Places {
     all: Arc<Semaphore>,
-    open: AtomicBool,
+    open: watch::Sender<bool>,
 }
 
 impl Gate {
     fn new(places: usize) -> Self {
         let all = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        Self(Arc::new(Places { all, open: AtomicBool::new(false) }))
+        Self(Arc::new(Places { all, open: watch::Sender::new(false) }))
     }
 
     pub(crate) fn set(&self, open: bool) {
-        self.0.open.store(open, Ordering::Release);
+        self.0.open.send_replace(open);
     }
 
     /// Whether the core is signed on.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.0.open.load(Ordering::Acquire)
+        *self.0.open.borrow()
     }
 
     /// How many places are free, whether or not the core is signed on.
@@ -197,6 +197,21 @@ impl Gate {
             taken.push(Place { _permit: permit });
         }
         taken
+    }
+
+    /// A place, when the core is signed on and it is the caller's turn.
+    pub async fn place(&self) -> Place {
+        let mut open = self.0.open.subscribe();
+        while open.wait_for(|&open| open).await.is_ok()
+            && let Ok(permit) = Arc::clone(&self.0.all).acquire_owned().await
+        {
+            // The core may have gone while this was waiting for its turn: then it waits for the core again.
+            if self.is_open() {
+                return Place { _permit: permit };
+            }
+        }
+        // Neither of them is closed as long as there is a gate.
+        std::future::pending().await
     }
 }
 
@@ -323,5 +338,40 @@ impl Banks {
             None => self.0.registry.all().into_iter().next().map(|(_, bank)| bank),
         };
         bank.is_some_and(|bank| bank.try_send(Panic).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use futures_util::poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_a_place_has_it_before_who_gave_it_back() {
+        let gate = Gate::new(1);
+        gate.set(true);
+        let held = gate.places(2);
+        assert_eq!(held.len(), 1);
+        let (mut first, mut second) = (Box::pin(gate.place()), Box::pin(gate.place()));
+        assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+        drop(held);
+        assert!(gate.places(1).is_empty(), "it is the first one's");
+        let Poll::Ready(place) = poll!(&mut first) else { panic!("its turn") };
+        assert!(poll!(&mut second).is_pending());
+        drop(place);
+        assert!(poll!(&mut second).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_core_that_is_away_has_no_place_until_it_is_back() {
+        let gate = Gate::new(1);
+        let mut waiting = Box::pin(gate.place());
+        assert!(poll!(&mut waiting).is_pending());
+        gate.set(true);
+        assert!(poll!(&mut waiting).is_ready());
+        assert_eq!(gate.free(), 1, "and it was given back");
     }
 }

@@ -5,7 +5,7 @@
 //! and wakes terminals. If the commit fails it stops: its supervisor loads the rows again, and what is owed follows from
 //! them (law 1). There is no roll-back code.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -51,9 +51,6 @@ pub type Deciding = Arc<Mutex<Vec<Offset>>>;
 /// How often a record may kill its partition before it is parked.
 const LIVES: i32 = 3;
 
-/// While transactions wait for room at a core, how long until the core is asked again.
-const ROOM_POLL: Duration = Duration::from_millis(50);
-
 /// See the module's text.
 pub struct Partition {
     deps: Arc<Deps>,
@@ -69,6 +66,10 @@ pub struct Partition {
     busy: bool,
     /// The places held at cores by transactions that are SENT.
     places: BTreeMap<TransactionId, Place>,
+    /// Cores in whose queues for a place this partition stands, for transactions that wait.
+    queueing: BTreeSet<CoreId>,
+    /// The places that came of it, for the next decision.
+    reserved: BTreeMap<CoreId, Place>,
     wake: Option<SpawnHandle>,
     link: Link,
 }
@@ -133,6 +134,8 @@ impl Partition {
                 reader: Some(reader),
                 busy: false,
                 places: BTreeMap::new(),
+                queueing: BTreeSet::new(),
+                reserved: BTreeMap::new(),
                 wake: None,
                 link,
             }
@@ -213,9 +216,8 @@ impl Partition {
         if let Some(handle) = self.wake.take() {
             ctx.cancel_future(handle);
         }
-        let due = self.twin.poll_timeout().map(|due| due.since(self.deps.clock.now()));
-        let poll = self.twin.waiting().next().map(|_| ROOM_POLL);
-        if let Some(wait) = due.into_iter().chain(poll).min() {
+        if let Some(due) = self.twin.poll_timeout() {
+            let wait = due.since(self.deps.clock.now());
             self.wake = Some(ctx.run_later(wait.max(Duration::from_millis(1)), |this, ctx| {
                 this.wake = None;
                 this.inbox.push_back(Event::Wake);
@@ -244,8 +246,13 @@ impl Partition {
     fn begin(&mut self, events: Vec<Event>, ctx: &mut Context<Self>) {
         let offsets = offsets(&events);
         let wants = self.deciding(offsets.clone(), |twin| twin.wants(&events));
-        let places: BTreeMap<CoreId, Vec<Place>> =
-            wants.into_iter().map(|(core, wanted)| (core.clone(), self.deps.banks.places(&core, wanted))).collect();
+        let mut reserved = std::mem::take(&mut self.reserved);
+        let mut places: BTreeMap<CoreId, Vec<Place>> = BTreeMap::new();
+        for (core, wanted) in wants {
+            let mut taken: Vec<Place> = reserved.remove(&core).into_iter().collect();
+            taken.extend(self.deps.banks.places(&core, wanted - taken.len().min(wanted)));
+            places.insert(core, taken);
+        }
         let room = places.iter().map(|(core, places)| (core.clone(), places.len())).collect();
         let needs = self.deciding(offsets, |twin| twin.needs(&events, &room));
         let deps = Arc::clone(&self.deps);
@@ -327,7 +334,25 @@ impl Partition {
             (self.deps.hint)(hint);
         }
         self.busy = false;
+        self.queue_up(ctx);
         self.work(ctx);
+    }
+
+    /// Stands in the queue of every core that transactions wait for, once.
+    fn queue_up(&mut self, ctx: &mut Context<Self>) {
+        let cores: Vec<CoreId> = self.twin.waiting().map(|(core, _)| core.clone()).collect();
+        for core in cores {
+            let Some(gate) = self.deps.banks.gate(&core).cloned() else { continue };
+            if !self.reserved.contains_key(&core) && self.queueing.insert(core.clone()) {
+                let queueing = async move { gate.place().await };
+                ctx.spawn(queueing.into_actor(self).map(move |place, this, ctx| {
+                    this.queueing.remove(&core);
+                    this.reserved.insert(core, place);
+                    this.inbox.push_back(Event::Wake);
+                    this.work(ctx);
+                }));
+            }
+        }
     }
 
     /// The machine has moved and its commit has not: it is thrown away.
