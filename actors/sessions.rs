@@ -52,6 +52,10 @@ pub struct Options {
     /// How often sessions and messages are looked for whose time is over.
     #[serde(with = "humantime_serde")]
     pub expire_every: Duration,
+    /// How often it is looked which sessions of this node have a later connection at another one. Whoever holds on to the
+    /// earlier one gets no receipts until then.
+    #[serde(with = "humantime_serde")]
+    pub overtaken_every: Duration,
     /// Sessions that are discarded in one commit, at most, and messages.
     pub expire_batch_max: u32,
     /// Messages that may wait for one session's actor.
@@ -85,6 +89,7 @@ impl Default for Options {
             messages_max: 100,
             ack_within: Duration::from_secs(120),
             expire_every: Duration::from_secs(60),
+            overtaken_every: Duration::from_secs(5),
             expire_batch_max: 1000,
             mailbox: 16,
             acks_waiting_max: 4096,
@@ -166,6 +171,9 @@ impl std::fmt::Debug for Sessions {
     }
 }
 
+/// Sessions in one look for later connections.
+const OVERTAKEN_PAGE: usize = 1000;
+
 /// The branch of all sessions in the tree: ten thousand branches would show nothing.
 const PATH: &str = "sessions";
 
@@ -196,6 +204,7 @@ impl Sessions {
             // They say so themselves when they connect again.
             Err(error) => tracing::warn!(%error, "connections of the node's last life are still shown"),
         }
+        self.look_for_overtaken();
         let (sessions, every, batch_max) = (Arc::downgrade(&self.0), options.expire_every, options.expire_batch_max);
         store.handle().spawn(async move {
             loop {
@@ -214,6 +223,43 @@ impl Sessions {
                 }
             }
         });
+    }
+
+    /// Looks again and again for sessions of this node that a later connection has opened elsewhere.
+    fn look_for_overtaken(&self) {
+        let Deps { store, options, .. } = &self.0.deps;
+        let (sessions, every) = (Arc::downgrade(&self.0), options.overtaken_every);
+        store.handle().spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(sessions) = sessions.upgrade() else { break };
+                Self(sessions).end_overtaken().await;
+            }
+        });
+    }
+
+    /// Ends the sessions of this node that a later connection has opened elsewhere. Their terminals are served here as far as
+    /// they can tell, but their receipts are another node's to deliver, or nobody's when that connection is gone too.
+    async fn end_overtaken(&self) {
+        let held: Vec<(TerminalId, Epoch)> = {
+            let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
+            connected.iter().map(|(terminal, each)| (terminal.clone(), each.epoch)).collect()
+        };
+        for page in held.chunks(OVERTAKEN_PAGE) {
+            match self.0.deps.store.overtaken(page.to_vec()).await {
+                Ok(overtaken) => overtaken.iter().for_each(|(terminal, epoch)| self.end_if(terminal, *epoch)),
+                Err(error) => return tracing::warn!(%error, "could not look for sessions with a later connection"),
+            }
+        }
+    }
+
+    /// Ends a session if it is still the one of this epoch.
+    fn end_if(&self, terminal: &TerminalId, epoch: Epoch) {
+        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = connected.get(terminal).filter(|present| present.epoch == epoch) {
+            // A full mailbox must not keep it: it is the last word to this session.
+            present.addr.do_send(End(Reason::SessionTakenOver, "the session was taken over at another node"));
+        }
     }
 
     /// A receipt was queued for a terminal at this place. From any thread; lossy, and nothing if it is not connected

@@ -258,6 +258,26 @@ impl Store {
         .await
     }
 
+    /// Which of these sessions a later connection has opened since, on whatever node.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn overtaken(&self, held: Vec<(TerminalId, Epoch)>) -> Result<Vec<(TerminalId, Epoch)>, Error> {
+        self.run(move |db| async move {
+            let nths: Vec<(i64,)> = sqlx::query_as(
+                "select h.nth from unnest($1::text[], $2::bigint[]) with ordinality h (client_id, epoch, nth) \
+                 join wakala.session s using (client_id) where s.epoch > h.epoch",
+            )
+            .bind(held.iter().map(|(client, _)| client.as_str().to_owned()).collect::<Vec<_>>())
+            .bind(held.iter().map(|(_, epoch)| epoch.0).collect::<Vec<_>>())
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            let overtaken = nth_true(held.len(), &nths);
+            Ok(held.into_iter().zip(overtaken).filter(|(_, gone)| *gone).map(|(held, _)| held).collect())
+        })
+        .await
+    }
+
     /// Says of the sessions that this node held when it died that they are not connected. To be called before the
     /// listener starts.
     ///

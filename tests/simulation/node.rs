@@ -24,6 +24,10 @@ pub(crate) enum Event {
     Renew,
     Claimed(Result<Vec<PartitionNo>, Error>),
     Sweep,
+    /// `sessions.overtaken_every` has passed.
+    Look,
+    /// Which of the sessions held here have a later connection.
+    Overtaken(Result<Vec<(TerminalId, i64)>, Error>),
     Swept(Result<Vec<TerminalId>, Error>),
     /// Start what its supervisor waits to start again.
     StartPartition(PartitionNo),
@@ -55,6 +59,8 @@ pub(crate) struct Node {
 const RENEW: Duration = Duration::from_secs(3);
 const SWEEP: Duration = Duration::from_secs(2);
 const WAITED: Duration = Duration::from_secs(2);
+/// `sessions.overtaken_every` as it is by default.
+const LOOK: Duration = Duration::from_secs(5);
 
 impl Node {
     pub(crate) fn new(no: usize) -> Self {
@@ -88,6 +94,7 @@ impl Node {
         stage.ask(self.home(), move |postgres, now| postgres.forget_connections(no, now), |_| Event::Listen);
         stage.node(Duration::ZERO, self.home(), Event::Renew);
         stage.node(SWEEP, self.home(), Event::Sweep);
+        stage.node(LOOK, self.home(), Event::Look);
     }
 
     /// Power off: whatever was in memory is gone, whatever was sent is on its way.
@@ -174,6 +181,21 @@ impl Node {
                     }
                 }
                 stage.node(SWEEP, self.home(), Event::Sweep);
+            }
+            Event::Look => {
+                let held: Vec<_> =
+                    self.registry.iter().map(|(terminal, &(epoch, _))| (terminal.clone(), epoch)).collect();
+                stage.ask(self.home(), move |postgres, _| postgres.overtaken(&held), Event::Overtaken);
+            }
+            Event::Overtaken(overtaken) => {
+                for (terminal, epoch) in overtaken.into_iter().flatten() {
+                    if let Some(&(present, wire)) = self.registry.get(&terminal)
+                        && present == epoch
+                    {
+                        self.session(wire, session::TAKEN_OVER, stage);
+                    }
+                }
+                stage.node(LOOK, self.home(), Event::Look);
             }
             Event::StartPartition(number) if self.owned.contains(&number) => self.start_partition(number, stage),
             Event::StartBank(core) => self.start_bank(core, stage),

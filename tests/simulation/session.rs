@@ -71,7 +71,7 @@ pub(crate) const LIMITS: Limits = Limits {
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-const TAKEN_OVER: Event = Event::End(Reason::SessionTakenOver, "the session was taken over");
+pub(crate) const TAKEN_OVER: Event = Event::End(Reason::SessionTakenOver, "the session was taken over");
 
 impl Node {
     pub(crate) fn greet(&mut self, wire: WireNo) {

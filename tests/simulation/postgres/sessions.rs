@@ -134,6 +134,14 @@ impl Postgres {
         Attempt::ok(())
     }
 
+    /// Which of these sessions a later connection has opened since.
+    pub(crate) fn overtaken(&self, held: &[(TerminalId, i64)]) -> Attempt<Vec<(TerminalId, i64)>> {
+        let later = |(terminal, epoch): &&(TerminalId, i64)| {
+            self.sessions.get(terminal).is_some_and(|session| session.epoch > *epoch)
+        };
+        Attempt::ok(held.iter().filter(later).cloned().collect())
+    }
+
     /// The node has begun a new life: the connections of its last one are gone.
     pub(crate) fn forget_connections(&mut self, node: usize, now: Time) -> Attempt<()> {
         for row in self.sessions.values_mut().filter(|row| row.node == Some(node) && row.connected) {

@@ -2,7 +2,8 @@
 
 use super::wire::Wire;
 use super::{Broker, queue_receipt, until, waiting};
-use wakala_system_tests::Database;
+use wakala_node::store::sessions::Opening;
+use wakala_system_tests::{Database, now};
 
 #[tokio::test]
 async fn receipts_wait_for_their_terminal_and_keep_identifier_and_order() {
@@ -110,4 +111,25 @@ async fn a_session_whose_time_is_over_is_gone_and_its_receipts_are_not() {
     assert_eq!(connack, [0, 0]);
     assert_eq!(wire.subscribe("r/T1", 1).await, 1);
     assert_eq!(wire.delivery().await, (false, 1, "a".to_owned()));
+}
+
+/// A CONNECT that the terminal had given up reaches another node after all, opens the session there, and is gone.
+#[tokio::test]
+async fn a_session_that_was_overtaken_at_another_node_ends_and_its_receipt_arrives() {
+    let database = Database::new();
+    let broker = Broker::start(&database, None).await;
+    let terminal = broker.enrol("T1").await;
+    let (mut wire, _) = Wire::connect(broker.plain(), true, "T1", false).await;
+    assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+    let late = Opening { client: terminal, node: "n2".to_owned(), clean_start: false, expiry_s: 3600, at: now() };
+    broker.store.open_session(late).await.expect("opened");
+    broker.store.forget_connections("n2", now()).await.expect("and gone");
+    queue_receipt(&database, "T1", "a");
+    let (first, body) = wire.receive().await.expect("a DISCONNECT");
+    assert_eq!((first, body[0]), (0xE0, 0x8E), "session taken over");
+    assert_eq!(wire.receive().await, None);
+    broker.connected(0).await;
+    let (mut wire, connack) = Wire::connect(broker.plain(), true, "T1", false).await;
+    assert_eq!(connack, [1, 0]);
+    assert_eq!(wire.delivery().await, (true, 1, "a".to_owned()), "how far the other node sent, nobody can say: DUP");
 }
