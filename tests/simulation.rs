@@ -48,6 +48,7 @@
 //! | bank: an answer for another amount is taken (`matched`) | 9 | I5 |
 //! | bank: DE90 has the reversal's own time (`original`) | 0 | I5 |
 //! | actor: acts before the commit (`simulation/partition.rs`, `decide`) | 2 | I5 |
+//! | node: a session that was overtaken elsewhere goes on (`simulation/node.rs`, `Overtaken`) | 16669 | I2 |
 //! | database: no fence (`simulation/postgres`, `fence`) | 19 | I9 |
 //! | database: a notice is not withdrawn when its receipt is there (`withdraw`) | 2 | I2 |
 //! | database: STANs begin again with each load (`load`) | 2 | law 5 |
@@ -85,8 +86,9 @@ use simulation::world::{self, Outcome, Story, Tally};
 
 /// Seeds that failed once. They are lived through first, for ever.
 const SEEDS: &[u64] = &[
-    994,  // a node woke and its request left after its reversal
-    1877, // the same while a card's number was being opened
+    994,   // a node woke and its request left after its reversal
+    1877,  // the same while a card's number was being opened
+    16669, // a CONNECT that its terminal had given up opened the session at another node, and nobody sent its receipts
 ];
 
 /// How many seeds without `WAKALA_SEEDS`.

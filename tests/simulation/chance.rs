@@ -13,6 +13,13 @@ impl Chance {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
+    /// Lots of the same seed that take none from the others.
+    pub(crate) fn aside(seed: u64) -> Self {
+        let mut lots = ChaCha8Rng::seed_from_u64(seed);
+        lots.set_stream(1);
+        Self(lots)
+    }
+
     pub(crate) fn happens(&mut self, probability: f64) -> bool {
         probability > 0.0 && self.0.random_bool(probability.min(1.0))
     }

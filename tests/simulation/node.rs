@@ -185,7 +185,7 @@ impl Node {
             Event::Look => {
                 let held: Vec<_> =
                     self.registry.iter().map(|(terminal, &(epoch, _))| (terminal.clone(), epoch)).collect();
-                stage.ask(self.home(), move |postgres, _| postgres.overtaken(&held), Event::Overtaken);
+                stage.ask_aside(self.home(), move |postgres, _| postgres.overtaken(&held), Event::Overtaken);
             }
             Event::Overtaken(overtaken) => {
                 for (terminal, epoch) in overtaken.into_iter().flatten() {

@@ -178,6 +178,8 @@ pub(crate) struct Call {
     pub(crate) fate: Fate,
     /// When it gives up waiting for a lock.
     pub(crate) until: Time,
+    /// Housekeeping, with lots of its own.
+    pub(crate) aside: bool,
     pub(crate) work: Work,
 }
 
@@ -185,6 +187,8 @@ pub(crate) struct Call {
 pub(crate) struct Stage {
     pub(crate) now: Time,
     pub(crate) chance: Chance,
+    /// For what nodes do every so often and mostly to no effect: a world in which it has none goes on as without it.
+    aside: Chance,
     pub(crate) weather: Weather,
     pub(crate) village: Arc<Village>,
     /// How many things have happened.
@@ -208,10 +212,11 @@ pub(crate) struct Stage {
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Stage {
-    pub(crate) fn new(chance: Chance, weather: Weather, village: Village, told: bool) -> Self {
+    pub(crate) fn new(chance: Chance, aside: Chance, weather: Weather, village: Village, told: bool) -> Self {
         Self {
             now: START,
             chance,
+            aside,
             weather,
             village: Arc::new(village),
             events: 0,
@@ -287,14 +292,21 @@ impl Stage {
         work: impl FnMut(&mut Postgres, Time) -> Attempt<T> + 'static,
         then: impl FnOnce(Result<T, Error>) -> node::Event + 'static,
     ) {
-        let fate = if self.chance.happens(self.weather.call_lost) {
-            Fate::Lost
-        } else if self.chance.happens(self.weather.answer_lost) {
-            Fate::Unheard
-        } else {
-            Fate::Through
-        };
-        self.ask_with(home, fate, work, then);
+        let fate = fate(&mut self.chance, &self.weather);
+        let call = Call { home, fate, until: self.now, aside: false, work: work_of(work, then) };
+        self.call(call);
+    }
+
+    /// The same, of housekeeping.
+    pub(crate) fn ask_aside<T: 'static>(
+        &mut self,
+        home: Home,
+        work: impl FnMut(&mut Postgres, Time) -> Attempt<T> + 'static,
+        then: impl FnOnce(Result<T, Error>) -> node::Event + 'static,
+    ) {
+        let fate = fate(&mut self.aside, &self.weather);
+        let call = Call { home, fate, until: self.now, aside: true, work: work_of(work, then) };
+        self.call(call);
     }
 
     /// The same, of a call whose effect ends with the connection: either it is heard or it was not.
@@ -305,31 +317,20 @@ impl Stage {
         then: impl FnOnce(Result<T, Error>) -> node::Event + 'static,
     ) {
         let fate = if self.chance.happens(self.weather.call_lost) { Fate::Lost } else { Fate::Through };
-        self.ask_with(home, fate, work, then);
+        let call = Call { home, fate, until: self.now, aside: false, work: work_of(work, then) };
+        self.call(call);
     }
 
-    fn ask_with<T: 'static>(
-        &mut self,
-        home: Home,
-        fate: Fate,
-        mut work: impl FnMut(&mut Postgres, Time) -> Attempt<T> + 'static,
-        then: impl FnOnce(Result<T, Error>) -> node::Event + 'static,
-    ) {
-        let mut then = Some(then);
-        let mut answer = move |result| then.take().map(|then| then(result));
-        let work: Work = Box::new(move |postgres, now, fate| {
-            if fate == Fate::Lost {
-                return answer(Err(Error::Away));
-            }
-            match work(postgres, now) {
-                Attempt::Blocked => None,
-                Attempt::Done(_) if fate == Fate::Unheard => answer(Err(Error::Away)),
-                Attempt::Done(result) => answer(result),
-            }
-        });
-        let wait = self.latency();
-        let call = Call { home, fate, until: self.now + wait + LOCK_TIMEOUT, work };
-        self.after(wait, What::Postgres(call));
+    fn call(&mut self, call: Call) {
+        let wait = self.latency_of(&call);
+        let until = self.now + wait + LOCK_TIMEOUT;
+        self.after(wait, What::Postgres(Call { until, ..call }));
+    }
+
+    /// How long a call to the database is on its way, or its answer.
+    pub(crate) fn latency_of(&mut self, call: &Call) -> Duration {
+        let chance = if call.aside { &mut self.aside } else { &mut self.chance };
+        chance.wait(self.weather.latency_ms)
     }
 
     pub(crate) fn undo(&mut self, work: u64) {
@@ -448,4 +449,33 @@ impl Stage {
     pub(crate) fn holes(&self) -> Vec<WireNo> {
         self.wires.iter().filter(|(_, wire)| wire.hole).map(|(&no, _)| no).collect()
     }
+}
+
+fn fate(chance: &mut Chance, weather: &Weather) -> Fate {
+    if chance.happens(weather.call_lost) {
+        Fate::Lost
+    } else if chance.happens(weather.answer_lost) {
+        Fate::Unheard
+    } else {
+        Fate::Through
+    }
+}
+
+/// What the database does, and what whoever asked hears of it.
+fn work_of<T: 'static>(
+    mut work: impl FnMut(&mut Postgres, Time) -> Attempt<T> + 'static,
+    then: impl FnOnce(Result<T, Error>) -> node::Event + 'static,
+) -> Work {
+    let mut then = Some(then);
+    let mut answer = move |result| then.take().map(|then| then(result));
+    Box::new(move |postgres, now, fate| {
+        if fate == Fate::Lost {
+            return answer(Err(Error::Away));
+        }
+        match work(postgres, now) {
+            Attempt::Blocked => None,
+            Attempt::Done(_) if fate == Fate::Unheard => answer(Err(Error::Away)),
+            Attempt::Done(result) => answer(result),
+        }
+    })
 }

@@ -107,7 +107,7 @@ impl World {
         let weather = if chance.happens(0.03) { Weather::calm() } else { Weather::drawn(&mut chance) };
         let village = village(&mut chance);
         let stan = u32::try_from(chance.within(0, 999_999)).unwrap_or(0);
-        let mut stage = Stage::new(chance, weather, village, told);
+        let mut stage = Stage::new(chance, Chance::aside(seed), weather, village, told);
         let postgres = Postgres::new(&stage.village, FLOAT, stan, stage.now);
         let mut nodes: Vec<Node> = (0..stage.village.nodes).map(Node::new).collect();
         for node in &mut nodes {
@@ -182,7 +182,7 @@ impl World {
         let event = (call.work)(&mut self.postgres, stage.now, fate);
         match event {
             Some(event) => {
-                let wait = stage.latency();
+                let wait = stage.latency_of(&call);
                 stage.node(wait, call.home, event);
             }
             None if stage.now < call.until => stage.after(Duration::from_millis(20), What::Postgres(call)),
