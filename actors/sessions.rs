@@ -257,8 +257,8 @@ impl Sessions {
     fn end_if(&self, terminal: &TerminalId, epoch: Epoch) {
         let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(present) = connected.get(terminal).filter(|present| present.epoch == epoch) {
-            // A full mailbox must not keep it: it is the last word to this session.
-            present.addr.do_send(End(Reason::SessionTakenOver, "the session was taken over at another node"));
+            // A full mailbox: the next look finds it again.
+            let _ = present.addr.try_send(End(Reason::SessionTakenOver, "the session was taken over at another node"));
         }
     }
 
