@@ -39,11 +39,17 @@ pub enum Command {
     ///
     /// 32 random bytes as 64 hexadecimal digits. Keep a copy in a safe: without it all keys are lost. An existing file is
     /// never written over.
-    Master { file: PathBuf },
+    Master {
+        /// The new file, such as /etc/wakala/master.key
+        file: PathBuf,
+    },
     /// Draw a key at random and store it sealed
     ///
     /// For card-token and card-seal, and for trying things out. The bank's own BDK and PVK are imported.
-    Generate { name: KeyName },
+    Generate {
+        /// Which; wakala keys --help lists the names
+        name: KeyName,
+    },
     /// Put a key together from its custodians' components and store it sealed
     ///
     /// Each custodian types his component (hexadecimal; nothing is shown while he types, and it may also come on standard
@@ -51,6 +57,7 @@ pub enum Command {
     /// of all. With --tr31 it comes as a key block instead (ANSI X9.143, TR-31 version D), and nobody types anything. It is
     /// stored only if its check value is the one that the bank wrote down.
     Import {
+        /// Which; wakala keys --help lists the names
         name: KeyName,
         /// How many custodians there are; at least two, so that no one person knows the key
         #[arg(long, default_value_t = 2)]
@@ -68,7 +75,12 @@ pub enum Command {
     /// Show which keys there are, with their check values. Needs no master key
     List,
     /// Open a key and recompute its check value; with HEX, compare it
-    Check { name: KeyName, hex: Option<String> },
+    Check {
+        /// Which
+        name: KeyName,
+        /// The check value that it must have
+        hex: Option<String>,
+    },
     /// Derive what is injected into one terminal: its initial key (X9.24-3)
     ///
     /// With --under as a key block (TR-31 version D, usage B1) for a key injection facility that shares that key. Without it
@@ -105,25 +117,27 @@ pub async fn run(
             output.print(text, &json!({ "master": file }))
         }
         Command::Generate { name } => {
-            let block = unlock()?.generate(&name, sandbox)?;
-            stored(database, block, clock, output).await
+            let (custody, store) = opened(database, unlock).await?;
+            let block = custody.generate(&name, sandbox)?;
+            stored(&store, block, clock, output).await
         }
         Command::Import { name, check, tr31: Some(block), under: Some(under), .. } => {
-            let custody = unlock()?;
-            custody.load(&Store::connect(database).await?.key_blocks().await?)?;
+            let (custody, store) = opened(database, unlock).await?;
             let block = custody.import_block(&name, &block, &under, sandbox)?;
             ensure!(
                 same(&check, &block.check_value),
                 "the key's check value is {}, not {check}; nothing was stored",
                 block.check_value
             );
-            stored(database, block, clock, output).await
+            stored(&store, block, clock, output).await
         }
         Command::Import { name, components, check, .. } => {
             ensure!(components >= 2 || sandbox, "one person would know the key: at least two components, please");
+            // Before anybody types.
+            let (custody, store) = opened(database, unlock).await?;
             let key = asked_for(&name, components, &check)?;
-            let block = unlock()?.import(&name, &key, sandbox)?;
-            stored(database, block, clock, output).await
+            let block = custody.import(&name, &key, sandbox)?;
+            stored(&store, block, clock, output).await
         }
         Command::List => list(&Store::connect(database).await?.key_blocks().await?, output),
         Command::Check { name, hex } => {
@@ -143,8 +157,7 @@ pub async fn run(
         }
         Command::InitialKey { bdk, id, under } => {
             let id = identifier(&bdk, &id)?;
-            let custody = unlock()?;
-            custody.load(&Store::connect(database).await?.key_blocks().await?)?;
+            let (custody, _) = opened(database, unlock).await?;
             match under {
                 Some(under) => {
                     let block = custody.initial_key_block(&id, &under)?;
@@ -158,15 +171,18 @@ pub async fn run(
     }
 }
 
-async fn stored(
-    database: &store::Options,
-    block: crate::ports::KeyBlock,
-    clock: &dyn Clock,
-    output: Output,
-) -> anyhow::Result<()> {
+/// The key store with the keys that are in it. A key under another master key than theirs would keep every node from
+/// starting, so none is added before these have opened.
+async fn opened(database: &store::Options, unlock: Unlock<'_>) -> anyhow::Result<(Box<dyn Custody>, Store)> {
+    let (custody, store) = (unlock()?, Store::connect(database).await?);
+    custody.load(&store.key_blocks().await?)?;
+    Ok((custody, store))
+}
+
+async fn stored(store: &Store, block: crate::ports::KeyBlock, clock: &dyn Clock, output: Output) -> anyhow::Result<()> {
     let (name, check_value) = (block.name.clone(), block.check_value.clone());
     let mode = if block.sandbox { ", sandbox" } else { "" };
-    if !Store::connect(database).await?.add_key_block(block, clock.now()).await? {
+    if !store.add_key_block(block, clock.now()).await? {
         bail!("there is a key {name} already, and what hangs on it would be lost; nothing was changed");
     }
     let text = || format!("{name} is stored, check value {check_value}{mode}; running nodes read it when they start");

@@ -9,10 +9,12 @@ use wakala::id::RequestKey;
 use wakala::pin::key::AesKey;
 use wakala::record::{Body, Pin};
 use wakala::request::{Kind, Refusal};
+use wakala_node::cli;
+use wakala_node::clock::MonotonicClock;
 use wakala_node::edge::EdgeError;
 use wakala_node::ports::Hsm as _;
 
-use self::village::{Envelope, RIGHT, Village, WRONG, pan, refusal_of, verdict_of};
+use self::village::{Envelope, MASTER, RIGHT, Village, WRONG, pan, refusal_of, verdict_of};
 
 #[tokio::test]
 async fn a_withdrawal_is_admitted_with_its_card_and_without_its_pin() {
@@ -157,6 +159,23 @@ async fn a_key_is_not_written_over() {
     let blocks = village.store.key_blocks().await.expect("keys");
     assert_eq!(blocks.len(), 4);
     assert_eq!(village.store.add_key_block(blocks[0].clone(), wakala_system_tests::now()).await, Ok(false));
+}
+
+#[tokio::test]
+async fn no_key_is_added_under_another_master_key() {
+    const OTHER: &str = "00112233445566778899AABBCCDDEEFF0123456789ABCDEF0123456789ABCDEF";
+    let (village, clock) = (Village::new(true).await, MonotonicClock::start());
+    let (options, output) = (village.database.options(), cli::Output { json: true });
+    let name = || "pvk-2".parse().expect("a key's name");
+    let generate = || cli::keys::Command::Generate { name: name() };
+    let added = cli::keys::run(generate(), &options, true, &|| Ok(village.unlocked(OTHER)), &clock, output).await;
+    assert!(added.expect_err("another master key").to_string().contains("another master key"));
+    let import =
+        cli::keys::Command::Import { name: name(), components: 2, check: "000000".to_owned(), tr31: None, under: None };
+    let added = cli::keys::run(import, &options, true, &|| Ok(village.unlocked(OTHER)), &clock, output).await;
+    assert!(added.expect_err("another master key").to_string().contains("another master key"), "before anybody types");
+    cli::keys::run(generate(), &options, true, &|| Ok(village.unlocked(MASTER)), &clock, output).await.expect("added");
+    assert!(village.opened(true).await.is_ok(), "a node starts");
 }
 
 #[tokio::test]

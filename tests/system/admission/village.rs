@@ -17,7 +17,7 @@ use wakala::wire;
 use wakala_node::adapters::soft_hsm::{OpenError, Options as KeyOptions, SoftHsm, Source};
 use wakala_node::clock::MonotonicClock;
 use wakala_node::edge::{Edge, Options};
-use wakala_node::ports::{Custody as _, KeyBytes};
+use wakala_node::ports::{Custody, KeyBytes};
 use wakala_node::store::cards::{Card, Reference};
 use wakala_node::store::{Error, Store};
 use wakala_node::terminal::Enrolled;
@@ -103,6 +103,11 @@ impl Village {
 
     pub(crate) async fn opened_under(&self, master: &str) -> Result<SoftHsm, OpenError> {
         SoftHsm::open(&self.store, &options(&self.folder, master), self.sandbox).await
+    }
+
+    /// The key store of somebody with this master key.
+    pub(crate) fn unlocked(&self, master: &str) -> Box<dyn Custody> {
+        Box::new(soft_hsm(&self.folder, master, self.sandbox))
     }
 
     /// The card's.
