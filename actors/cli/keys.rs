@@ -114,7 +114,7 @@ pub async fn run(
         Command::Master { file } => {
             draw_master(&file)?;
             let text = || format!("a new master key is in {}; keep a copy in a safe", file.display());
-            output.print(text, &json!({ "master": file }))
+            output.print(text, &json!({ "master": file.to_string_lossy() }))
         }
         Command::Generate { name } => {
             let (custody, store) = opened(database, unlock).await?;
@@ -376,6 +376,17 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert!(draw_master(&path).is_err());
         assert_eq!(std::fs::read_to_string(&path).expect("text"), first);
+    }
+
+    #[actix_rt::test]
+    async fn a_path_that_is_no_text_is_a_path() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join(std::ffi::OsStr::from_bytes(b"\xFFmaster"));
+        let (unlock, clock) = (|| bail!("not asked for"), crate::clock::MonotonicClock::start());
+        let command = Command::Master { file: file.clone() };
+        let done = run(command, &store::Options::default(), true, &unlock, &clock, Output { json: true }).await;
+        assert!(done.is_ok() && file.is_file(), "{done:?}");
     }
 
     #[test]
