@@ -81,6 +81,41 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The same, with passwords that may be read by others.
+    #[must_use]
+    pub fn without_passwords(&self) -> Self {
+        Self { url: without_password(&self.url), owner_url: without_password(&self.owner_url), ..self.clone() }
+    }
+}
+
+fn without_password(url: &str) -> String {
+    let (place, settings) = url.split_once('?').unwrap_or((url, ""));
+    let place = match place.rsplit_once('@') {
+        Some((who, at)) => match who.split_once("://").map(|(scheme, who)| (scheme, who.split_once(':'))) {
+            Some((scheme, Some((user, _)))) => format!("{scheme}://{user}:***@{at}"),
+            _ => place.to_owned(),
+        },
+        None => place.to_owned(),
+    };
+    let shown = |setting: &str| if setting.starts_with("password=") { "password=***" } else { setting }.to_owned();
+    let settings: Vec<String> = settings.split('&').filter(|setting| !setting.is_empty()).map(shown).collect();
+    if settings.is_empty() { place } else { format!("{place}?{}", settings.join("&")) }
+}
+
+/// Whether this is the address of a Postgres. What is said against it does not quote it: it may hold a password.
+///
+/// # Errors
+/// What is wrong, and what would be right.
+pub fn check_address(url: &str) -> Result<(), String> {
+    const RIGHT: &str = "right would be, for example, postgres://wakala_service@localhost/wakala?host=/run/postgresql";
+    if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
+        return Err(format!("not the address of a Postgres; {RIGHT}"));
+    }
+    let parsed = url.parse::<sqlx::postgres::PgConnectOptions>();
+    parsed.map(|_| ()).map_err(|error| format!("not the address of a Postgres ({error}); {RIGHT}"))
+}
+
 /// Why the database did not do it. None of them quotes a row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -195,6 +230,8 @@ impl Store {
             .build()
             .map_err(|error| Error::Away(format!("no threads for runtime D: {error}")))?;
         let handle = runtime.handle().clone();
+        // The driver's own error would quote the address.
+        check_address(url).map_err(Error::Broken)?;
         let connecting = connect_options(options, url);
         let connected = handle.spawn(Database::connect(connecting)).await;
         let pool_size = usize::try_from(options.pool_size.max(1)).unwrap_or(1);
@@ -357,6 +394,30 @@ pub fn time_of(stamp: time::OffsetDateTime) -> wakala::time::Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_in_no_message() {
+        for (url, shown) in [
+            ("postgres://w:hunter2@db:5432/wakala", "postgres://w:***@db:5432/wakala"),
+            ("postgres://w:hunt@er2@db/wakala?sslmode=require", "postgres://w:***@db/wakala?sslmode=require"),
+            ("postgres://w@db/wakala?password=hunter2&host=/run", "postgres://w@db/wakala?password=***&host=/run"),
+            ("postgres://w@db/wakala?host=/run", "postgres://w@db/wakala?host=/run"),
+            ("", ""),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
+        assert_eq!(check_address("postgres://w:hunter2@db/wakala"), Ok(()));
+        for url in [
+            "",
+            "hunter2",
+            "mysql://w:hunter2@db/wakala",
+            "postgres://w:hunter2@db:port/wakala",
+            "postgres://w:hunter2@/x:y@:1:1",
+        ] {
+            let Err(said) = check_address(url) else { panic!("an address: {url}") };
+            assert!(!said.contains("hunter2") && said.contains("right would be"), "{said}");
+        }
+    }
 
     #[test]
     fn what_passes_and_what_does_not() {
