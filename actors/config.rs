@@ -114,8 +114,16 @@ impl Config {
     pub fn load(file: Option<&Path>, flags: &[String]) -> Result<Self, Error> {
         // Defaults come from serde alone. Merged in as values they would stay beside what the file says: of two ways to
         // the master key both would be there.
-        if let Some(file) = file.filter(|file| !file.is_file()) {
-            return Err(Error(vec![format!("{}: there is no such file", file.display())]));
+        if let Some(file) = file {
+            let why = match std::fs::metadata(file) {
+                Ok(found) if found.is_file() => None,
+                Ok(_) => Some("it is not a file".to_owned()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some("there is no such file".to_owned()),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(why) = why {
+                return Err(Error(vec![format!("{}: {why}", file.display())]));
+            }
         }
         let variables = Figment::from(Env::prefixed("WAKALA_").ignore(&FLAGS).split("__"));
         let mut above = variables;
@@ -154,21 +162,28 @@ impl Config {
                 "must be at most half of partitions.lease, or a hiccup loses the lease".to_owned(),
             );
         }
-        for (key, zero) in [
-            ("partitions.batch_max", self.partitions.batch_max == 0),
-            ("partitions.open_max", self.partitions.open_max == 0),
-            ("partitions.mailbox", self.partitions.mailbox == 0),
-        ] {
-            if zero {
-                fault(key, "must be at least 1".to_owned());
-            }
+        let whole = serde_json::to_value(self).unwrap_or_default();
+        for key in too_little(&whole, "") {
+            fault(&key, "must be at least 1".to_owned());
         }
         // What is due at once is due for ever, and what is done every no time is all that is done.
-        let whole = serde_json::to_value(self).unwrap_or_default();
         for key in too_short(&whole, "") {
             if key != "node.drain" {
                 fault(&key, "must be at least 1ms".to_owned());
             }
+        }
+        if let Err(text) = store::check_address(&self.database.url) {
+            fault("database.url", text);
+        }
+        if let Err(text) = store::check_address(&self.database.owner_url)
+            && !self.database.owner_url.is_empty()
+        {
+            fault("database.owner_url", text);
+        }
+        if let Some(tls) = &self.listener.tls
+            && let Err(error) = listener::tls::server(&tls.files.found_from(folder))
+        {
+            fault("listener.tls.files", error.to_string());
         }
         for (core, options) in &self.cores {
             if options.answer_timeout < self.partitions.answer_patience {
@@ -193,7 +208,16 @@ impl Config {
         for options in self.cores.values_mut() {
             options.dialect = resolve(folder, &options.dialect);
         }
+        if let Some(tls) = &mut self.listener.tls {
+            tls.files = tls.files.found_from(folder);
+        }
         self
+    }
+
+    /// Has no password in it, for whoever wants to see what it came to.
+    #[must_use]
+    pub fn shown(&self) -> Self {
+        Self { database: self.database.without_passwords(), ..self.clone() }
     }
 }
 
@@ -229,6 +253,24 @@ impl<P: Provider> Provider for WithoutMaster<P> {
     }
 }
 
+/// What may be none at all: panics that are borne, messages that are kept, answers that nobody waits for.
+const MAY_BE_ZERO: [&str; 3] = ["intensity", "messages_max", "unmatched_per_second"];
+
+/// The keys of counts and sizes that are zero or less.
+fn too_little(value: &serde_json::Value, key: &str) -> Vec<String> {
+    match value {
+        serde_json::Value::Object(fields) => {
+            let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+            fields.iter().flat_map(|(name, value)| too_little(value, &below(name))).collect()
+        }
+        serde_json::Value::Number(number) => {
+            let may = key.rsplit('.').next().is_some_and(|name| MAY_BE_ZERO.contains(&name));
+            if number.as_i64().is_some_and(|n| n < i64::from(!may)) { vec![key.to_owned()] } else { Vec::new() }
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The keys whose value is a duration of less than a millisecond.
 fn too_short(value: &serde_json::Value, key: &str) -> Vec<String> {
     match value {
@@ -244,7 +286,7 @@ fn too_short(value: &serde_json::Value, key: &str) -> Vec<String> {
     }
 }
 
-fn resolve(folder: Option<&Path>, path: &Path) -> PathBuf {
+pub(crate) fn resolve(folder: Option<&Path>, path: &Path) -> PathBuf {
     match folder {
         Some(folder) if path.is_relative() => folder.join(path),
         _ => path.to_owned(),

@@ -103,7 +103,7 @@ async fn obey(command: Command, config: Config, output: Output) -> anyhow::Resul
             let parts = parts(&config).await?;
             return node::run(config, parts).await;
         }
-        Command::CheckConfig => output.print(|| "the configuration is right".to_owned(), &config)?,
+        Command::CheckConfig => output.print(|| "the configuration is right".to_owned(), &config.shown())?,
         Command::Migrate { pending } => return migrate(pending, &config, output).await,
         Command::Status => cli::status::run(config.admin.address, output).await?,
         Command::Terminals(command) => cli::terminals::run(command, &config, &MonotonicClock::start(), output).await?,

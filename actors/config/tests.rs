@@ -71,6 +71,64 @@ fn a_wrong_value_is_named_with_its_key() {
 }
 
 #[test]
+fn no_count_may_be_zero_but_those_that_mean_it() {
+    let whole = serde_json::to_value(Config::default()).expect("JSON");
+    let mut counts = Vec::new();
+    named(&whole, "", &mut counts);
+    assert!(counts.len() > 30, "{counts:?}");
+    for key in counts {
+        let zero = Config::load(None, &[format!("{key}=0")]).map(|_| ()).map_err(|Error(faults)| faults.concat());
+        match MAY_BE_ZERO.iter().any(|may| key.ends_with(may)) {
+            true => assert!(zero.is_ok(), "{key}: {zero:?}"),
+            false => assert!(zero.as_ref().is_err_and(|said| said.contains(&key)), "{key}: {zero:?}"),
+        }
+    }
+    assert_eq!(faults("[listener]\nbacklog = -1"), ["FILE: listener.backlog: must be at least 1"]);
+    assert_eq!(faults("[cores.a]\nin_flight = 0\ndialect = \"/\"").len(), 2);
+}
+
+fn named(value: &serde_json::Value, key: &str, counts: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            fields.iter().for_each(|(name, value)| named(value, &format!("{key}.{name}"), counts));
+        }
+        serde_json::Value::Number(_) => counts.push(key.trim_start_matches('.').to_owned()),
+        _ => {}
+    }
+}
+
+#[test]
+fn an_address_that_is_none_is_said_without_its_password() {
+    let said = faults("[database]\nurl = \"postgres://w:hunter2@db:port/x\"\nowner_url = \"hunter2\"");
+    assert_eq!(said.len(), 2);
+    assert!(
+        said[0].starts_with("FILE: database.url: not the address") && !said.concat().contains("hunter2"),
+        "{said:?}"
+    );
+    let config = Config::load(None, &["database.url=postgres://w:hunter2@db/x".to_owned()]).expect("right");
+    let shown = serde_json::to_string(&config.shown()).expect("JSON");
+    assert!(!shown.contains("hunter2") && shown.contains("postgres://w:***@db/x"), "{shown}");
+}
+
+#[test]
+fn files_of_tls_are_looked_for_beside_the_configuration() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let file = folder.path().join("wakala.toml");
+    let text = "[listener.tls]\naddress = \"127.0.0.1:8883\"\n[listener.tls.files]\ncertificate = \"s.pem\"\nkey = \"s.key\"\n";
+    std::fs::write(&file, text).expect("written");
+    let Err(Error(missing)) = Config::load(Some(&file), &[]) else { panic!("there are none") };
+    assert!(
+        missing.len() == 1 && missing[0].contains("listener.tls.files: ") && missing[0].contains("s.pem"),
+        "{missing:?}"
+    );
+    std::fs::write(folder.path().join("s.pem"), signed.cert.pem()).expect("written");
+    std::fs::write(folder.path().join("s.key"), signed.signing_key.serialize_pem()).expect("written");
+    let config = Config::load(Some(&file), &[]).expect("right").resolved(Some(&file));
+    assert_eq!(config.listener.tls.expect("TLS").files.key, folder.path().join("s.key"));
+}
+
+#[test]
 fn several_faults_are_said_at_once() {
     assert_eq!(faults("[admin]\naddress = \"0.0.0.0:1\"\n[partitions]\nbatch_max = 0\nopen_max = 0").len(), 3);
 }
@@ -79,6 +137,8 @@ fn several_faults_are_said_at_once() {
 fn a_file_that_is_not_there_says_so() {
     let Err(Error(faults)) = Config::load(Some(Path::new("/nowhere/wakala.toml")), &[]) else { panic!("loaded") };
     assert_eq!(faults, ["/nowhere/wakala.toml: there is no such file"]);
+    let Err(Error(faults)) = Config::load(Some(Path::new("/")), &[]) else { panic!("loaded") };
+    assert_eq!(faults, ["/: it is not a file"]);
 }
 
 #[test]
