@@ -180,11 +180,6 @@ impl Config {
         {
             fault("database.owner_url", text);
         }
-        if let Some(tls) = &self.listener.tls
-            && let Err(error) = listener::tls::server(&tls.files.found_from(folder))
-        {
-            fault("listener.tls.files", error.to_string());
-        }
         for (core, options) in &self.cores {
             if options.answer_timeout < self.partitions.answer_patience {
                 let text = "must not be shorter than partitions.answer_patience, or the breaker opens too soon";
@@ -207,9 +202,6 @@ impl Config {
         let folder = file.and_then(Path::parent);
         for options in self.cores.values_mut() {
             options.dialect = resolve(folder, &options.dialect);
-        }
-        if let Some(tls) = &mut self.listener.tls {
-            tls.files = tls.files.found_from(folder);
         }
         self
     }
@@ -286,7 +278,7 @@ fn too_short(value: &serde_json::Value, key: &str) -> Vec<String> {
     }
 }
 
-pub(crate) fn resolve(folder: Option<&Path>, path: &Path) -> PathBuf {
+fn resolve(folder: Option<&Path>, path: &Path) -> PathBuf {
     match folder {
         Some(folder) if path.is_relative() => folder.join(path),
         _ => path.to_owned(),

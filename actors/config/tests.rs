@@ -111,24 +111,6 @@ fn an_address_that_is_none_is_said_without_its_password() {
 }
 
 #[test]
-fn files_of_tls_are_looked_for_beside_the_configuration() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    let file = folder.path().join("wakala.toml");
-    let text = "[listener.tls]\naddress = \"127.0.0.1:8883\"\n[listener.tls.files]\ncertificate = \"s.pem\"\nkey = \"s.key\"\n";
-    std::fs::write(&file, text).expect("written");
-    let Err(Error(missing)) = Config::load(Some(&file), &[]) else { panic!("there are none") };
-    assert!(
-        missing.len() == 1 && missing[0].contains("listener.tls.files: ") && missing[0].contains("s.pem"),
-        "{missing:?}"
-    );
-    std::fs::write(folder.path().join("s.pem"), signed.cert.pem()).expect("written");
-    std::fs::write(folder.path().join("s.key"), signed.signing_key.serialize_pem()).expect("written");
-    let config = Config::load(Some(&file), &[]).expect("right").resolved(Some(&file));
-    assert_eq!(config.listener.tls.expect("TLS").files.key, folder.path().join("s.key"));
-}
-
-#[test]
 fn several_faults_are_said_at_once() {
     assert_eq!(faults("[admin]\naddress = \"0.0.0.0:1\"\n[partitions]\nbatch_max = 0\nopen_max = 0").len(), 3);
 }

@@ -31,19 +31,6 @@ pub struct Files {
     pub client_authorities: Option<PathBuf>,
 }
 
-impl Files {
-    /// The same, those that are relative found from the configuration's folder.
-    #[must_use]
-    pub fn found_from(&self, folder: Option<&Path>) -> Self {
-        let found = |path: &PathBuf| crate::config::resolve(folder, path);
-        Self {
-            certificate: found(&self.certificate),
-            key: found(&self.key),
-            client_authorities: self.client_authorities.as_ref().map(found),
-        }
-    }
-}
-
 /// Why TLS cannot be offered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
