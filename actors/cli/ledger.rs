@@ -11,6 +11,9 @@ use crate::config::Config;
 use crate::store::Store;
 use crate::store::ledger::Report;
 
+/// A thousand times the largest amount. What lies much beyond is a slip, and the sums of the audit views could not hold it.
+const FLOOR_MAX: i64 = 999_999_999_999_999;
+
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Recompute everything and compare; exit 0, or 1 with the first break
@@ -23,10 +26,13 @@ pub enum Command {
     /// In minor units of the currency; negative lets the agent take in cash on credit. The node's own role may not do
     /// this: it takes database.owner_url.
     Floor {
+        /// Whose float
         agent: AgentId,
+        /// The float's currency, ISO 4217 letters
         #[arg(long, default_value = "TZS", value_parser = super::terminals::currency)]
         currency: Currency,
-        #[arg(allow_negative_numbers = true)]
+        /// The floor, in minor units: -5000000 is a credit line of TZS 50,000.00
+        #[arg(allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-FLOOR_MAX..=FLOOR_MAX))]
         minor: i64,
     },
 }
@@ -79,4 +85,23 @@ fn summary(report: &Report, seconds: f64) -> String {
         Some(broken) => format!("BROKEN: {}\n{}", broken.rule, broken.what),
     };
     format!("{counts}\n{verdict} ({seconds:.1} s)")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    #[derive(Debug, clap::Parser)]
+    struct Ledger {
+        #[command(subcommand)]
+        command: super::Command,
+    }
+
+    #[test]
+    fn a_floor_that_no_sum_could_hold_is_refused() {
+        for (minor, fits) in [("-5000000", true), ("0", true), ("-9223372036854775808", false), ("x", false)] {
+            let parsed = Ledger::try_parse_from(["ledger", "floor", "A1", minor]);
+            assert_eq!(parsed.is_ok(), fits, "{minor}: {parsed:?}");
+        }
+    }
 }

@@ -234,8 +234,13 @@ impl Store {
             .bind(name)
             .bind(floor)
             .execute(db.get_postgres_connection_pool())
-            .await?;
-            Ok(set.rows_affected() == 1)
+            .await;
+            match set {
+                Err(sqlx::Error::Database(said)) if said.constraint() == Some("float_covered") => {
+                    Err(Error::Broken("the float, less what is held of it, is below that floor already".to_owned()))
+                }
+                set => Ok(set?.rows_affected() == 1),
+            }
         })
         .await
     }

@@ -149,6 +149,10 @@ impl From<sqlx::Error> for Error {
 fn of_sqlx(error: &sqlx::Error) -> Error {
     let text = error.to_string();
     match error {
+        // undefined_table, invalid_schema_name: what a command finds that comes before `wakala migrate`.
+        sqlx::Error::Database(said) if said.code().is_some_and(|code| code == "42P01" || code == "3F000") => {
+            Error::Broken(format!("{text}; is the schema up to date? wakala migrate --pending"))
+        }
         sqlx::Error::Database(said) if !said.code().is_some_and(|code| is_passing(&code)) => Error::Broken(text),
         sqlx::Error::Database(_)
         | sqlx::Error::Io(_)
@@ -233,7 +237,15 @@ impl Store {
         // The driver's own error would quote the address.
         check_address(url).map_err(Error::Broken)?;
         let connecting = connect_options(options, url);
-        let connected = handle.spawn(Database::connect(connecting)).await;
+        let address = url.to_owned();
+        let connected = handle.spawn(async move {
+            match Database::connect(connecting).await {
+                // The pool tries until its time is over, and then has forgotten why.
+                Err(error) => Err(refusal(&address).await.unwrap_or_else(|| error.into())),
+                connected => connected.map_err(Error::from),
+            }
+        });
+        let connected = connected.await;
         let pool_size = usize::try_from(options.pool_size.max(1)).unwrap_or(1);
         match connected {
             Ok(Ok(db)) => Ok(Self {
@@ -251,7 +263,7 @@ impl Store {
             failed => {
                 runtime.shutdown_background();
                 Err(match failed {
-                    Ok(Err(error)) => error.into(),
+                    Ok(Err(error)) => error,
                     Err(error) => Error::Away(error.to_string()),
                     Ok(Ok(_)) => Error::Away("connected and gone".to_owned()),
                 })
@@ -336,7 +348,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be asked, or is newer than this program.
     pub async fn pending(&self) -> Result<Vec<String>, Error> {
-        self.run(|db| async move { Ok(wakala_migrations::pending(&db).await?) }).await
+        let pending = self.run(|db| async move { Ok(wakala_migrations::pending(&db).await?) }).await;
+        match pending {
+            // As sea-orm-migration words it.
+            Err(Error::Broken(text)) if text.contains("Migration file of version") => {
+                let step = text.split('\'').nth(1).unwrap_or("one that is unknown here").to_owned();
+                Err(Error::Broken(format!("the schema is newer than this program: it has the step {step}")))
+            }
+            pending => pending,
+        }
     }
 
     /// Ends the connections; what waits is refused.
@@ -354,6 +374,13 @@ async fn in_time<T>(patience: Duration, work: impl Future<Output = Result<T, Err
         Ok(done) => done,
         Err(_) => Err(Error::Away(format!("no answer for {patience:?}"))),
     }
+}
+
+/// What the database, or the way to it, says against a connection.
+async fn refusal(url: &str) -> Option<Error> {
+    let connecting = <sqlx::PgConnection as sqlx::Connection>::connect(url);
+    let said = tokio::time::timeout(Duration::from_secs(1), connecting).await.ok()?.err()?;
+    Some(of_sqlx(&said))
 }
 
 fn connect_options(options: &Options, url: &str) -> ConnectOptions {

@@ -1,5 +1,7 @@
 //! The schema keeps its rules by itself, whoever asks.
 
+use std::time::Duration;
+
 use wakala_node::store::Store;
 use wakala_system_tests::Database;
 
@@ -35,6 +37,26 @@ async fn every_step_goes_up_and_down_and_up_again() {
     // Migrating what is migrated changes nothing, and the node's own role can see that nothing is left to do.
     owner.migrate().await.expect("twice");
     assert_eq!(database.store().await.pending().await.expect("asked"), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_schema_that_is_not_this_programs_says_so() {
+    let database = Database::new();
+    assert_eq!(database.rows("insert into public.seaql_migrations values ('m9999_later', 1) returning 1"), "1");
+    let said = database.store().await.pending().await.expect_err("a later step").to_string();
+    assert!(said.contains("newer than this program") && said.contains("m9999_later"), "{said}");
+    let empty = Database::empty();
+    let none = empty.store().await;
+    let said = none.terminals(None, 1).await.expect_err("no schema").to_string();
+    assert!(said.contains("wakala migrate --pending"), "{said}");
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_says_why() {
+    let url = "postgres://wakala_service@127.0.0.1:1/wakala".to_owned();
+    let options = wakala_node::store::Options { url, acquire_timeout: Duration::from_secs(1), ..Default::default() };
+    let Err(said) = Store::connect(&options).await else { panic!("connected") };
+    assert!(said.to_string().contains("refused"), "{said}");
 }
 
 #[test]
