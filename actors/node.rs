@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use actix::prelude::*;
+use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -95,7 +96,8 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     let node =
         Node { config, tree, started: Instant::now(), ready: AtomicBool::new(true), banks, partitions, sessions };
     let node = Arc::new(node);
-    let admin = admin::serve(&node.config.admin, Arc::clone(&node) as Arc<dyn admin::Node>)?;
+    let admin = admin::serve(&node.config.admin, Arc::clone(&node) as Arc<dyn admin::Node>)
+        .with_context(|| format!("admin.address: {}", node.config.admin.address))?;
     let stop_admin = admin.handle();
     actix_rt::spawn(admin);
 

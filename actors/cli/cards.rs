@@ -87,7 +87,10 @@ fn opened(file: &Path) -> anyhow::Result<Box<dyn BufRead>> {
     if file == Path::new("-") {
         return Ok(Box::new(std::io::stdin().lock()));
     }
-    Ok(Box::new(BufReader::new(File::open(file).with_context(|| file.display().to_string())?)))
+    let opened = File::open(file).with_context(|| file.display().to_string())?;
+    // It would open, and be unreadable in its first line.
+    ensure!(!opened.metadata().is_ok_and(|found| found.is_dir()), "{}: is a directory", file.display());
+    Ok(Box::new(BufReader::new(opened)))
 }
 
 fn typed(custody: &dyn Custody) -> anyhow::Result<Token> {

@@ -20,7 +20,10 @@ async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Value> {
         anyhow::anyhow!("no node answers at {address} ({error}); is it running, and is admin.address the same?")
     })?;
     let body = answer.body().await.map_err(|error| anyhow::anyhow!("{error}"))?;
-    Ok(serde_json::from_slice(&body)?)
+    serde_json::from_slice(&body)
+        .ok()
+        .filter(|status: &Value| answer.status().is_success() && status["actors"].is_object())
+        .ok_or_else(|| anyhow::anyhow!("what answers at {address} is no node of Wakala; is admin.address the node's?"))
 }
 
 /// Ends a terminal's connection, if a node runs here and has one.

@@ -46,13 +46,17 @@ pub enum Command {
     },
     /// Keep a terminal out, and end its connection
     Block {
+        /// Who
         terminal: TerminalId,
         /// Stored with the block, for whoever asks later
-        #[arg(long)]
+        #[arg(long, value_parser = reason)]
         why: String,
     },
     /// Let a blocked terminal in again
-    Unblock { terminal: TerminalId },
+    Unblock {
+        /// Who
+        terminal: TerminalId,
+    },
     /// Queue a message for a terminal, on its topic c/TERMINAL
     ///
     /// It waits in the terminal's queue, between its receipts, until the terminal is connected and subscribes to that
@@ -70,6 +74,13 @@ pub enum Command {
         #[arg(long, default_value_t = 1000)]
         limit: u32,
     },
+}
+
+/// A line, as tables and auditors show it.
+fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let fits = (1..=200).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    if fits { Ok(text.to_owned()) } else { Err("a reason is one line of 1 to 200 characters".to_owned()) }
 }
 
 pub(super) fn currency(text: &str) -> Result<Currency, String> {
@@ -190,7 +201,9 @@ fn enrolled(
             .map(|(id, ksn)| [["initial key identifier".to_owned(), id.to_string()], ["first KSN".to_owned(), ksn]]);
         let once = password.map_or("", |_| "The password is shown this once. ");
         let injected = match key_id {
-            Some(id) => format!("wakala keys initial-key --bdk {} --id {id}", id.bdk()),
+            // In clear it leaves in the sandbox alone.
+            Some(id) if config.node.sandbox => format!("wakala keys initial-key --bdk {} --id {id}", id.bdk()),
+            Some(id) => format!("wakala keys initial-key --bdk {} --id {id} --under KBPK", id.bdk()),
             None => "wakala keys initial-key --help".to_owned(),
         };
         let shown = table(["terminal", ""], rows.into_iter().chain(keys.into_iter().flatten()));
@@ -259,6 +272,14 @@ fn fingerprint(file: &std::path::Path) -> anyhow::Result<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_is_a_line() {
+        assert_eq!(reason(" stolen "), Ok("stolen".to_owned()));
+        for bad in ["", " ", "two\nlines", "\u{1b}[2J", &"x".repeat(201)] {
+            assert!(reason(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn an_initial_key_identifier_names_its_base_key() {
