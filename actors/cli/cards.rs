@@ -1,5 +1,6 @@
 //! `wakala cards`: the bank's cards, by what their PINs are compared with.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -49,7 +50,7 @@ pub async fn run(
     unlock: Unlock<'_>,
     output: Output,
 ) -> anyhow::Result<()> {
-    let (custody, store) = (unlock()?, Store::connect(database).await?);
+    let (custody, store) = (unlock()?, super::store(database).await?);
     custody.load(&store.key_blocks().await?)?;
     let (token, blocked) = match command {
         Command::Import { file } => {
@@ -102,6 +103,7 @@ fn typed(custody: &dyn Custody) -> anyhow::Result<Token> {
 /// All lines, or the number of the first that is none.
 fn cards(mut lines: Box<dyn BufRead>, custody: &dyn Custody) -> anyhow::Result<Vec<Card>> {
     let mut cards = Vec::new();
+    let mut lines_of = BTreeMap::new();
     // One buffer for all lines, wiped in the end: card numbers are in it.
     let mut line = Zeroizing::new(String::new());
     for number in 1.. {
@@ -111,7 +113,12 @@ fn cards(mut lines: Box<dyn BufRead>, custody: &dyn Custody) -> anyhow::Result<V
         }
         let text = line.trim();
         if !text.is_empty() && !text.starts_with('#') {
-            cards.push(card(text, custody).with_context(|| format!("line {number}"))?);
+            let card = card(text, custody).with_context(|| format!("line {number}"))?;
+            // Of two PVVs nobody could say which holds.
+            if let Some(before) = lines_of.insert(card.token, number) {
+                bail!("line {number}: this card is in line {before} already");
+            }
+            cards.push(card);
         }
     }
     Ok(cards)
@@ -188,6 +195,7 @@ mod tests {
             ("4111111111111111;1;012x", "PVV"),
             ("4111111111111111;1", "PAN;PVKI;PVV"),
             ("4111111111111111;1;0123;", "PAN;PVKI;PVV"),
+            ("4111111111111111;1;9876", "in line 1 already"),
         ] {
             let text: &'static str = format!("4111111111111111;1;0123\n{line}\n").leak();
             let error = format!("{:#}", read(text).expect_err(line));
