@@ -3,13 +3,12 @@
 use anyhow::{Context as _, bail};
 use prost::Message as _;
 use serde_json::{Value, json};
-use wakala::id::TransactionId;
+use wakala::id::{Rrn, TransactionId};
 use wakala::receipt::Stage;
 use wakala::wire;
 
 use super::{Output, rfc3339 as at};
 use crate::config::Config;
-use crate::store::Store;
 use crate::store::ledger::Shown;
 
 #[derive(Debug, clap::Subcommand)]
@@ -17,25 +16,51 @@ pub enum Command {
     /// Show a transaction with its ledger entries, receipts and late answers
     Show {
         /// The transaction's identifier (a UUID), or the RRN that is on the receipt
-        which: String,
+        #[arg(value_parser = which)]
+        which: Which,
     },
+}
+
+/// How a transaction is named by who asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    Id(TransactionId),
+    Rrn(Rrn),
+}
+
+impl std::fmt::Display for Which {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Rrn(rrn) => write!(f, "with the RRN {rrn}"),
+        }
+    }
+}
+
+fn which(text: &str) -> Result<Which, String> {
+    let text = text.trim();
+    if text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(Which::Rrn(Rrn::stored(text)));
+    }
+    let id = uuid::Uuid::parse_str(text).map(|id| Which::Id(TransactionId(id)));
+    id.map_err(|_| "a transaction is named by its identifier (a UUID) or its RRN (12 digits)".to_owned())
 }
 
 /// # Errors
 /// When there is no such transaction, or the database is away.
 pub async fn run(command: Command, config: &Config, output: Output) -> anyhow::Result<()> {
     let Command::Show { which } = command;
-    let store = Store::connect(&config.database).await?;
-    let ids = match uuid::Uuid::parse_str(&which) {
-        Ok(id) => vec![TransactionId(id)],
-        Err(_) => store.transactions_by_rrn(&which).await?,
+    let store = super::store(&config.database).await?;
+    let ids = match &which {
+        Which::Id(id) => vec![*id],
+        Which::Rrn(rrn) => store.transactions_by_rrn(rrn.as_str()).await?,
     };
     let mut shown = Vec::new();
     for id in ids {
         shown.extend(store.transaction(id).await?);
     }
     if shown.is_empty() {
-        bail!("there is no transaction {which}; give its identifier or its RRN");
+        bail!("there is no transaction {which}");
     }
     let values: Vec<Value> = shown.iter().map(value).collect::<anyhow::Result<_>>()?;
     output.print(|| shown.iter().map(text).collect::<Vec<_>>().join("\n\n"), &values)
@@ -106,4 +131,21 @@ fn text(shown: &Shown) -> String {
         lines.push(format!("  the core said too late: {answer}{code} at {}", at(*time)));
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_is_named_by_its_identifier_or_its_rrn() {
+        let id = "0f0e0d0c-0b0a-8908-8706-050403020100";
+        let named = |text: &str| which(text).map(|which| which.to_string());
+        assert_eq!(named(id).as_deref(), Ok(id));
+        assert_eq!(named(" 632501000042\n").as_deref(), Ok("with the RRN 632501000042"));
+        for bad in ["", "63250100004", "63250100004x", "nope", &"1".repeat(10_000)] {
+            let said = named(bad).expect_err("no name");
+            assert!(said.contains("UUID") && said.contains("12 digits") && said.len() < 100, "{said}");
+        }
+    }
 }
