@@ -143,7 +143,7 @@ fn unlock(config: &Config) -> impl Fn() -> anyhow::Result<Box<dyn Custody>> {
 }
 
 async fn migrate(pending: bool, config: &Config, output: Output) -> anyhow::Result<i32> {
-    let store = Store::connect_as_owner(&config.database).await.context("database.owner_url")?;
+    let store = cli::owners_store(&config.database).await?;
     let open = store.pending().await?;
     if !pending {
         store.migrate().await?;

@@ -139,9 +139,9 @@ pub async fn run(
             let block = custody.import(&name, &key, sandbox)?;
             stored(&store, block, clock, output).await
         }
-        Command::List => list(&Store::connect(database).await?.key_blocks().await?, output),
+        Command::List => list(&super::store(database).await?.key_blocks().await?, output),
         Command::Check { name, hex } => {
-            let blocks = Store::connect(database).await?.key_blocks().await?;
+            let blocks = super::store(database).await?.key_blocks().await?;
             let block =
                 blocks.iter().find(|block| block.name == name).with_context(|| format!("there is no key {name}"))?;
             let opens = if block.sandbox == sandbox {
@@ -174,7 +174,7 @@ pub async fn run(
 /// The key store with the keys that are in it. A key under another master key than theirs would keep every node from
 /// starting, so none is added before these have opened.
 async fn opened(database: &store::Options, unlock: Unlock<'_>) -> anyhow::Result<(Box<dyn Custody>, Store)> {
-    let (custody, store) = (unlock()?, Store::connect(database).await?);
+    let (custody, store) = (unlock()?, super::store(database).await?);
     custody.load(&store.key_blocks().await?)?;
     Ok((custody, store))
 }

@@ -1,6 +1,6 @@
 //! `wakala ledger`: the books.
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use serde_json::json;
 use wakala::id::AgentId;
 use wakala::ledger::Account;
@@ -8,7 +8,6 @@ use wakala::money::Currency;
 
 use super::{Output, table};
 use crate::config::Config;
-use crate::store::Store;
 use crate::store::ledger::Report;
 
 /// A thousand times the largest amount. What lies much beyond is a slip, and the sums of the audit views could not hold it.
@@ -42,7 +41,7 @@ pub enum Command {
 pub async fn run(command: Command, config: &Config, output: Output) -> anyhow::Result<i32> {
     match command {
         Command::Verify => {
-            let store = Store::connect(&config.database).await?;
+            let store = super::store(&config.database).await?;
             let began = std::time::Instant::now();
             let report = store.verify_ledger().await?;
             let seconds = began.elapsed().as_secs_f64();
@@ -53,7 +52,7 @@ pub async fn run(command: Command, config: &Config, output: Output) -> anyhow::R
             Ok(i32::from(report.first_break.is_some()))
         }
         Command::Floor { agent, currency, minor } => {
-            let store = Store::connect_as_owner(&config.database).await.context("database.owner_url")?;
+            let store = super::owners_store(&config.database).await?;
             let float = Account::float(agent, currency);
             if !store.set_floor(&float, minor).await? {
                 bail!("there is no account {float}; it comes with the agent's first terminal (wakala terminals enrol)");

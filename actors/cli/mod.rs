@@ -10,6 +10,10 @@ pub mod txn;
 
 use std::io::Write as _;
 
+use anyhow::{Context as _, ensure};
+
+use crate::store::{Options, Store};
+
 /// A person gets a table or a sentence, a program gets JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub struct Output {
@@ -32,6 +36,23 @@ impl Output {
     }
 }
 
+/// The database of the configuration, for a command.
+async fn store(database: &Options) -> anyhow::Result<Store> {
+    Store::connect(database).await.context("database.url")
+}
+
+/// The same as the owner of the schema.
+///
+/// # Errors
+/// When no address of the owner is configured, or the database is away.
+pub async fn owners_store(database: &Options) -> anyhow::Result<Store> {
+    ensure!(
+        !database.owner_url.is_empty(),
+        "database.owner_url is empty; WAKALA_DATABASE__OWNER_URL=postgres://wakala_owner@… is for this one command"
+    );
+    Store::connect_as_owner(database).await.context("database.owner_url")
+}
+
 /// RFC 3339, in UTC, to the millisecond: `2026-11-21T03:18:43.584Z`.
 #[must_use]
 pub fn rfc3339(time: wakala::time::Time) -> String {
@@ -47,4 +68,25 @@ pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [St
         table.add_row(row);
     }
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[actix_rt::test]
+    async fn a_database_that_is_away_is_named_by_its_key() {
+        let database = Options {
+            url: "postgres://w:hunter2@127.0.0.1:1/x".to_owned(),
+            acquire_timeout: std::time::Duration::from_millis(10),
+            ..Options::default()
+        };
+        let said = format!("{:#}", store(&database).await.expect_err("nobody is there"));
+        assert!(said.starts_with("database.url: ") && said.contains("refused") && !said.contains("hunter2"), "{said}");
+        let said = format!("{:#}", owners_store(&database).await.expect_err("no address"));
+        assert!(
+            said.starts_with("database.owner_url is empty") && said.contains("WAKALA_DATABASE__OWNER_URL"),
+            "{said}"
+        );
+    }
 }

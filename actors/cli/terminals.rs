@@ -13,7 +13,6 @@ use wakala::receipt::{receipt_topic, request_topic};
 use super::{Output, rfc3339, table};
 use crate::config::Config;
 use crate::ports::{Clock, KeyName};
-use crate::store::Store;
 use crate::store::terminals::{Enrolment, Terminal};
 
 #[derive(Debug, clap::Subcommand)]
@@ -114,7 +113,7 @@ fn initial_key_id(text: &str) -> Result<InitialKeyId, String> {
 /// # Errors
 /// When the database is away or the terminal is not as the command needs it.
 pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: Output) -> anyhow::Result<()> {
-    let store = Store::connect(&config.database).await?;
+    let store = super::store(&config.database).await?;
     match command {
         Command::Enrol { terminal, agent, core, currency, certificate, key_id } => {
             if !config.cores.contains_key(&core) {

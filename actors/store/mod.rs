@@ -147,11 +147,16 @@ impl From<sqlx::Error> for Error {
 }
 
 fn of_sqlx(error: &sqlx::Error) -> Error {
-    let text = error.to_string();
+    // The driver would add the line of Postgres' own source.
+    let text = error.as_database_error().map_or_else(|| error.to_string(), |said| said.message().to_owned());
     match error {
         // undefined_table, invalid_schema_name: what a command finds that comes before `wakala migrate`.
         sqlx::Error::Database(said) if said.code().is_some_and(|code| code == "42P01" || code == "3F000") => {
             Error::Broken(format!("{text}; is the schema up to date? wakala migrate --pending"))
+        }
+        // insufficient_privilege
+        sqlx::Error::Database(said) if said.code().is_some_and(|code| code == "42501") => {
+            Error::Broken(format!("{text}; is the address that of the right role? docs/operators.md names the three"))
         }
         sqlx::Error::Database(said) if !said.code().is_some_and(|code| is_passing(&code)) => Error::Broken(text),
         sqlx::Error::Database(_)
