@@ -161,7 +161,7 @@ fn log_to(logging: &Logging) {
     // What Postgres remarks while the schema is looked at is of no use to anybody.
     // ntex-mqtt logs whole packets at WARN, a CONNECT's password among them; sea-orm the database's address at DEBUG, its
     // password too.
-    let filter = EnvFilter::new(format!("{},ntex_mqtt=error,sea_orm=warn,sqlx::postgres::notice=warn", logging.filter));
+    let filter = EnvFilter::new(format!("{},ntex_mqtt=error,sea_orm=warn,sqlx=warn", logging.filter));
     let colours = std::io::stderr().is_terminal();
     let to = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     match logging.format {
