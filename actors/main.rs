@@ -26,7 +26,7 @@ use wakala_node::store::Store;
 /// One program on one server: the MQTT broker of the terminals, the PIN check, the way to the core banking system, the
 /// ledger in Postgres and the receipts. Begin with `wakala check-config`, then `wakala migrate`, then `wakala run`.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, max_term_width = 100)]
+#[command(name = "wakala", version, propagate_version = true, max_term_width = 100)]
 struct Wakala {
     /// The configuration; config/wakala.toml in the source shows every key. WAKALA_… variables go over it
     /// (WAKALA_NODE__NAME is node.name)

@@ -150,9 +150,17 @@ pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: O
                 bail!("there is no terminal {terminal}");
             }
             let kicked = super::status::kick(config.admin.address, terminal.as_str()).await;
-            let text = if kicked { "blocked; its connection was ended" } else { "blocked; it was not connected here" };
+            let text = || match kicked {
+                Some(true) => "blocked; its connection was ended".to_owned(),
+                Some(false) => "blocked; it was not connected here".to_owned(),
+                None => format!(
+                    "blocked; no node answers at {} (admin.address), so a connection that it has was not ended from here",
+                    config.admin.address
+                ),
+            };
+            let kicked = kicked.unwrap_or(false);
             output.print(
-                || format!("{terminal}: {text}"),
+                || format!("{terminal}: {}", text()),
                 &json!({ "terminal": terminal, "blocked": true, "kicked": kicked }),
             )
         }
