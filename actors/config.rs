@@ -17,6 +17,8 @@ use crate::adapters::{kafka, postgres_log, soft_hsm};
 use crate::supervision::Policy;
 use crate::{admin, banks, edge, listener, partitions, receipts, sessions, store};
 
+mod said;
+
 /// EX_CONFIG: starting again would not mend it, so systemd does not (`RestartPreventExitStatus`).
 pub const EXIT_CONFIG: i32 = 78;
 
@@ -125,21 +127,11 @@ impl Config {
                 return Err(Error(vec![format!("{}: {why}", file.display())]));
             }
         }
-        let variables = Figment::from(Env::prefixed("WAKALA_").ignore(&FLAGS).split("__"));
-        let mut above = variables;
-        for flag in flags {
-            let Some((key, value)) = flag.split_once('=') else {
-                return Err(Error(vec![format!(
-                    "--set {flag}: right would be, for example, --set node.name=wakala-2"
-                )]));
-            };
-            let Ok(value) = value.parse::<figment::value::Value>();
-            above = above.merge((key.to_owned(), value));
-        }
-        let figment = over(file, above);
-        let config: Self = figment.extract().map_err(explain)?;
+        let variables = Env::prefixed("WAKALA_").ignore(&FLAGS).split("__");
+        let figment = over(file, flags_over(variables, flags)?);
+        let config: Self = figment.extract().map_err(|first| said::every(&figment, first))?;
         let faults = config.faults(file.and_then(Path::parent)).into_iter().map(|(key, text)| {
-            let source = figment.find_metadata(&key).map_or_else(String::new, source);
+            let source = figment.find_metadata(&key).map_or_else(String::new, said::source);
             format!("{source}{key}: {text}")
         });
         let faults: Vec<String> = faults.collect();
@@ -185,6 +177,10 @@ impl Config {
                 let text = "must not be shorter than partitions.answer_patience, or the breaker opens too soon";
                 fault(&format!("cores.{core}.answer_timeout"), text.to_owned());
             }
+            if !is_host_and_port(&options.address) {
+                let text = format!("{:?} is not a host and a port; right would be 10.1.2.3:8583", options.address);
+                fault(&format!("cores.{core}.address"), text);
+            }
             let file = resolve(folder, &options.dialect);
             if let Err(error) = banks::read_dialect(&file) {
                 fault(&format!("cores.{core}.dialect"), format!("{error:#}"));
@@ -211,6 +207,21 @@ impl Config {
     pub fn shown(&self) -> Self {
         Self { database: self.database.without_passwords(), ..self.clone() }
     }
+}
+
+/// The flags over the variables.
+fn flags_over(variables: impl Provider, flags: &[String]) -> Result<Figment, Error> {
+    let master = MASTER.join(".");
+    let way = |flag: &String| flag.strip_prefix(&master).is_some_and(|rest| rest.starts_with(['=', '.']));
+    let variables =
+        if flags.iter().any(way) { Figment::from(WithoutMaster(variables)) } else { Figment::from(variables) };
+    flags.iter().try_fold(variables, |above, flag| {
+        let Some((key, value)) = flag.split_once('=') else {
+            return Err(Error(vec![format!("--set {flag}: right would be, for example, --set node.name=wakala-2")]));
+        };
+        let Ok(value) = value.parse::<Value>();
+        Ok(above.merge((key.to_owned(), value)))
+    })
 }
 
 /// The variables over the file.
@@ -278,74 +289,16 @@ fn too_short(value: &serde_json::Value, key: &str) -> Vec<String> {
     }
 }
 
+fn is_host_and_port(address: &str) -> bool {
+    let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    address.rsplit_once(':').is_some_and(|(host, number)| !host.is_empty() && port(number))
+}
+
 fn resolve(folder: Option<&Path>, path: &Path) -> PathBuf {
     match folder {
         Some(folder) if path.is_relative() => folder.join(path),
         _ => path.to_owned(),
     }
-}
-
-/// figment's errors with the file, the key and what would be right, a line each.
-fn explain(errors: figment::Error) -> Error {
-    let each = errors.into_iter().map(|error| {
-        let source = error.metadata.as_ref().map_or_else(String::new, source);
-        // figment puts the name of its profile first; nobody here has heard of profiles.
-        let mut path: Vec<&str> = error.path.iter().map(String::as_str).filter(|part| *part != "default").collect();
-        if let figment::error::Kind::UnknownField(found, _) = &error.kind
-            && path.last() == Some(&found.as_str())
-        {
-            path.pop();
-        }
-        let key = path.join(".");
-        let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
-        let text = match &error.kind {
-            figment::error::Kind::UnknownField(found, known) => {
-                let near = nearest(found, known);
-                let meant = near.map_or_else(
-                    || format!("known here: {}", known.join(", ")),
-                    |near| format!("did you mean {near}?"),
-                );
-                format!("unknown key {found}; {meant}")
-            }
-            kind => kind.to_string(),
-        };
-        format!("{source}{key}{text}")
-    });
-    Error(each.collect())
-}
-
-/// Where a value came from: the file, the variables, or a flag (which figment has no name for).
-fn source(metadata: &figment::Metadata) -> String {
-    match &metadata.source {
-        Some(source @ figment::Source::File(_)) => format!("{source}: "),
-        _ if metadata.name.contains("environment") => "environment: ".to_owned(),
-        _ => "--set: ".to_owned(),
-    }
-}
-
-/// The known key that differs least, if it differs little.
-fn nearest<'a>(found: &str, known: &'a [&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|key| (distance(found, key), *key))
-        .filter(|(far, key)| *far * 2 <= key.len())
-        .min()
-        .map(|(_, key)| key)
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.chars().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -54,7 +54,11 @@ fn a_wrong_value_is_named_with_its_key() {
     let fault = faults("[partitions]\nlease = \"ten\"").remove(0);
     assert!(fault.starts_with("FILE: partitions.lease: "), "{fault}");
     let fault = faults("[partitions]\nbatch_max = \"many\"").remove(0);
-    assert!(fault.starts_with("FILE: partitions.batch_max: ") && fault.contains("expected usize"), "{fault}");
+    assert!(
+        fault.starts_with("FILE: partitions.batch_max: ")
+            && fault.ends_with("found string \"many\"; right would be a whole number"),
+        "{fault}"
+    );
     let fault = faults("[log]\nkind = \"nats\"").remove(0);
     assert!(fault.starts_with("FILE: log.kind: ") && fault.contains("postgres"), "{fault}");
     let fault = faults("[admin]\naddress = \"0.0.0.0:8830\"").remove(0);
@@ -105,6 +109,10 @@ fn an_address_that_is_none_is_said_without_its_password() {
         said[0].starts_with("FILE: database.url: not the address") && !said.concat().contains("hunter2"),
         "{said:?}"
     );
+    let said = faults("[database]\nurl = \"postgres://w:hunter2@db/x\n");
+    assert!(said[0].starts_with("FILE: TOML parse error at line 2") && !said.concat().contains("hunter2"), "{said:?}");
+    let said = faults("database = \"postgres://w:hunter2@db/x\"\nkeys.master = \"hunter2\"");
+    assert!(said.len() == 2 && !said.concat().contains("hunter2"), "{said:?}");
     let config = Config::load(None, &["database.url=postgres://w:hunter2@db/x".to_owned()]).expect("right");
     let shown = serde_json::to_string(&config.shown()).expect("JSON");
     assert!(!shown.contains("hunter2") && shown.contains("postgres://w:***@db/x"), "{shown}");
@@ -113,6 +121,36 @@ fn an_address_that_is_none_is_said_without_its_password() {
 #[test]
 fn several_faults_are_said_at_once() {
     assert_eq!(faults("[admin]\naddress = \"0.0.0.0:1\"\n[partitions]\nbatch_max = 0\nopen_max = 0").len(), 3);
+}
+
+#[test]
+fn what_cannot_be_read_hides_nothing_else() {
+    let said = faults(
+        "[nodes]\nname = \"a\"\n[database]\nurll = \"x\"\npool_size = \"many\"\n[partitions]\nlease = \"5 bananas\"\n\
+         [log]\nkind = \"nats\"\n[keys]\nmaster = \"x\"\n[listener]\nplain = \"here\"\n[cores]\na = 1",
+    );
+    for (at, right) in [
+        ("FILE: unknown key nodes; ", "did you mean node?"),
+        ("FILE: database: unknown key urll; ", "did you mean url?"),
+        ("FILE: database.pool_size: found string \"many\"; ", "right would be a whole number"),
+        ("FILE: partitions.lease: ", "bananas"),
+        ("FILE: log.kind: \"nats\" is none of: ", "postgres, kafka"),
+        ("FILE: keys.master: right would be one way: ", "environment"),
+        ("FILE: listener.plain: ", "127.0.0.1:1883"),
+        ("FILE: cores.a: right would be ", "a section with keys of its own"),
+    ] {
+        assert!(said.iter().any(|line| line.starts_with(at) && line.contains(right)), "{at}: {said:#?}");
+    }
+    assert_eq!(said.len(), 8, "{said:#?}");
+}
+
+#[test]
+fn a_core_without_a_port_is_found() {
+    for address in ["", "nope", "nope:", ":8583", "nope:0", "nope:65536"] {
+        let said = faults(&format!("[cores.a]\naddress = {address:?}\ndialect = \"/\"")).remove(0);
+        assert!(said.starts_with("FILE: cores.a.address: ") && said.contains("right would be"), "{said}");
+    }
+    assert!(is_host_and_port("[::1]:8583") && is_host_and_port("core.bank.example:1"));
 }
 
 #[test]
@@ -130,6 +168,18 @@ fn a_variable_replaces_the_files_way_to_the_master_key() {
     assert_eq!(config.keys.master, soft_hsm::Source::File("/run/master.key".into()));
     let config: Config = over(Some(&shown()), Figment::new()).extract().expect("one way");
     assert_eq!(config.keys.master, soft_hsm::Source::default());
+}
+
+#[test]
+fn a_flag_replaces_the_variables_way_to_the_master_key() {
+    let variables = || Figment::from(("keys.master.file", "/run/master.key"));
+    for flag in ["keys.master={environment=\"M\"}", "keys.master.environment=M"] {
+        let above = flags_over(variables(), &[flag.to_owned()]).expect("right");
+        let config: Config = over(Some(&shown()), above).extract().expect("one way");
+        assert_eq!(config.keys.master, soft_hsm::Source::Environment("M".into()));
+    }
+    let above = flags_over(variables(), &["keys.masters=x".to_owned()]).expect("right");
+    assert!(above.find_value("keys.master.file").is_ok());
 }
 
 #[test]
@@ -154,4 +204,5 @@ fn a_flag_goes_over_the_file_and_is_named_when_it_is_wrong() {
     );
     assert!(wrong("node.naem=x").ends_with("unknown key naem; did you mean name?"));
     assert!(wrong("node.name").contains("right would be"));
+    assert_eq!(wrong("node=x"), "--set: node: right would be a section with keys of its own");
 }
