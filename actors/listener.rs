@@ -88,7 +88,7 @@ impl Default for Options {
 pub enum Error {
     #[error("neither `plain` nor `tls` has an address")]
     Nowhere,
-    #[error("{address}: {why}")]
+    #[error("listener: {address}: {why}")]
     Address { address: SocketAddr, why: std::io::Error },
     #[error(transparent)]
     Tls(#[from] tls::Error),
