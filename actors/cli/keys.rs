@@ -63,7 +63,7 @@ pub enum Command {
         #[arg(long, default_value_t = 2)]
         components: u8,
         /// The key's check value as the bank wrote it down: six hexadecimal digits, by CMAC (AES keys) or by encrypting zeros
-        #[arg(long, value_name = "HEX")]
+        #[arg(long, value_name = "HEX", value_parser = check_value)]
         check: String,
         /// A key block in place of components
         #[arg(long, value_name = "BLOCK", requires = "under", conflicts_with = "components")]
@@ -224,6 +224,13 @@ fn purpose(name: &KeyName) -> &'static str {
         KeyName::CardToken => "tokens of card numbers",
         KeyName::CardSeal => "sealed card numbers",
     }
+}
+
+/// Looked at before the custodians type their components in vain.
+fn check_value(text: &str) -> Result<String, String> {
+    let digits: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
+    let six = digits.len() == 6 && digits.iter().all(char::is_ascii_hexdigit);
+    if six { Ok(text.to_owned()) } else { Err("a check value has six hexadecimal digits".to_owned()) }
 }
 
 /// Whether two check values are the same, spaces and case aside.
@@ -387,6 +394,14 @@ mod tests {
         let command = Command::Master { file: file.clone() };
         let done = run(command, &store::Options::default(), true, &unlock, &clock, Output { json: true }).await;
         assert!(done.is_ok() && file.is_file(), "{done:?}");
+    }
+
+    #[test]
+    fn a_check_value_has_six_digits() {
+        for (text, fits) in [("FF0BD7", true), ("ff 0b d7", true), ("", false), ("FF0BD", false), ("FF0BDZ", false)] {
+            assert_eq!(check_value(text).is_ok(), fits, "{text}");
+        }
+        assert!(check_value(&"A".repeat(10_000)).is_err());
     }
 
     #[test]
