@@ -57,6 +57,8 @@ pub enum EdgeError {
 
 /// How often old PIN tries are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
+/// So many are forgotten in one commit.
+const FORGET_MAX: u32 = 10_000;
 
 /// The edge of the switch, shared by all sessions.
 pub struct Edge {
@@ -96,8 +98,16 @@ impl Edge {
                 let kept = i64::try_from(edge.options.tries_kept.as_millis()).unwrap_or(i64::MAX);
                 let before = Time::from_millis(edge.clock.now().millis().saturating_sub(kept));
                 drop(edge);
-                if let Err(error) = store.forget_tries(before).await {
-                    tracing::warn!(%error, "old PIN tries are remembered for now");
+                // Some at a time: all that gather in an hour may take longer than a statement may.
+                loop {
+                    match store.forget_tries(before, FORGET_MAX).await {
+                        Ok(forgotten) if forgotten >= u64::from(FORGET_MAX) => {}
+                        Ok(_) => break,
+                        Err(error) => {
+                            tracing::warn!(%error, "old PIN tries are remembered for now");
+                            break;
+                        }
+                    }
                 }
                 tokio::time::sleep(FORGET_EVERY).await;
             }

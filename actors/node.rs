@@ -197,6 +197,7 @@ fn start_receipts(
     let sessions = sessions.clone();
     let deps = Arc::new(receipts::Deps {
         options: config.receipts.clone(),
+        node: config.node.name.clone(),
         store: parts.store.clone(),
         clock: Arc::clone(&parts.clock),
         wake: Box::new(move |terminal| {

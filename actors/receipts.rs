@@ -36,6 +36,8 @@ impl Default for Options {
 /// What the sweeper is given.
 pub struct Deps {
     pub options: Options,
+    /// This node's name: sessions elsewhere are woken there.
+    pub node: String,
     pub store: Store,
     pub clock: Arc<dyn Clock>,
     /// Wakes the session of a terminal, if it is here. Lossy.
@@ -66,7 +68,7 @@ impl Receipts {
         let deps = Arc::clone(&self.deps);
         let swept = async move {
             let before = deps.clock.now();
-            deps.store.terminals_waiting(before, deps.options.waited, deps.options.batch_max).await
+            deps.store.terminals_waiting(&deps.node, before, deps.options.waited, deps.options.batch_max).await
         };
         ctx.spawn(swept.into_actor(self).map(|terminals, this, ctx| {
             match terminals {

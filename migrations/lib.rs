@@ -50,6 +50,7 @@ mod m0009_ledger;
 mod m0010_ledger_guards;
 mod m0011_audit;
 mod m0012_admission;
+mod m0013_due;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -70,6 +71,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0010_ledger_guards::Step),
             Box::new(m0011_audit::Step),
             Box::new(m0012_admission::Step),
+            Box::new(m0013_due::Step),
         ]
     }
 }

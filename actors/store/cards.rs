@@ -289,16 +289,21 @@ impl Store {
         .await
     }
 
-    /// Forgets which tries requests were that came in before `at`: nobody repeats them any more. Gives how many.
+    /// Forgets which tries requests were that came in before `at`, the oldest first and at most `limit`: nobody repeats
+    /// them any more. Gives how many.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn forget_tries(&self, at: Time) -> Result<u64, Error> {
+    pub async fn forget_tries(&self, at: Time, limit: u32) -> Result<u64, Error> {
         self.run(move |db| async move {
-            let done = sqlx::query("delete from wakala.pin_try where at < $1")
-                .bind(timestamp(at))
-                .execute(db.get_postgres_connection_pool())
-                .await?;
+            let done = sqlx::query(
+                "delete from wakala.pin_try where ctid in (select ctid from wakala.pin_try where at < $1 \
+                 order by at limit $2 for update skip locked)",
+            )
+            .bind(timestamp(at))
+            .bind(i64::from(limit))
+            .execute(db.get_postgres_connection_pool())
+            .await?;
             Ok(done.rows_affected())
         })
         .await

@@ -308,7 +308,7 @@ impl Store {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
             let over: Vec<(String,)> = sqlx::query_as(
                 "select client_id from wakala.session where not connected and expiry_s > 0 and expires_at <= $1 \
-                 order by client_id limit $2 for update skip locked",
+                 order by expires_at limit $2 for update skip locked",
             )
             .bind(timestamp(now))
             .bind(i64::from(limit))

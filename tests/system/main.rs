@@ -11,5 +11,6 @@ mod mqtt;
 mod names;
 mod partitions;
 mod pins;
+mod rows;
 mod schema;
 mod still;

@@ -168,8 +168,8 @@ async fn a_crash_in_between_leaves_the_try_counted() {
 async fn requests_are_forgotten_in_the_end() {
     let village = Village::new(true).await;
     let _ = village.admit(&Envelope::withdrawal(1, 1, WRONG)).await;
-    assert_eq!(village.store.forget_tries(wakala::time::Time::from_millis(0)).await, Ok(0));
-    assert_eq!(village.store.forget_tries(now() + std::time::Duration::from_secs(60)).await, Ok(1));
+    assert_eq!(village.store.forget_tries(wakala::time::Time::from_millis(0), 10).await, Ok(0));
+    assert_eq!(village.store.forget_tries(now() + std::time::Duration::from_secs(60), 10).await, Ok(1));
     assert_eq!(village.tries_used().await, 1, "the card remembers");
 }
 

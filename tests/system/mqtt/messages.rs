@@ -198,12 +198,13 @@ async fn the_sweeper_finds_who_can_be_sent_something() {
         tell(&broker.store, name, 1, "x").await;
         wires.push(wire);
     }
-    let find = async |later| {
-        let found =
-            broker.store.terminals_waiting(now() + Duration::from_secs(later), Duration::from_secs(60), 10).await;
-        found.expect("the database is there")
+    let find_at = async |node, later| {
+        let (at, waited) = (now() + Duration::from_secs(later), Duration::from_secs(60));
+        broker.store.terminals_waiting(node, at, waited, 10).await.expect("the database is there")
     };
+    let find = async |later| find_at("n1", later).await;
     assert_eq!(find(0).await, []);
+    assert_eq!(find_at("n2", 90).await, [], "they are connected to n1");
     // T1 does not subscribe to messages. Of T3's clean session the database does not know what it subscribes to.
     assert_eq!(find(90).await, [terminal("T2"), terminal("T3")]);
     queue_receipt(&database, "T1", "r");
