@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sea_orm::sqlx::{self, Connection as _, PgConnection};
 
-use super::{Error, Store};
+use super::{Error, Store, in_time};
 
 /// The first half of the lock's key, so that no other program's advisory locks are met by chance: `WAKA` in ASCII.
 const CLASS: i32 = 0x5741_4B41;
@@ -19,6 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether the name is still held.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The connection that holds the name, and the number of Postgres' process at its other end.
+struct Held {
+    connection: PgConnection,
+    backend: i32,
+}
 
 /// Somebody else holds the name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +46,8 @@ impl Store {
     pub async fn hold_name(&self, name: &str, lost: impl FnOnce(&str) + Send + 'static) -> Result<(), NotHeld> {
         let (store, name) = (self.clone(), name.to_owned());
         let taken = self.handle().spawn(async move {
-            let connection = take(&store, &name, PATIENCE).await?;
-            let keeping = keep(connection, store.clone(), name, lost);
+            let held = take(&store, &name, None).await?;
+            let keeping = keep(held, store.clone(), name, lost);
             store.handle().spawn(keeping);
             Ok(())
         });
@@ -49,19 +55,20 @@ impl Store {
     }
 }
 
-async fn keep(mut connection: PgConnection, store: Store, name: String, lost: impl FnOnce(&str) + Send) {
+async fn keep(mut held: Held, store: Store, name: String, lost: impl FnOnce(&str) + Send) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if store.inner.room.is_closed() {
             return;
         }
-        if tokio::time::timeout(LOOK_EVERY, connection.ping()).await.is_ok_and(|said| said.is_ok()) {
+        if tokio::time::timeout(LOOK_EVERY, held.connection.ping()).await.is_ok_and(|said| said.is_ok()) {
             continue;
         }
-        match take(&store, &name, PATIENCE).await {
+        // The connection that is not answered is kept meanwhile: where Postgres only stood still, it holds the name yet.
+        match take(&store, &name, Some(held.backend)).await {
             Ok(again) => {
                 tracing::info!(name, "the node's name is held again");
-                connection = again;
+                held = again;
             }
             Err(NotHeld::Store(error)) => tracing::warn!(name, %error, "the node's name is not held for now"),
             Err(taken @ NotHeld::Taken { .. }) => return lost(&taken.to_string()),
@@ -69,24 +76,35 @@ async fn keep(mut connection: PgConnection, store: Store, name: String, lost: im
     }
 }
 
-async fn take(store: &Store, name: &str, patience: Duration) -> Result<PgConnection, NotHeld> {
+/// Takes the name on a new connection. `mine` is what held it for this node before, and may not have let go.
+async fn take(store: &Store, name: &str, mine: Option<i32>) -> Result<Held, NotHeld> {
     let mut connection = connect(store).await?;
-    let until = tokio::time::Instant::now() + patience;
-    loop {
-        let (held,): (bool,) = sqlx::query_as("select pg_try_advisory_lock($1, hashtext($2))")
-            .bind(CLASS)
-            .bind(name)
-            .fetch_one(&mut connection)
-            .await
-            .map_err(Error::from)?;
-        if held {
-            return Ok(connection);
+    let taking = in_time(store.inner.call_timeout, async {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let (held, backend): (bool, i32) =
+                sqlx::query_as("select pg_try_advisory_lock($1, hashtext($2)), pg_backend_pid()")
+                    .bind(CLASS)
+                    .bind(name)
+                    .fetch_one(&mut connection)
+                    .await?;
+            if held {
+                return Ok(Ok(backend));
+            }
+            if tokio::time::Instant::now() >= until {
+                return Ok(Err(holder(&mut connection, name).await?));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        if tokio::time::Instant::now() >= until {
-            let holder = holder(&mut connection, name).await?;
-            return Err(NotHeld::Taken { name: name.to_owned(), holder });
+    });
+    match taking.await? {
+        Ok(backend) => Ok(Held { connection, backend }),
+        Err(Some((backend, _))) if Some(backend) == mine => {
+            Err(Error::Away("the connection that holds the node's name does not answer".to_owned()).into())
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Let go of while it was asked who has it.
+        Err(None) => Err(Error::Away("the node's name was held until now".to_owned()).into()),
+        Err(Some((_, holder))) => Err(NotHeld::Taken { name: name.to_owned(), holder }),
     }
 }
 
@@ -107,12 +125,12 @@ async fn connect(store: &Store) -> Result<PgConnection, Error> {
     }
 }
 
-/// Who has it, as far as Postgres tells this role.
-async fn holder(connection: &mut PgConnection, name: &str) -> Result<String, Error> {
-    let held: Option<(String, String)> = sqlx::query_as(
-        "select to_char(a.backend_start at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
+/// Who has it: Postgres' process, and what it tells this role of the other end.
+async fn holder(connection: &mut PgConnection, name: &str) -> Result<Option<(i32, String)>, Error> {
+    let held: Option<(i32, Option<String>, Option<String>)> = sqlx::query_as(
+        "select l.pid, to_char(a.backend_start at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), \
          coalesce(host(a.client_addr), 'this machine') \
-         from pg_locks l join pg_stat_activity a using (pid) \
+         from pg_locks l left join pg_stat_activity a using (pid) \
          where l.locktype = 'advisory' and l.granted and l.classid::bigint = $1 \
          and l.objid::bigint = hashtext($2)::bigint & 4294967295 and l.objsubid = 2 \
          and l.database = (select oid from pg_database where datname = current_database())",
@@ -121,5 +139,6 @@ async fn holder(connection: &mut PgConnection, name: &str) -> Result<String, Err
     .bind(name)
     .fetch_optional(connection)
     .await?;
-    Ok(held.map_or_else(String::new, |(since, from)| format!(" (since {since}, from {from})")))
+    let said = |since, from| format!(" (since {since}, from {from})");
+    Ok(held.map(|(backend, since, from)| (backend, since.zip(from).map_or_else(String::new, |(s, f)| said(s, f)))))
 }

@@ -74,3 +74,18 @@ async fn a_name_is_held_again_after_the_database_was_away() {
     hold(&second).await.expect_err("the name is taken");
     assert!(lost.try_recv().is_err(), "it was never lost");
 }
+
+#[tokio::test]
+async fn a_node_does_not_take_itself_for_another_while_the_database_stands_still() {
+    let database = Database::new();
+    let (first, second) = (database.store().await, database.store().await);
+    let mut lost = hold(&first).await.expect("the name is free");
+    let still = database.stand_still();
+    // Its look is not answered for 5 s, and for 5 s more the connection that stands still keeps the name from a new one.
+    tokio::time::sleep(std::time::Duration::from_secs(17)).await;
+    drop(still);
+    assert!(lost.try_recv().is_err(), "nobody else has it");
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    hold(&second).await.expect_err("the name is taken");
+    assert!(lost.try_recv().is_err(), "it was never lost");
+}
