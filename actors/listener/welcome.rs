@@ -92,9 +92,12 @@ impl Door {
             }
             Ok(_) => None,
             Err(flaw) => {
-                // [MQTT-3.1.4-1]: MQTT 5 may be told why; 3.1.1 has no code for it.
-                if version == Version::V5 {
-                    let refusal = refusal_of(flaw);
+                // [MQTT-3.1.4-1]: MQTT 5 may be told why; 3.1.1 has a code for one reason only.
+                let refusal = match version {
+                    Version::V5 => Some(refusal_of(flaw)),
+                    Version::V3 => strict::nameless(&frame).then_some(Refusal::ClientIdentifierNotValid),
+                };
+                if let Some(refusal) = refusal {
                     say(&io.get_ref(), &frames, Packet::ConnectAck(Box::new(refuse(refusal))));
                 }
                 None

@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 
-use ntex::codec::{Decoder, Encoder};
 use ntex_bytes::{BytePages, Bytes, BytesMut};
+use ntex_codec::{Decoder, Encoder};
 use ntex_mqtt::error::{DecodeError, EncodeError};
 use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use ntex_mqtt::{v3::codec as v3, v5::codec as v5};
@@ -94,6 +94,7 @@ impl Decoder for Frames {
         // A frame of its own: what a session keeps of it must not keep the whole read buffer.
         let mut frame = src.split_to(bytes);
         let mut frame = BytesMut::from(&*std::mem::take(&mut frame));
+        strict::mend(self.version(), &mut frame);
         self.decode_frame(&mut frame)
             .and_then(|inbound| inbound.ok_or(DecodeError::MalformedPacket).map(Some))
             .map_err(flaw)

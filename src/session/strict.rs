@@ -53,8 +53,8 @@ pub fn frame_bytes(bytes: &[u8], bytes_max: u32) -> Checked<Option<usize>> {
 /// # Errors
 /// When it is no CONNECT [MQTT-3.1.0-1] or names another protocol.
 pub fn version(frame: &[u8]) -> Checked<Result<Version, u8>> {
-    let mut fields = Fields::after_header(frame)?;
-    ensure(fields.first_byte == CONNECT, protocol("the first packet is not CONNECT [MQTT-3.1.0-1]"))?;
+    let (header, mut fields) = Header::of(frame)?;
+    ensure(header.first_byte == CONNECT, protocol("the first packet is not CONNECT [MQTT-3.1.0-1]"))?;
     let name = fields.binary()?;
     let level = fields.byte()?;
     match (name, level) {
@@ -68,23 +68,40 @@ pub fn version(frame: &[u8]) -> Checked<Result<Version, u8>> {
 
 const CONNECT: u8 = 0x10;
 
+/// Whether a CONNECT of MQTT 3.1.1 asks for a session to be kept and gives no name to keep it by. It is well-formed, and is
+/// answered with return code 2 [3.1.1: MQTT-3.1.3-8]; the codec does not take it.
+#[must_use]
+pub fn nameless(connect: &[u8]) -> bool {
+    let asks = || -> Checked<bool> {
+        let (_, mut fields) = Header::of(connect)?;
+        let _protocol_name = fields.binary()?;
+        let _level = fields.byte()?;
+        let flags = fields.byte()?;
+        let _keep_alive = fields.word()?;
+        Ok(fields.binary()?.is_empty() && flags & 0x02 == 0)
+    };
+    matches!(version(connect), Ok(Ok(Version::V3))) && frame(Version::V3, connect).is_ok() && asks() == Ok(true)
+}
+
 /// Whether a client may send this frame, as far as the frame alone can tell.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn frame(version: Version, frame: &[u8]) -> Checked {
-    let mut fields = Fields::after_header(frame)?;
-    let (kind, flags) = (fields.first_byte >> 4, fields.first_byte & 0x0F);
+    let (header, mut fields) = Header::of(frame)?;
+    let (kind, flags) = (header.first_byte >> 4, header.first_byte & 0x0F);
     let flags_wanted = match kind {
         3 => flags,
         6 | 8 | 10 => 0b0010,
         _ => 0,
     };
     ensure(flags == flags_wanted, malformed("reserved bits of the fixed header [MQTT-2.1.3-1]"))?;
+    // MQTT 3.1.1 does not ask for the shortest form (2.2.3).
+    ensure(version == Version::V3 || header.shortest, LONGER_THAN_NEEDED)?;
     match kind {
         1 => connect(version, &mut fields),
         3 => publish(version, flags, &mut fields),
-        4..=7 => acknowledgement(version, &mut fields),
+        4..=7 => acknowledgement(version, kind, &mut fields),
         8 => subscribe(version, &mut fields),
         10 => unsubscribe(version, &mut fields),
         12 => fields.end(),
@@ -106,7 +123,13 @@ fn connect(version: Version, fields: &mut Fields<'_>) -> Checked {
     ensure(will || (will_qos == 0 && !will_retain), malformed("will QoS or retain without a will [MQTT-3.1.2-11]"))?;
     ensure(will_qos < 3, malformed("will QoS 3 [MQTT-3.1.2-12]"))?;
     if version == Version::V5 {
-        fields.properties(|_, _| Ok(()))?;
+        let (mut method, mut data) = (false, false);
+        fields.properties(|id, _| {
+            method |= id == property::AUTHENTICATION_METHOD;
+            data |= id == property::AUTHENTICATION_DATA;
+            Ok(())
+        })?;
+        ensure(method || !data, protocol("authentication data without a method (3.1.2.11.10)"))?;
     } else {
         ensure(user_name || !password, malformed("a password without a user name [3.1.1: MQTT-3.1.2-22]"))?;
     }
@@ -166,10 +189,25 @@ fn will_property(id: u8, value: &[u8]) -> Checked {
     }
 }
 
-fn acknowledgement(version: Version, fields: &mut Fields<'_>) -> Checked {
+fn acknowledgement(version: Version, kind: u8, fields: &mut Fields<'_>) -> Checked {
     packet_identifier(fields)?;
-    // The codec checks the reason code and the properties that MQTT 5 may add.
-    if version == Version::V3 { fields.end() } else { Ok(()) }
+    // In MQTT 5 a reason and properties may follow; each may be left off (3.4.2.1, 3.4.2.2.1).
+    if version == Version::V3 || fields.rest.is_empty() {
+        return fields.end();
+    }
+    let reason = fields.byte()?;
+    let from_client = match kind {
+        // Tables 3-4 and 3-5; 0x10, no matching subscribers, is sent only by the server.
+        4 | 5 => matches!(reason, 0x00 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99),
+        // Tables 3-6 and 3-7.
+        _ => matches!(reason, 0x00 | 0x92),
+    };
+    ensure(from_client, protocol("a reason that a client does not give here [MQTT-3.4.2-1]"))?;
+    if fields.rest.is_empty() {
+        return Ok(());
+    }
+    fields.properties(|_, _| Ok(()))?;
+    fields.end()
 }
 
 fn subscribe(version: Version, fields: &mut Fields<'_>) -> Checked {
@@ -181,7 +219,7 @@ fn subscribe(version: Version, fields: &mut Fields<'_>) -> Checked {
     while !fields.rest.is_empty() {
         let filter = fields.binary()?;
         let options = fields.byte()?;
-        let shared = topic_filter(filter)?;
+        let shared = topic_filter(version, filter)?;
         match version {
             Version::V3 => ensure(options <= 2, malformed("reserved bits or QoS 3 [3.1.1: MQTT-3.8.3-4]"))?,
             Version::V5 => {
@@ -203,7 +241,7 @@ fn unsubscribe(version: Version, fields: &mut Fields<'_>) -> Checked {
     }
     ensure(!fields.rest.is_empty(), protocol("UNSUBSCRIBE without a filter [MQTT-3.10.3-2]"))?;
     while !fields.rest.is_empty() {
-        topic_filter(fields.binary()?)?;
+        topic_filter(version, fields.binary()?)?;
     }
     Ok(())
 }
@@ -249,10 +287,10 @@ fn topic_name(bytes: &[u8]) -> Checked {
     ensure(fits, flaw)
 }
 
-/// Tells whether it is a shared subscription.
-fn topic_filter(bytes: &[u8]) -> Checked<bool> {
+/// Tells whether it is a shared subscription. To MQTT 3.1.1 a filter that looks like one is a filter.
+fn topic_filter(version: Version, bytes: &[u8]) -> Checked<bool> {
     let filter = text(bytes)?;
-    let shared = filter.strip_prefix("$share/");
+    let shared = if version == Version::V5 { filter.strip_prefix("$share/") } else { None };
     let filter = match shared {
         None => filter,
         Some(shared) => {
@@ -276,28 +314,105 @@ fn topic_filter(bytes: &[u8]) -> Checked<bool> {
     Ok(shared.is_some())
 }
 
+/// What holds for a value wherever the property is. That it may be 0 or 1 only, or not 0, is said of each at its place.
+fn property_value(id: u8, value: &[u8]) -> Checked {
+    let fits = match id {
+        property::REQUEST_PROBLEM_INFORMATION | property::REQUEST_RESPONSE_INFORMATION => value[0] <= 1,
+        property::RECEIVE_MAXIMUM | property::MAXIMUM_PACKET_SIZE | property::SUBSCRIPTION_IDENTIFIER => {
+            value.iter().any(|&byte| byte != 0)
+        }
+        _ => true,
+    };
+    ensure(fits, protocol("a value that the property may not have (3.1.2.11, 3.8.2.1.2)"))
+}
+
+/// Makes a frame that [`frame`] let pass one that the codec takes too: to the codec a message that expires after 0 seconds
+/// is malformed. The standard allows it (3.3.2.3.3); here it is given one second.
+pub fn mend(version: Version, frame: &mut [u8]) {
+    if version == Version::V5
+        && let Ok(Some(at)) = expiry_of_zero(frame)
+        && let Some(last) = frame.get_mut(at + 3)
+    {
+        *last = 1;
+    }
+}
+
+/// Where the Message Expiry Interval is, if it is 0.
+fn expiry_of_zero(frame: &[u8]) -> Checked<Option<usize>> {
+    let (header, mut fields) = Header::of(frame)?;
+    match header.first_byte {
+        CONNECT => {
+            let _protocol_name = fields.binary()?;
+            let _level = fields.byte()?;
+            let flags = fields.byte()?;
+            let _keep_alive = fields.word()?;
+            fields.properties(|_, _| Ok(()))?;
+            let _client_identifier = fields.binary()?;
+            if flags & 0x04 == 0 {
+                return Ok(None);
+            }
+        }
+        0x30..=0x3F => {
+            let _topic = fields.binary()?;
+            if header.first_byte & 0x06 != 0 {
+                fields.word()?;
+            }
+        }
+        _ => return Ok(None),
+    }
+    let mut found = None;
+    fields.properties(|id, value| {
+        if id == property::MESSAGE_EXPIRY_INTERVAL && value == [0; 4] {
+            found = Some(value.as_ptr().addr() - frame.as_ptr().addr());
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// The properties of which something is said here (table 2-4).
 mod property {
+    pub(super) const MESSAGE_EXPIRY_INTERVAL: u8 = 0x02;
     pub(super) const CONTENT_TYPE: u8 = 0x03;
     pub(super) const RESPONSE_TOPIC: u8 = 0x08;
     pub(super) const SUBSCRIPTION_IDENTIFIER: u8 = 0x0B;
+    pub(super) const AUTHENTICATION_METHOD: u8 = 0x15;
+    pub(super) const AUTHENTICATION_DATA: u8 = 0x16;
+    pub(super) const REQUEST_PROBLEM_INFORMATION: u8 = 0x17;
+    pub(super) const REQUEST_RESPONSE_INFORMATION: u8 = 0x19;
     pub(super) const SERVER_REFERENCE: u8 = 0x1C;
+    pub(super) const RECEIVE_MAXIMUM: u8 = 0x21;
     pub(super) const TOPIC_ALIAS: u8 = 0x23;
+    pub(super) const USER_PROPERTY: u8 = 0x26;
+    pub(super) const MAXIMUM_PACKET_SIZE: u8 = 0x27;
+}
+
+const LONGER_THAN_NEEDED: Flaw = malformed("a variable byte integer in more bytes than it needs [MQTT-1.5.5-1]");
+
+/// The fixed header of a frame.
+struct Header {
+    first_byte: u8,
+    /// Whether the remaining length has no more bytes than it needs.
+    shortest: bool,
+}
+
+impl Header {
+    /// The header, and the fields behind it.
+    fn of(frame: &[u8]) -> Checked<(Self, Fields<'_>)> {
+        let mut fields = Fields { rest: frame };
+        let first_byte = fields.byte()?;
+        let (length, shortest) = fields.digits()?;
+        ensure(fields.rest.len() == length, malformed("not one whole frame"))?;
+        Ok((Self { first_byte, shortest }, fields))
+    }
 }
 
 /// The fields of a frame, in order.
 struct Fields<'a> {
-    first_byte: u8,
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    fn after_header(frame: &'a [u8]) -> Checked<Self> {
-        let mut fields = Self { first_byte: 0, rest: frame };
-        fields.first_byte = fields.byte()?;
-        let length = fields.variable()?;
-        ensure(fields.rest.len() == length, malformed("not one whole frame")).map(|()| fields)
-    }
-
     fn take(&mut self, count: usize) -> Checked<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or(malformed("it ends in the middle of a field"))?;
         self.rest = rest;
@@ -318,23 +433,30 @@ impl<'a> Fields<'a> {
         self.take(usize::from(length))
     }
 
-    /// A Variable Byte Integer (1.5.5).
-    fn variable(&mut self) -> Checked<usize> {
+    /// A Variable Byte Integer of a remaining length, and whether it is in its shortest form (1.5.5).
+    fn digits(&mut self) -> Checked<(usize, bool)> {
         let mut value = 0;
         for place in 0..4 {
             let byte = self.byte()?;
             value |= usize::from(byte & 0x7F) << (7 * place);
             if byte & 0x80 == 0 {
-                return Ok(value);
+                return Ok((value, place == 0 || byte != 0));
             }
         }
-        Err(malformed("a variable byte integer of more than four bytes [MQTT-1.5.5-1]"))
+        Err(malformed("a variable byte integer of more than four bytes (1.5.5)"))
+    }
+
+    /// A Variable Byte Integer of MQTT 5.
+    fn variable(&mut self) -> Checked<usize> {
+        let (value, shortest) = self.digits()?;
+        ensure(shortest, LONGER_THAN_NEEDED).map(|()| value)
     }
 
     /// Shows each property with its value's bytes, lengths included (2.2.2.2). The codec checks which may be where.
     fn properties(&mut self, mut check: impl FnMut(u8, &'a [u8]) -> Checked) -> Checked {
         let length = self.variable()?;
-        let mut properties = Self { first_byte: 0, rest: self.take(length)? };
+        let mut properties = Self { rest: self.take(length)? };
+        let mut seen = 0_u64;
         while !properties.rest.is_empty() {
             let id = properties.byte()?;
             let start = properties.rest;
@@ -351,7 +473,12 @@ impl<'a> Fields<'a> {
                 }
                 _ => return Err(malformed("an unknown property (2.2.2.2)")),
             }
-            check(id, &start[..start.len() - properties.rest.len()])?;
+            let value = &start[..start.len() - properties.rest.len()];
+            property_value(id, value)?;
+            check(id, value)?;
+            let once = seen & (1 << id) == 0 || id == property::USER_PROPERTY;
+            ensure(once, protocol("a property twice (3.1.2.11 and wherever else one is described)"))?;
+            seen |= 1 << id;
         }
         Ok(())
     }

@@ -1,0 +1,57 @@
+//! What Wakala makes of bytes: a packet, or a refusal in the words that the client hears.
+
+use ntex_bytes::BytesMut;
+use ntex_codec::Decoder;
+use wakala::session::{Version, strict};
+
+use crate::frames::Frames;
+use crate::render;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// A packet, rendered.
+    Packet(String),
+    /// The reason code for a DISCONNECT or, to a CONNECT, a CONNACK.
+    Refused(u8, &'static str),
+    /// A CONNACK that the standard asks for although the frame cannot be read.
+    Connack(u8),
+    /// The end of the connection without a word.
+    Closed,
+    /// Too little to tell.
+    More,
+}
+
+/// What is made of the bytes at the start of a connection's buffer, and how many of them are left.
+pub(crate) fn seen(version: Version, bytes: &[u8], bytes_max: u32) -> (Seen, usize) {
+    let mut buffer = BytesMut::from(bytes);
+    let seen = if bytes.first() == Some(&0x10) {
+        connect(&mut buffer, bytes_max)
+    } else {
+        frame(&Frames::new(version, bytes_max), &mut buffer)
+    };
+    (seen, buffer.len())
+}
+
+fn frame(frames: &Frames, buffer: &mut BytesMut) -> Seen {
+    match frames.decode(buffer) {
+        Ok(Some(inbound)) => Seen::Packet(render::packet(&inbound)),
+        Ok(None) => Seen::More,
+        Err(flaw) if frames.version() == Version::V5 => Seen::Refused(u8::from(flaw.reason), flaw.why),
+        Err(_) => Seen::Closed,
+    }
+}
+
+/// As `actors/listener/welcome.rs` takes a CONNECT: its own bytes say which version reads it.
+fn connect(buffer: &mut BytesMut, bytes_max: u32) -> Seen {
+    let whole = match strict::frame_bytes(buffer, bytes_max) {
+        Ok(Some(bytes)) if buffer.len() >= bytes => bytes,
+        Ok(_) => return Seen::More,
+        Err(_) => return Seen::Closed,
+    };
+    match strict::version(&buffer[..whole]) {
+        Ok(Ok(Version::V3)) if strict::nameless(&buffer[..whole]) => Seen::Connack(2),
+        Ok(Ok(version)) => frame(&Frames::new(version, bytes_max), buffer),
+        Ok(Err(level)) => Seen::Connack(if level > 5 { 0x84 } else { 1 }),
+        Err(_) => Seen::Closed,
+    }
+}
