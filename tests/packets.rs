@@ -24,37 +24,19 @@ mod notation;
 mod render;
 #[path = "packets/seen.rs"]
 mod seen;
+#[path = "packets/spoil.rs"]
+mod spoil;
 #[path = "packets/standard.rs"]
 mod standard;
 #[path = "packets/stranger.rs"]
 mod stranger;
+#[path = "packets/tables.rs"]
+mod tables;
 
 use std::collections::BTreeSet;
 
 use case::Case;
-
-/// The tables, and the fewest cases that each has: none gets lost.
-const TABLES: [(&str, &str, usize); 9] = [
-    ("tests/packets/connect.txt", include_str!("packets/connect.txt"), 70),
-    ("tests/packets/publish.txt", include_str!("packets/publish.txt"), 60),
-    ("tests/packets/acknowledgements.txt", include_str!("packets/acknowledgements.txt"), 40),
-    ("tests/packets/subscribe.txt", include_str!("packets/subscribe.txt"), 60),
-    ("tests/packets/unsubscribe.txt", include_str!("packets/unsubscribe.txt"), 20),
-    ("tests/packets/ping.txt", include_str!("packets/ping.txt"), 8),
-    ("tests/packets/disconnect.txt", include_str!("packets/disconnect.txt"), 20),
-    ("tests/packets/server.txt", include_str!("packets/server.txt"), 12),
-    ("tests/packets/header.txt", include_str!("packets/header.txt"), 30),
-];
-
-fn tables() -> Vec<Case> {
-    let mut all = Vec::new();
-    for (file, text, fewest) in TABLES {
-        let cases = notation::table(file, text);
-        assert!(cases.len() >= fewest, "{file} has {} cases only", cases.len());
-        all.extend(cases);
-    }
-    all
-}
+use tables::tables;
 
 #[test]
 fn every_packet_is_taken_or_refused_as_the_standards_say() {
@@ -76,6 +58,6 @@ fn whatever_arrives_is_refused_or_means_what_it_says_when_written_again() {
         .map_or(100_000, |times| times.to_str().and_then(|times| times.parse().ok()).expect("WAKALA_FUZZ is a number"));
     let corpus: Vec<Vec<u8>> =
         tables().into_iter().chain(families::all()).map(|case| case.bytes).filter(|bytes| bytes.len() < 1024).collect();
-    let taken = stranger::spoil(&corpus, times);
+    let taken = spoil::all(&corpus, times);
     assert!(taken >= times / 20, "only {taken} of {times} were packets at all: it looks at refusals only");
 }

@@ -2,7 +2,7 @@
 
 use wakala::session::Version;
 
-use crate::seen::{Seen, seen};
+use crate::seen::{self, Seen};
 
 /// More than any case is long.
 pub(crate) const BYTES_MAX: u32 = 300_000_000;
@@ -13,6 +13,8 @@ pub(crate) struct Case {
     pub(crate) place: String,
     pub(crate) name: String,
     pub(crate) by: Version,
+    /// The first packet of a connection; a CONNECT always is.
+    pub(crate) first: bool,
     pub(crate) bytes_max: u32,
     pub(crate) bytes: Vec<u8>,
     pub(crate) wanted: Wanted,
@@ -77,7 +79,10 @@ impl Case {
 
     /// What is wrong with what Wakala makes of it, if anything is.
     pub(crate) fn fault(&self) -> Option<String> {
-        let (alone, rest) = seen(self.by, &self.bytes, self.bytes_max);
+        let look = |bytes: &[u8]| {
+            if self.first { seen::first(bytes, self.bytes_max) } else { seen::seen(self.by, bytes, self.bytes_max) }
+        };
+        let (alone, rest) = look(&self.bytes);
         let told = |what: &str| {
             let shown = hex::encode(&self.bytes[..self.bytes.len().min(60)]);
             Some(format!(
@@ -98,7 +103,7 @@ impl Case {
         }
         if self.wanted != Wanted::More {
             // What follows in the buffer is another packet, and changes nothing.
-            let followed = seen(self.by, &[self.bytes.as_slice(), &[0xC0, 0]].concat(), self.bytes_max);
+            let followed = look(&[self.bytes.as_slice(), &[0xC0, 0]].concat());
             if followed.0 != alone || (taken && followed.1 != 2) {
                 return told("another verdict when a PINGREQ follows");
             }

@@ -4,7 +4,8 @@
 //! name | version | bytes | verdict | rule
 //! ```
 //!
-//! - version: `3` (3.1.1), `5`, or both; `max=N` behind it for a maximum packet size.
+//! - version: `3` (3.1.1), `5`, or both; `max=N` for a maximum packet size; `first` for the first packet of a connection,
+//!   which a CONNECT always is.
 //! - bytes: hex; `"text"` a UTF-8 string with its two bytes of length; `'text'` the same without them; `( … )` two bytes of
 //!   length and what they count; `[ … ]` a Variable Byte Integer and what it counts (a remaining length, a property
 //!   length); `61*300` repeats a byte. So `30 [ "t" [ 23 0001 ] 'hi' ]` is a PUBLISH with a topic alias.
@@ -32,10 +33,12 @@ fn cases(place: &str, line: &str) -> Vec<Case> {
     let [name, versions, written, verdict, rule] = columns[..] else { panic!("{place}: not five columns: {line}") };
     let mut bytes_max = BYTES_MAX;
     let mut by = Vec::new();
+    let mut first = false;
     for word in versions.split(' ') {
         match word {
             "3" => by.push(Version::V3),
             "5" => by.push(Version::V5),
+            "first" => first = true,
             word => {
                 let max = word.strip_prefix("max=").and_then(|max| max.parse().ok());
                 bytes_max = max.unwrap_or_else(|| panic!("{place}: no version: {word}"));
@@ -46,6 +49,7 @@ fn cases(place: &str, line: &str) -> Vec<Case> {
         place: place.to_owned(),
         name: name.to_owned(),
         by,
+        first,
         bytes_max,
         bytes: bytes(written),
         wanted: match (Wanted::parse(verdict), by) {

@@ -21,14 +21,20 @@ pub(crate) enum Seen {
     More,
 }
 
-/// What is made of the bytes at the start of a connection's buffer, and how many of them are left.
+/// What is made of the bytes in a connection's buffer, and how many of them are left.
 pub(crate) fn seen(version: Version, bytes: &[u8], bytes_max: u32) -> (Seen, usize) {
+    if bytes.first() == Some(&0x10) {
+        return first(bytes, bytes_max);
+    }
     let mut buffer = BytesMut::from(bytes);
-    let seen = if bytes.first() == Some(&0x10) {
-        connect(&mut buffer, bytes_max)
-    } else {
-        frame(&Frames::new(version, bytes_max), &mut buffer)
-    };
+    let seen = frame(&Frames::new(version, bytes_max), &mut buffer);
+    (seen, buffer.len())
+}
+
+/// The same of the bytes that begin a connection.
+pub(crate) fn first(bytes: &[u8], bytes_max: u32) -> (Seen, usize) {
+    let mut buffer = BytesMut::from(bytes);
+    let seen = connect(&mut buffer, bytes_max);
     (seen, buffer.len())
 }
 

@@ -30,5 +30,5 @@ pub(crate) fn all() -> Vec<Case> {
 
 /// A case of the family `place`.
 pub(crate) fn case(place: &str, name: String, by: Version, bytes: Vec<u8>, wanted: Wanted, rule: &str) -> Case {
-    Case { place: place.to_owned(), name, by, bytes_max: BYTES_MAX, bytes, wanted, rule: rule.to_owned() }
+    Case { place: place.to_owned(), name, by, first: false, bytes_max: BYTES_MAX, bytes, wanted, rule: rule.to_owned() }
 }
