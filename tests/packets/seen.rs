@@ -49,6 +49,10 @@ fn frame(frames: &Frames, buffer: &mut BytesMut) -> Seen {
 
 /// As `actors/listener/welcome.rs` takes a CONNECT: its own bytes say which version reads it.
 fn connect(buffer: &mut BytesMut, bytes_max: u32) -> Seen {
+    // What does not begin like a CONNECT is not waited for.
+    if buffer.first().is_some_and(|&byte| byte != 0x10) {
+        return Seen::Closed;
+    }
     let whole = match strict::frame_bytes(buffer, bytes_max) {
         Ok(Some(bytes)) if buffer.len() >= bytes => bytes,
         Ok(_) => return Seen::More,

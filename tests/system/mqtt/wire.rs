@@ -229,6 +229,11 @@ async fn a_stranger_costs_little_and_not_for_long() {
     let mut old = Wire::open(broker.plain(), false).await;
     old.send(&packet(0x10, b"\0\x06MQIsdp\x03\x02\0\x3C\0\x01x")).await;
     assert_eq!(old.receive().await, Some((0x20, vec![0, 1])));
+    // A session to be kept has to have a name in MQTT 3.1.1 [3.1.1: MQTT-3.1.3-8].
+    let mut nameless = Wire::open(broker.plain(), false).await;
+    nameless.send(&packet(0x10, b"\0\x04MQTT\x04\0\0\x3C\0\0")).await;
+    assert_eq!(nameless.receive().await, Some((0x20, vec![0, 2])));
+    assert_eq!(nameless.receive().await, None);
     let mut new = Wire::open(broker.plain(), true).await;
     new.send(&packet(0x10, b"\0\x04MQTT\x06\x02\0\x3C\0\0\x01x")).await;
     assert_eq!(new.receive().await.map(|(first, body)| (first, body[1])), Some((0x20, 0x84)));
