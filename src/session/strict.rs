@@ -106,7 +106,7 @@ pub fn frame(version: Version, frame: &[u8]) -> Checked {
         10 => unsubscribe(version, &mut fields),
         12 => fields.end(),
         14 => disconnect(version, &mut fields),
-        15 if version == Version::V5 => Err(protocol("AUTH without an authentication method [MQTT-4.12.0-6]")),
+        15 if version == Version::V5 => Err(protocol("AUTH without an authentication method [MQTT-4.12.0-7]")),
         2 | 9 | 11 | 13 => Err(protocol("a packet that only a server sends")),
         _ => Err(malformed("a reserved packet type (2.1.2)")),
     }
@@ -251,7 +251,7 @@ fn disconnect(version: Version, fields: &mut Fields<'_>) -> Checked {
         return fields.end();
     }
     let reason = fields.byte()?;
-    // Table 3-13: the codes that a client may send.
+    // Table 3-10: the codes that a client may send.
     let from_client = matches!(reason, 0x00 | 0x04 | 0x80..=0x83 | 0x90 | 0x93..=0x99);
     ensure(from_client, protocol("a disconnect reason that only a server sends (3.14.2.1)"))?;
     if fields.rest.is_empty() {
