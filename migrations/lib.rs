@@ -82,6 +82,8 @@ impl MigratorTrait for Migrator {
 /// What Postgres said of the first step that failed; that step changed nothing, those before it stay.
 pub async fn migrate(owner: &DatabaseConnection) -> Result<(), DbErr> {
     let turn = owner.begin().await?;
+    // The one before takes as long as there are rows.
+    turn.execute_unprepared("set local lock_timeout = 0").await?;
     // The number means nothing; whoever migrates uses the same.
     turn.execute_unprepared("select pg_advisory_xact_lock(7738221)").await?;
     Migrator::up(owner, None).await?;

@@ -226,8 +226,8 @@ impl Store {
         if options.owner_url.is_empty() {
             return Err(Error::Broken("owner_url is not configured".to_owned()));
         }
-        // A step of the schema takes as long as there are rows.
-        let options = Options { statement_timeout: Duration::ZERO, ..options.clone() };
+        // A step of the schema takes as long as there are rows, and the transaction that keeps its turn does nothing meanwhile.
+        let options = Options { statement_timeout: Duration::ZERO, idle_timeout: Duration::ZERO, ..options.clone() };
         Self::open(&options, &options.owner_url).await
     }
 

@@ -195,3 +195,23 @@ fn an_auditor_reads_the_views_and_nothing_else() {
         refused(database.sql("auditor", statement), "42501", statement);
     }
 }
+
+#[tokio::test]
+async fn a_migration_takes_its_time_and_its_turn() {
+    let database = Database::empty();
+    let short = Duration::from_millis(50);
+    let options = wakala_node::store::Options { idle_timeout: short, lock_timeout: short, ..database.options() };
+    let owner = Store::connect_as_owner(&options).await.expect("connects");
+    let other = std::thread::spawn({
+        let turn = "begin; select pg_advisory_xact_lock(7738221); select pg_sleep(1); commit";
+        let url = database.url("owner");
+        move || std::process::Command::new("psql").args(["-qc", turn, &url]).output().expect("psql")
+    });
+    let begun = "select count(*) from pg_locks where locktype = 'advisory' and granted \
+                 and database = (select oid from pg_database where datname = current_database())";
+    while database.rows(begun) == "0" {}
+    // The other's turn is longer than a lock is waited for, and ours is longer than a transaction may do nothing.
+    owner.migrate().await.expect("migrated");
+    assert!(other.join().expect("no panic").status.success());
+    assert_eq!(owner.pending().await, Ok(Vec::new()));
+}
