@@ -186,10 +186,23 @@ impl Config {
                 fault(&format!("cores.{core}.dialect"), format!("{error:#}"));
             }
         }
+        let files = self.listener.tls.as_ref().map(|tls| &tls.files);
+        if files.is_some_and(|files| files.revoked.is_some() && files.client_authorities.is_none()) {
+            fault("listener.tls.files.revoked", "needs client_authorities, which must have signed it".to_owned());
+        }
         if let Err(error) = self.logging.filter.parse::<tracing_subscriber::EnvFilter>() {
             fault("logging.filter", format!("{error}; right would be, for example, \"info,wakala_node=debug\""));
         }
         faults
+    }
+
+    /// What is wrong with the files that only the node itself may read.
+    ///
+    /// # Errors
+    /// The first fault, with its key.
+    pub fn check_secret_files(&self) -> Result<(), Error> {
+        let Some(tls) = &self.listener.tls else { return Ok(()) };
+        listener::tls::check(&tls.files).map_err(|error| Error(vec![format!("listener.tls.files: {error}")]))
     }
 
     /// Has paths that the file gives relative to itself found from anywhere.
@@ -198,6 +211,9 @@ impl Config {
         let folder = file.and_then(Path::parent);
         for options in self.cores.values_mut() {
             options.dialect = resolve(folder, &options.dialect);
+        }
+        if let Some(tls) = &mut self.listener.tls {
+            tls.files.resolve(|path| resolve(folder, path));
         }
         self
     }

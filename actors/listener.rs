@@ -9,7 +9,6 @@ pub mod tls;
 mod welcome;
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::time::Duration;
 
 use ntex::SharedCfg;
@@ -21,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::sessions::Sessions;
+use tls::Credentials;
+pub use tls::Tls;
 use welcome::Door;
 
 /// Where terminals connect, and what they may cost.
@@ -55,14 +56,6 @@ pub struct Options {
     /// The longest that a CONNECT waits for its password to be verified; then the server says that it is busy.
     #[serde(with = "humantime_serde")]
     pub password_within: Duration,
-}
-
-/// A TLS listener.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tls {
-    pub address: SocketAddr,
-    pub files: tls::Files,
 }
 
 impl Default for Options {
@@ -103,6 +96,7 @@ pub struct Listening {
     pub plain: Option<SocketAddr>,
     /// Where it listens with TLS.
     pub tls: Option<SocketAddr>,
+    credentials: Option<Credentials>,
     sessions: Sessions,
     server: ntex::server::Server,
     /// Closed when the listener's thread has ended, however.
@@ -129,6 +123,23 @@ impl Listening {
         urls(self.plain, self.tls)
     }
 
+    /// Where TLS is offered, what it is offered with.
+    #[must_use]
+    pub fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_ref()
+    }
+
+    /// Reads the files of TLS again at once, and ends the sessions whose certificate is not good by them. What is wrong
+    /// with them is logged and counted, and what was in force stays so.
+    pub async fn reload(&self) {
+        let Some(credentials) = self.credentials.clone() else { return };
+        let reading = credentials.clone();
+        let read = tokio::task::spawn_blocking(move || reading.reload()).await;
+        if matches!(read, Ok(Ok(()))) {
+            self.sessions.end_without_papers(&credentials.trust());
+        }
+    }
+
     /// Comes when the listener's thread has ended. Without having been told to, that is a fault: nobody can connect.
     pub async fn ended(&mut self) {
         let _ = (&mut self.ended).await;
@@ -151,7 +162,7 @@ impl Listening {
 pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, Error> {
     let plain = options.plain.map(|address| open(address, options.backlog)).transpose()?;
     let tls = options.tls.as_ref().map(|tls| open(tls.address, options.backlog)).transpose()?;
-    let config = options.tls.as_ref().map(|tls| tls::server(&tls.files)).transpose()?;
+    let credentials = options.tls.as_ref().map(Credentials::open).transpose()?;
     if plain.is_none() && tls.is_none() {
         return Err(Error::Nowhere);
     }
@@ -159,23 +170,26 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
     let (at_plain, at_tls) = (address(&plain), address(&tls));
     let door = Door::new(options, sessions.clone());
     sessions.begin().await;
+    if let Some((credentials, tls)) = credentials.as_ref().zip(options.tls.as_ref()) {
+        credentials.look_every(tls.look_every, &sessions);
+    }
     let (told, hears) = oneshot::channel();
     let (ends, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("mqtt".to_owned())
         .spawn({
-            let options = options.clone();
+            let (options, credentials) = (options.clone(), credentials.clone());
             move || {
                 // Dropped last, by a panic too.
                 let _ends: oneshot::Sender<()> = ends;
-                serve(&options, plain, tls.zip(config), door, told);
+                serve(&options, plain, tls.zip(credentials), door, told);
             }
         })
         .map_err(|error| Error::Thread(error.to_string()))?;
     let server = hears.await.map_err(|_| Error::Thread("no word from it".to_owned()))?;
     let server = server.map_err(|error| Error::Thread(error.to_string()))?;
     tracing::info!(plain = ?at_plain, tls = ?at_tls, "terminals may connect");
-    Ok(Listening { plain: at_plain, tls: at_tls, sessions, server, ended })
+    Ok(Listening { plain: at_plain, tls: at_tls, credentials, sessions, server, ended })
 }
 
 fn open(address: SocketAddr, backlog: i32) -> Result<TcpListener, Error> {
@@ -188,7 +202,7 @@ type Told = oneshot::Sender<std::io::Result<ntex::server::Server>>;
 fn serve(
     options: &Options,
     plain: Option<TcpListener>,
-    tls: Option<(TcpListener, Arc<rustls::ServerConfig>)>,
+    tls: Option<(TcpListener, Credentials)>,
     door: Door,
     told: Told,
 ) {
@@ -210,7 +224,7 @@ fn serve(
                 fn_service(move |io: Io| {
                     let door = door.clone();
                     async move {
-                        door.welcome(io.boxed(), None).await;
+                        door.welcome(io.boxed(), None, None).await;
                         Ok::<_, std::io::Error>(())
                     }
                 })
@@ -219,15 +233,17 @@ fn serve(
                 Err(error) => return drop(told.send(Err(error))),
             };
         }
-        if let Some((socket, tls)) = tls {
+        if let Some((socket, credentials)) = tls {
             builder = match builder.listen("tls", socket, async move |_| {
-                let (door, tls) = (door.clone(), Arc::clone(&tls));
+                let (door, credentials) = (door.clone(), credentials.clone());
                 fn_service(move |io: Io| {
-                    let (door, tls) = (door.clone(), Arc::clone(&tls));
+                    let (door, credentials) = (door.clone(), credentials.clone());
                     async move {
                         let Some(stranger) = door.stranger() else { return Ok(()) };
-                        let io = TlsServerFilter::create(io, tls, handshake_within).await?;
-                        door.welcome(io.boxed(), Some(stranger)).await;
+                        let handshake = credentials.handshake();
+                        let io = TlsServerFilter::create(io, handshake.config(), handshake_within).await;
+                        let io = io.inspect_err(tls::tell_of_failure)?;
+                        door.welcome(io.boxed(), Some(stranger), Some(handshake)).await;
                         Ok::<_, std::io::Error>(())
                     }
                 })

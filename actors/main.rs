@@ -49,6 +49,8 @@ enum Command {
     /// actors failed too often (starting again may).
     Run,
     /// Read the configuration and say everything that is wrong with it; exit 78 if anything is
+    ///
+    /// The files of TLS are read as well, the private key too: run it as the user that the node runs as.
     CheckConfig,
     /// Bring the database's schema up to date, as the role that owns it
     ///
@@ -103,7 +105,13 @@ async fn obey(command: Command, config: Config, output: Output) -> anyhow::Resul
             let parts = parts(&config).await?;
             return node::run(config, parts).await;
         }
-        Command::CheckConfig => output.print(|| "the configuration is right".to_owned(), &config.shown())?,
+        Command::CheckConfig => {
+            if let Err(error) = config.check_secret_files() {
+                tell(&error.to_string());
+                return Ok(EXIT_CONFIG);
+            }
+            output.print(|| "the configuration is right".to_owned(), &config.shown())?;
+        }
         Command::Migrate { pending } => return migrate(pending, &config, output).await,
         Command::Status => cli::status::run(config.admin.address, output).await?,
         Command::Terminals(command) => cli::terminals::run(command, &config, &MonotonicClock::start(), output).await?,

@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use ntex::io::{IoBoxed, IoRef};
+use ntex::tls::rustls::PeerCertChain;
 use ntex::util::Either;
 use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Packet};
+use rustls::pki_types::UnixTime;
 use tokio::sync::oneshot;
 use wakala::id::Epoch;
 use wakala::session::strict::Flaw;
@@ -24,7 +26,7 @@ use wakala::session::{Beyond, Effect, Event, Session as Twin};
 use wakala::time::Time;
 
 use self::frames::{Frames, Inbound, Outbound};
-use crate::sessions::{Away, Sessions};
+use crate::sessions::{Away, Sessions, Vouch};
 use crate::store::Error;
 use crate::store::sessions::{Acknowledged, Ended};
 use crate::supervision::{Exit, Link, Stop};
@@ -404,6 +406,23 @@ impl Handler<End> for Session {
 
     fn handle(&mut self, End(reason, why): End, ctx: &mut Context<Self>) {
         self.event(Event::End(reason, why), ctx);
+    }
+}
+
+impl Handler<Vouch> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Vouch { trust, papers }: Vouch, ctx: &mut Context<Self>) {
+        // Each look asks until one is answered, and signatures take their time.
+        if !trust.must_vouch_for(&papers) {
+            return;
+        }
+        let chain = self.io.query::<PeerCertChain<'static>>();
+        let Some(PeerCertChain(chain)) = chain.as_ref() else { return };
+        if let Err(objection) = trust.vouch(chain, &papers, UnixTime::now()) {
+            tracing::info!(terminal = %self.enrolled.terminal, why = objection.text(), "a session was ended");
+            self.event(Event::End(Reason::NotAuthorized, objection.text()), ctx);
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 //! workers. A session that panics closes its connection and comes back with the terminal's own reconnect; too many
 //! panics within a period escalate like those of any other actor.
 
+mod barred;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -17,12 +19,15 @@ use serde::{Deserialize, Serialize};
 use wakala::id::{Epoch, TerminalId};
 use wakala::session::Limits;
 
+use crate::listener::tls::Papers;
 use crate::ports::{Clock, Wait};
 use crate::session::{End, Hint, Panic, Resume, Session};
 use crate::store::Store;
 use crate::store::sessions::{Acknowledgements, Ended, Ends};
 use crate::supervision::{BranchState, Exit, Policy, Tree};
 use crate::terminal::Enrolled;
+
+pub(crate) use barred::Vouch;
 
 /// Limits of every session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +61,9 @@ pub struct Options {
     /// earlier one gets no receipts until then.
     #[serde(with = "humantime_serde")]
     pub overtaken_every: Duration,
+    /// How often it is looked which terminals that are connected to this node have been blocked, wherever that was done.
+    #[serde(with = "humantime_serde")]
+    pub blocked_every: Duration,
     /// Sessions that are discarded in one commit, at most, and messages.
     pub expire_batch_max: u32,
     /// Messages that may wait for one session's actor.
@@ -90,6 +98,7 @@ impl Default for Options {
             ack_within: Duration::from_secs(120),
             expire_every: Duration::from_secs(60),
             overtaken_every: Duration::from_secs(5),
+            blocked_every: Duration::from_millis(500),
             expire_batch_max: 1000,
             mailbox: 16,
             acks_waiting_max: 4096,
@@ -163,6 +172,8 @@ struct Inner {
 struct Connected {
     epoch: Epoch,
     addr: Addr<Session>,
+    /// Of the certificate it came with, where authorities are asked.
+    papers: Option<Arc<Papers>>,
 }
 
 impl std::fmt::Debug for Sessions {
@@ -205,6 +216,7 @@ impl Sessions {
             Err(error) => tracing::warn!(%error, "connections of the node's last life are still shown"),
         }
         self.look_for_overtaken();
+        self.look_for_blocked();
         let (sessions, every, batch_max) = (Arc::downgrade(&self.0), options.expire_every, options.expire_batch_max);
         store.handle().spawn(async move {
             loop {
@@ -337,6 +349,16 @@ impl Sessions {
         connected.get(terminal).map(|each| each.addr.clone())
     }
 
+    /// Shows the sessions that came with a certificate, one by one.
+    fn each_with_papers(&self, mut show: impl FnMut(&TerminalId, &Arc<Papers>, &Addr<Session>)) {
+        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
+        for (terminal, each) in connected.iter() {
+            if let Some(papers) = &each.papers {
+                show(terminal, papers, &each.addr);
+            }
+        }
+    }
+
     fn any(&self) -> Option<Addr<Session>> {
         let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
         let nth = usize::try_from(getrandom::u32().unwrap_or(0)).unwrap_or(0) % connected.len().max(1);
@@ -344,7 +366,7 @@ impl Sessions {
     }
 
     /// Registers a session. The one before it is told to go; if that one is the later, this one is.
-    pub(crate) fn register(&self, terminal: TerminalId, epoch: Epoch, addr: Addr<Session>) {
+    pub(crate) fn register(&self, terminal: TerminalId, epoch: Epoch, addr: Addr<Session>, papers: Option<Papers>) {
         let taken_over = End(Reason::SessionTakenOver, "the session was taken over");
         let mut connected = self.0.connected.write().unwrap_or_else(PoisonError::into_inner);
         let leaves = match connected.get(&terminal) {
@@ -352,7 +374,8 @@ impl Sessions {
             _ => {
                 // In the mailbox before anybody can find it: CONNACK comes first.
                 addr.do_send(Resume);
-                connected.insert(terminal, Connected { epoch, addr }).map(|before| before.addr)
+                let papers = papers.map(Arc::new);
+                connected.insert(terminal, Connected { epoch, addr, papers }).map(|before| before.addr)
             }
         };
         drop(connected);

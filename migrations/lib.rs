@@ -51,6 +51,7 @@ mod m0010_ledger_guards;
 mod m0011_audit;
 mod m0012_admission;
 mod m0013_due;
+mod m0014_blocked_terminals;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -72,6 +73,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0011_audit::Step),
             Box::new(m0012_admission::Step),
             Box::new(m0013_due::Step),
+            Box::new(m0014_blocked_terminals::Step),
         ]
     }
 }

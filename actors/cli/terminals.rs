@@ -152,9 +152,9 @@ pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: O
             let kicked = super::status::kick(config.admin.address, terminal.as_str()).await;
             let text = || match kicked {
                 Some(true) => "blocked; its connection was ended".to_owned(),
-                Some(false) => "blocked; it was not connected here".to_owned(),
+                Some(false) => "blocked; it was not connected here, and where it is, that node ends it".to_owned(),
                 None => format!(
-                    "blocked; no node answers at {} (admin.address), so a connection that it has was not ended from here",
+                    "blocked; no node answers at {} (admin.address), so a connection that it has is ended by its own node",
                     config.admin.address
                 ),
             };

@@ -28,6 +28,40 @@ fn the_shown_configuration_is_the_default() {
     assert_eq!(shown, default);
 }
 
+/// There is no TLS by default, for there are no files. What is shown of it in comments is true all the same.
+#[test]
+fn the_shown_tls_is_the_default() {
+    let text = std::fs::read_to_string(shown()).expect("config/wakala.toml");
+    let lines = text.lines().skip_while(|line| !line.contains("[listener.tls]"));
+    let lines = lines.take_while(|line| line.starts_with("#   ")).map(|line| line.trim_start_matches('#').trim());
+    let shown: toml::Table = lines.collect::<Vec<_>>().join("\n").parse().expect("TOML");
+    let shown: listener::Tls = shown["listener"]["tls"].clone().try_into().expect("a TLS listener");
+    let default = listener::Tls::new("0.0.0.0:8883".parse().expect("an address"), shown.files.clone());
+    assert_eq!(shown, default);
+    assert!(shown.files.client_authorities.is_some() && shown.files.revoked.is_some());
+}
+
+#[test]
+fn the_files_of_tls_are_found_beside_the_configuration_and_read_when_asked() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = folder.path().join("wakala.toml");
+    let text =
+        "[listener.tls]\naddress = \"127.0.0.1:0\"\n[listener.tls.files]\ncertificate = \"server.pem\"\nkey = \"/k\"\n";
+    std::fs::write(&file, text).expect("written");
+    let config = Config::load(Some(&file), &[]).expect("it is right but for the files").resolved(Some(&file));
+    let tls = config.listener.tls.as_ref().expect("TLS");
+    assert_eq!(tls.files.certificate, folder.path().join("server.pem"));
+    assert_eq!(tls.files.key, Path::new("/k"));
+    let Err(Error(faults)) = config.check_secret_files() else { panic!("there are no such files") };
+    assert!(
+        faults[0].starts_with("listener.tls.files: ") && faults[0].contains("server.pem: No such file"),
+        "{faults:?}"
+    );
+    std::fs::write(&file, format!("{text}revoked = \"r\"\n")).expect("written");
+    let Err(Error(faults)) = Config::load(Some(&file), &[]) else { panic!("nobody could have signed it") };
+    assert!(faults[0].ends_with("listener.tls.files.revoked: needs client_authorities, which must have signed it"));
+}
+
 #[test]
 fn every_key_is_explained() {
     let text = std::fs::read_to_string(shown()).expect("config/wakala.toml");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ntex::io::IoBoxed;
-use ntex::tls::rustls::PeerCert;
+use ntex::tls::rustls::PeerCertChain;
 use ntex_bytes::BytesMut;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal, Packet};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,7 +16,7 @@ use wakala::session::{Session as Twin, Version};
 
 use super::Options;
 use super::password::{Passwords, Verdict};
-use super::tls;
+use super::tls::{self, Handshake, Papers};
 use crate::session::frames::{Frames, Inbound};
 use crate::session::{Session, say};
 use crate::sessions::Sessions;
@@ -55,7 +55,7 @@ impl Door {
     }
 
     /// Takes a connection as far as its session, or ends it.
-    pub(super) async fn welcome(&self, io: IoBoxed, stranger: Option<Stranger>) {
+    pub(super) async fn welcome(&self, io: IoBoxed, stranger: Option<Stranger>, handshake: Option<Handshake>) {
         let Some(_stranger) = stranger.or_else(|| self.stranger()) else { return };
         let Ok(read) = tokio::time::timeout(self.connect_within, self.read_connect(&io)).await else {
             tracing::debug!("no CONNECT in time");
@@ -63,7 +63,7 @@ impl Door {
         };
         if let Some((frames, connect)) = read {
             // On the heap for as long as it takes: the session itself does not need this much.
-            Box::pin(self.admit(io, frames, connect)).await;
+            Box::pin(self.admit(io, frames, connect, handshake)).await;
         } else {
             end(&io).await;
         }
@@ -111,11 +111,11 @@ impl Door {
         io.recv(&FirstFrame { bytes_max: self.connect_bytes_max }).await.ok().flatten()
     }
 
-    async fn admit(&self, io: IoBoxed, frames: Frames, mut connect: Box<Connect>) {
+    async fn admit(&self, io: IoBoxed, frames: Frames, mut connect: Box<Connect>, handshake: Option<Handshake>) {
         let password = connect.password.take();
-        match self.authenticate(&io, &connect, password).await {
-            Ok(terminal) => match Terms::of(&connect, frames.version(), self.sessions.limits()) {
-                Ok(terms) => self.open(io, frames, terms, terminal).await,
+        match self.authenticate(&io, &connect, password, handshake).await {
+            Ok((terminal, papers)) => match Terms::of(&connect, frames.version(), self.sessions.limits()) {
+                Ok(terms) => self.open(io, frames, terms, terminal, papers).await,
                 Err(refusal) => self.turn_away(&io, &frames, &connect, refusal).await,
             },
             Err(refusal) => self.turn_away(&io, &frames, &connect, refusal).await,
@@ -134,8 +134,13 @@ impl Door {
         io: &IoBoxed,
         connect: &Connect,
         password: Option<ntex_bytes::Bytes>,
-    ) -> Result<Terminal, Refusal> {
-        let terminal = match self.by_certificate(io).await? {
+        handshake: Option<Handshake>,
+    ) -> Result<(Terminal, Option<Papers>), Refusal> {
+        let (proven, papers) = match handshake {
+            Some(handshake) => self.by_certificate(io, &handshake).await?,
+            None => (None, None),
+        };
+        let terminal = match proven {
             Some(terminal) => terminal,
             None => self.by_password(connect, password).await?,
         };
@@ -151,13 +156,25 @@ impl Door {
         if !self.sessions.has_room_for(&terminal.id, self.connections_max) {
             return Err(Refusal::ServerBusy);
         }
-        Ok(terminal)
+        Ok((terminal, papers))
     }
 
-    async fn by_certificate(&self, io: &IoBoxed) -> Result<Option<Terminal>, Refusal> {
-        let peer = io.query::<PeerCert<'static>>();
-        let Some(PeerCert(certificate)) = peer.as_ref() else { return Ok(None) };
-        self.sessions.store().terminal_by_certificate(tls::fingerprint(certificate)).await.map_err(away)
+    /// The terminal that is enrolled with the certificate of this connection, and what is to be remembered of that. One
+    /// that is no longer good opens nothing, with a password neither.
+    async fn by_certificate(
+        &self,
+        io: &IoBoxed,
+        handshake: &Handshake,
+    ) -> Result<(Option<Terminal>, Option<Papers>), Refusal> {
+        let peer = io.query::<PeerCertChain<'static>>();
+        let Some(PeerCertChain(chain)) = peer.as_ref() else { return Ok((None, None)) };
+        let Some(certificate) = chain.first() else { return Ok((None, None)) };
+        let papers = handshake.examine(chain).map_err(|objection| {
+            tracing::info!(why = objection.text(), "a certificate was not taken");
+            Refusal::NotAuthorized
+        })?;
+        let terminal = self.sessions.store().terminal_by_certificate(tls::fingerprint(certificate)).await;
+        Ok((terminal.map_err(away)?, papers))
     }
 
     async fn by_password(&self, connect: &Connect, password: Option<ntex_bytes::Bytes>) -> Result<Terminal, Refusal> {
@@ -175,7 +192,7 @@ impl Door {
     }
 
     /// Opens what is stored of the session and hands the connection to its actor.
-    async fn open(&self, io: IoBoxed, frames: Frames, terms: Terms, terminal: Terminal) {
+    async fn open(&self, io: IoBoxed, frames: Frames, terms: Terms, terminal: Terminal, papers: Option<Papers>) {
         let limits = self.sessions.limits();
         let now = self.sessions.clock().now();
         let opening = Opening {
@@ -202,7 +219,7 @@ impl Door {
             blocked: false,
         });
         let addr = Session::start(twin, epoch, enrolled, self.sessions.clone(), io, Rc::new(frames));
-        self.sessions.register(terminal.id, epoch, addr);
+        self.sessions.register(terminal.id, epoch, addr, papers);
     }
 }
 

@@ -196,6 +196,28 @@ impl Store {
         .await
     }
 
+    /// The terminals that are blocked and have their session at this node.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn blocked_and_connected(&self, node: &str) -> Result<Vec<TerminalId>, Error> {
+        let node = node.to_owned();
+        self.run(move |db| async move {
+            let found: Vec<(String,)> = sqlx::query_as(
+                "select t.id from wakala.terminal t join wakala.session s on s.client_id = t.id \
+                 where t.blocked_at is not null and s.connected and s.node = $1",
+            )
+            .bind(node)
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            found
+                .into_iter()
+                .map(|(id,)| id.parse().map_err(|error: wakala::id::Error| Error::Broken(error.to_string())))
+                .collect()
+        })
+        .await
+    }
+
     /// Enrolled terminals by name, beyond `after`, at most `limit`.
     ///
     /// # Errors

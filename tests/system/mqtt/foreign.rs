@@ -4,59 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tokio::process::Command;
-use wakala_node::listener::Tls;
-use wakala_node::listener::tls::Files;
 use wakala_system_tests::Database;
 
+use super::certificates::Papers;
 use super::{Broker, PASSWORD, enrol, queue_receipt, until, waiting};
 
 fn repository(path: &str) -> PathBuf {
     PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests")).join("../..").join(path)
-}
-
-/// Certificates of a server, a terminal and their authority, as files.
-struct Papers {
-    dir: tempfile::TempDir,
-    terminal_sha256: [u8; 32],
-}
-
-impl Papers {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let authority_key = rcgen::KeyPair::generate().expect("a key");
-        let mut authority = rcgen::CertificateParams::new(Vec::<String>::new()).expect("parameters");
-        authority.distinguished_name.push(rcgen::DnType::CommonName, "an authority");
-        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let ca = authority.self_signed(&authority_key).expect("signed");
-        let issuer = rcgen::Issuer::new(authority, authority_key);
-        std::fs::write(dir.path().join("ca.pem"), ca.pem()).expect("written");
-        let mut terminal_sha256 = [0; 32];
-        for (file, names) in [("server", vec!["localhost".to_owned(), "127.0.0.1".to_owned()]), ("terminal", vec![])] {
-            let key = rcgen::KeyPair::generate().expect("a key");
-            let mut parameters = rcgen::CertificateParams::new(names).expect("parameters");
-            parameters.distinguished_name.push(rcgen::DnType::CommonName, file);
-            let certificate = parameters.signed_by(&key, &issuer).expect("signed");
-            terminal_sha256 = wakala_node::listener::tls::fingerprint(certificate.der());
-            std::fs::write(dir.path().join(format!("{file}.pem")), certificate.pem()).expect("written");
-            std::fs::write(dir.path().join(format!("{file}.key")), key.serialize_pem()).expect("written");
-        }
-        Self { dir, terminal_sha256 }
-    }
-
-    fn path(&self, file: &str) -> String {
-        self.dir.path().join(file).to_string_lossy().into_owned()
-    }
-
-    fn tls(&self, authorities: bool) -> Tls {
-        Tls {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            files: Files {
-                certificate: self.path("server.pem").into(),
-                key: self.path("server.key").into(),
-                client_authorities: authorities.then(|| self.path("ca.pem").into()),
-            },
-        }
-    }
 }
 
 /// Runs the Paho terminal; what it printed.
@@ -81,7 +35,7 @@ async fn paho_withdraws_its_receipts_in_both_versions_plain_and_over_tls() {
     let papers = Papers::new();
     let broker = Broker::start(&database, Some(papers.tls(false))).await;
     enrol(&broker.store, "T1", None).await;
-    enrol(&broker.store, "T2", Some(papers.terminal_sha256)).await;
+    enrol(&broker.store, "T2", Some(papers.terminal.sha256)).await;
     let (plain, tls) = (broker.plain(), broker.listening.tls.expect("an address"));
     let (ca, certificate, key) = (papers.path("ca.pem"), papers.path("terminal.pem"), papers.path("terminal.key"));
     let by_password = [PASSWORD, "-", "-", "-"];

@@ -1,11 +1,14 @@
 //! The listener and the sessions: raw bytes, foreign clients, a database that remembers, a process that is killed.
 
+mod certificates;
 mod ended;
 mod foreign;
 mod idle;
 mod killed;
 mod messages;
+mod openssl;
 mod queue;
+mod tls;
 mod wire;
 
 use std::net::SocketAddr;

@@ -3,15 +3,20 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::{Broker, PASSWORD, until};
 use wakala_system_tests::{Database, terminal};
 
+/// What carries the bytes.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// A raw client.
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     v5: bool,
 }
 
@@ -22,16 +27,37 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Wire {
     pub(super) async fn open(address: SocketAddr, v5: bool) -> Self {
-        Self { stream: TcpStream::connect(address).await.expect("it listens"), v5 }
+        Self::over(TcpStream::connect(address).await.expect("it listens"), v5)
+    }
+
+    pub(super) fn over(stream: impl Stream + 'static, v5: bool) -> Self {
+        Self { stream: Box::new(stream), v5 }
     }
 
     /// Connects as a terminal with the tests' password; gives the CONNACK's flags and code.
     pub(super) async fn connect(address: SocketAddr, v5: bool, name: &str, clean: bool) -> (Self, [u8; 2]) {
         let mut wire = Self::open(address, v5).await;
-        wire.send(&connect(v5, name, name, PASSWORD, clean, 60)).await;
-        let (first, body) = wire.receive().await.expect("a CONNACK");
+        let connack = wire.introduce(name, clean).await;
+        (wire, connack)
+    }
+
+    /// Sends CONNECT with the tests' password; gives the CONNACK's flags and code.
+    pub(super) async fn introduce(&mut self, name: &str, clean: bool) -> [u8; 2] {
+        self.say_hello(name, clean).await;
+        let (first, body) = self.receive().await.expect("a CONNACK");
         assert_eq!(first, 0x20);
-        (wire, [body[0], body[1]])
+        [body[0], body[1]]
+    }
+
+    /// Sends CONNECT, whatever comes of it.
+    pub(super) async fn say_hello(&mut self, name: &str, clean: bool) {
+        self.send(&connect(self.v5, name, name, PASSWORD, clean, 60)).await;
+    }
+
+    /// That the other side is there.
+    pub(super) async fn ping(&mut self) {
+        self.send(&[0xC0, 0]).await;
+        assert_eq!(self.receive().await, Some((0xD0, vec![])), "a PINGRESP");
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) {
