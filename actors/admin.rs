@@ -50,6 +50,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Connected terminals.
     pub sessions: usize,
+    /// Where it is offered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<crate::listener::tls::Report>,
     pub cores: std::collections::BTreeMap<String, crate::banks::Load>,
     pub actors: std::collections::BTreeMap<String, crate::supervision::Branch>,
 }

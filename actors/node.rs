@@ -12,7 +12,7 @@ use actix::prelude::*;
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use wakala::id::{CoreId, PartitionNo};
 
@@ -20,6 +20,7 @@ use crate::banks::{self, Banks};
 use crate::config::Config;
 use crate::edge::Edge;
 use crate::intake::Admission;
+use crate::listener::tls::Credentials;
 use crate::listener::{self, Listening};
 use crate::partitions::{self, Owner, Partitions, Ping};
 use crate::ports::{Clock, Hsm, Log};
@@ -55,6 +56,8 @@ struct Node {
     banks: Banks,
     partitions: Partitions,
     sessions: Sessions,
+    /// Where TLS is offered.
+    credentials: Option<Credentials>,
 }
 
 /// Where a supervisor that gives up says so.
@@ -78,6 +81,8 @@ impl GiveUp {
 /// When a room cannot be started.
 pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     supervision::catch_panic_messages();
+    // Before anybody is told that the node runs: unheard, it would end the process.
+    let mut hangup = signal(SignalKind::hangup())?;
     let (gave_up, mut why) = mpsc::channel(1);
     let give_up = GiveUp(gave_up);
     let tree = Tree::default();
@@ -93,9 +98,16 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     for address in listening.addresses() {
         tracing::info!(address, "listening");
     }
-    let node =
-        Node { config, tree, started: Instant::now(), ready: AtomicBool::new(true), banks, partitions, sessions };
-    let node = Arc::new(node);
+    let node = Arc::new(Node {
+        config,
+        tree,
+        started: Instant::now(),
+        ready: AtomicBool::new(true),
+        banks,
+        partitions,
+        sessions,
+        credentials: listening.credentials().cloned(),
+    });
     let admin = admin::serve(&node.config.admin, Arc::clone(&node) as Arc<dyn admin::Node>)
         .with_context(|| format!("admin.address: {}", node.config.admin.address))?;
     let stop_admin = admin.handle();
@@ -104,7 +116,7 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     notify(&[NotifyState::Ready]);
     tracing::info!(node = node.config.node.name, sandbox = node.config.node.sandbox, "running");
     let watchdog = actix_rt::spawn(feed_watchdog(owner.clone()));
-    let code = until_told(&mut why, &mut listening).await?;
+    let code = until_told(&mut why, &mut listening, &mut hangup).await?;
     watchdog.abort();
     notify(&[NotifyState::Stopping]);
     let stopping = async {
@@ -215,20 +227,43 @@ fn start_receipts(
     Ok(supervisor.try_send(Start("sweeper"))?)
 }
 
-/// Ends with the exit code when a signal comes, a supervisor gives up, or nobody can connect any more.
-async fn until_told(gave_up: &mut mpsc::Receiver<String>, listening: &mut Listening) -> anyhow::Result<i32> {
+/// Ends with the exit code when a signal comes, a supervisor gives up, or nobody can connect any more. SIGHUP ends
+/// nothing.
+async fn until_told(
+    gave_up: &mut mpsc::Receiver<String>,
+    listening: &mut Listening,
+    hangup: &mut Signal,
+) -> anyhow::Result<i32> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("told to stop (SIGTERM)"),
-        _ = interrupt.recv() => tracing::info!("told to stop (SIGINT)"),
-        _ = gave_up.recv() => return Ok(EXIT_ESCALATED),
-        () = listening.ended() => {
-            tracing::error!(why = "the listener's thread ended", "gave up");
-            return Ok(EXIT_ESCALATED);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("told to stop (SIGTERM)"),
+            _ = interrupt.recv() => tracing::info!("told to stop (SIGINT)"),
+            _ = hangup.recv() => {
+                reload(listening).await;
+                continue;
+            }
+            _ = gave_up.recv() => return Ok(EXIT_ESCALATED),
+            () = listening.ended() => {
+                tracing::error!(why = "the listener's thread ended", "gave up");
+                return Ok(EXIT_ESCALATED);
+            }
         }
+        return Ok(0);
     }
-    Ok(0)
+}
+
+/// Reads again what may change while the node runs. systemd hears when it begins and when it is done.
+async fn reload(listening: &Listening) {
+    tracing::info!("told to read its files again (SIGHUP)");
+    let begun = NotifyState::monotonic_usec_now();
+    match begun {
+        Ok(begun) => notify(&[NotifyState::Reloading, begun]),
+        Err(error) => tracing::warn!(%error, "systemd was not told"),
+    }
+    listening.reload().await;
+    notify(&[NotifyState::Ready]);
 }
 
 async fn drain(node: &Node, listening: Listening, owner: &Addr<Owner>) {
@@ -270,6 +305,7 @@ impl admin::Node for Node {
             ready: self.is_ready(),
             uptime_seconds: self.started.elapsed().as_secs(),
             sessions: self.sessions.len(),
+            tls: self.credentials.as_ref().map(Credentials::report),
             cores: self.banks.load(),
             actors: self.tree.branches(),
         }

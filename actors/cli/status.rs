@@ -53,6 +53,17 @@ fn drawing(status: &Value) -> String {
         humantime::format_duration(Duration::from_secs(status["uptime_seconds"].as_u64().unwrap_or(0))),
         text(&status["sessions"]),
     )];
+    if let Some(tls) = status["tls"].as_object() {
+        lines.push(format!(
+            "TLS · certificate until {} · {} revoked{} · read again {} times, {} times in vain{}",
+            text(&tls["certificate_until"]),
+            text(&tls["revoked"]),
+            tls.get("lists_until").map_or_else(String::new, |until| format!(", list until {}", text(until))),
+            text(&tls["reloads"]),
+            text(&tls["failures"]),
+            tls.get("failure").map_or_else(String::new, |why| format!(" · NOT RIGHT: {}", text(why))),
+        ));
+    }
     for (core, load) in status["cores"].as_object().into_iter().flatten() {
         let standing = if load["signed_on"] == Value::Bool(true) { "signed on" } else { "not signed on" };
         lines.push(format!("core {core} · {standing} · {} places free", text(&load["places_free"])));

@@ -13,6 +13,8 @@ use wakala_node::adapters::postgres_log::PostgresLog;
 use wakala_node::adapters::soft_hsm::{SoftHsm, Source};
 use wakala_node::clock::MonotonicClock;
 use wakala_node::config::Config;
+use wakala_node::listener::Tls;
+use wakala_node::listener::tls::Files;
 use wakala_node::node::{self, Parts};
 use wakala_node::store::Store;
 use wakala_node::supervision::EXIT_ESCALATED;
@@ -52,23 +54,36 @@ async fn a_listener_that_stops_says_so_stores_it_and_lets_nobody_in() {
 const URL: &str = "WAKALA_TEST_NODE_URL";
 const PORTS: &str = "WAKALA_TEST_NODE_PORTS";
 const MASTER: &str = "WAKALA_TEST_NODE_MASTER";
+const TLS: &str = "WAKALA_TEST_NODE_TLS";
 
 fn port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
 }
 
 /// A node in a process of its own: this test program, started again.
-struct Node {
+pub(super) struct Node {
     process: Child,
-    mqtt: SocketAddr,
+    pub(super) mqtt: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Node {
     async fn start(database: &Database) -> Self {
+        Self::start_with(database, &[]).await
+    }
+
+    /// With TLS as well, on that port and with the files of that folder.
+    pub(super) async fn start_with_tls(database: &Database, folder: &str, notified: &str) -> (Self, SocketAddr) {
+        let at = SocketAddr::from(([127, 0, 0, 1], port()));
+        let node = Self::start_with(database, &[(TLS, &format!("{at} {folder}")), ("NOTIFY_SOCKET", notified)]).await;
+        (node, at)
+    }
+
+    async fn start_with(database: &Database, variables: &[(&str, &str)]) -> Self {
         let (mqtt, admin) = (port(), port());
         let process = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "mqtt::ended::runs_until_it_ends", "--nocapture"])
+            .envs(variables.iter().copied())
             .env(URL, database.url("service"))
             .env(PORTS, format!("{mqtt} {admin}"))
             .env(MASTER, "0123456789abcdef".repeat(4))
@@ -88,7 +103,7 @@ impl Node {
     }
 
     /// What the admin port answers; nothing when it does not.
-    async fn ask(&self, what: &str) -> String {
+    pub(super) async fn ask(&self, what: &str) -> String {
         let Ok(mut stream) = TcpStream::connect(self.admin).await else { return String::new() };
         let request = format!("{what} HTTP/1.1\r\nhost: node\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         let mut answer = String::new();
@@ -102,7 +117,12 @@ impl Node {
         assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
     }
 
-    async fn ended(&mut self) -> ExitStatus {
+    pub(super) fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([name, &self.process.id().to_string()]).status().expect("kill");
+        assert!(told.success());
+    }
+
+    pub(super) async fn ended(&mut self) -> ExitStatus {
         for _ in 0..200 {
             if let Some(status) = self.process.try_wait().expect("a child") {
                 return status;
@@ -132,6 +152,14 @@ fn runs_until_it_ends() {
     config.node.sandbox = true;
     config.node.drain = Duration::from_secs(3);
     config.listener.plain = Some(at(mqtt));
+    if let Ok(tls) = std::env::var(TLS) {
+        let (address, folder) = tls.split_once(' ').expect("an address and a folder");
+        let file = |name: &str| std::path::Path::new(folder).join(name);
+        let files = Files { certificate: file("server.pem"), key: file("server.key"), ..Files::default() };
+        // Too late for any test: it is to be told.
+        let look_every = Duration::from_secs(3600);
+        config.listener.tls = Some(Tls { look_every, ..Tls::new(address.parse().expect("an address"), files) });
+    }
     config.admin.address = at(admin);
     config.partitions.renew = Duration::from_millis(100);
     config.keys.master = Source::Environment(MASTER.to_owned());
@@ -178,8 +206,7 @@ async fn a_database_that_stands_still_does_not_keep_a_node_from_its_end() {
     let still = database.stand_still();
     // The leases are renewed all the time: a statement is under way.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let told = Command::new("kill").arg("-TERM").arg(node.process.id().to_string()).status().expect("kill");
-    assert!(told.success());
+    node.signal("-TERM");
     assert_eq!(node.ended().await.code(), Some(0));
     drop(still);
 }

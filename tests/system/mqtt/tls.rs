@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::net::UnixDatagram;
 use wakala_node::listener::tls::Report;
 use wakala_system_tests::{Database, now, terminal};
 
 use super::certificates::Papers;
+use super::ended::Node;
 use super::openssl::{Client, Scales, Shook};
 use super::wire::Wire;
 use super::{Broker, enrol, queue_receipt};
@@ -257,6 +259,44 @@ async fn a_resumed_handshake_with_a_certificate_costs_fewer_bytes_than_a_full_on
         assert!(cost[1] * 3 < cost[0] * 2 && cost[2] * 3 < cost[0] * 2, "{version}: {cost:?}");
         client.forget();
     }
+}
+
+#[tokio::test]
+async fn a_node_that_is_told_reads_its_files_again_and_goes_on() {
+    let database = Database::new();
+    let papers = Papers::new();
+    enrol(&database.store().await, "T1", None).await;
+    // What systemd would be told.
+    let notified = UnixDatagram::bind(papers.path("notified")).expect("a socket");
+    let (mut node, at) = Node::start_with_tls(&database, &papers.path(""), &papers.path("notified")).await;
+    let heard = || async {
+        let mut buffer = [0; 256];
+        let length = tokio::time::timeout(Duration::from_secs(10), notified.recv(&mut buffer)).await;
+        String::from_utf8_lossy(&buffer[..length.expect("in time").expect("a message")]).into_owned()
+    };
+    assert!(heard().await.contains("READY=1"));
+    let (mut stays, _) = Wire::connect(node.mqtt, true, "T1", true).await;
+    let client = Client::new(&papers, "terminal", "-tls1_3");
+    let shown = || async { client.look(at, &["-showcerts"]).await.1 };
+    let first = middle(&papers.read("server.pem"));
+    assert!(shown().await.contains(&first));
+
+    papers.issue("server");
+    let second = middle(&papers.read("server.pem"));
+    for (key, figures) in
+        [("server.key", r#""reloads":1,"failures":0"#), ("terminal.key", r#""reloads":1,"failures":1,"failure":"#)]
+    {
+        papers.write("server.key", &papers.read(key));
+        node.signal("-HUP");
+        assert!(heard().await.starts_with("RELOADING=1\nMONOTONIC_USEC="), "systemd sees it begin");
+        assert!(heard().await.contains("READY=1"));
+        assert!(shown().await.contains(&second));
+        let status = node.ask("GET /status").await;
+        assert!(status.contains(figures), "{status}");
+        stays.ping().await;
+    }
+    node.signal("-TERM");
+    assert_eq!(node.ended().await.code(), Some(0));
 }
 
 #[tokio::test]
