@@ -1,6 +1,7 @@
 //! An authority of the tests, and what it signs, as files.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -8,6 +9,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
     KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use wakala_node::listener::Tls;
 use wakala_node::listener::tls::{Files, fingerprint};
 
@@ -67,6 +70,19 @@ impl Papers {
         self.write(&format!("{file}.key"), &key.serialize_pem());
         self.write(&format!("{file}.pem"), &certificate.pem());
         Issued { sha256: fingerprint(certificate.der()), serial }
+    }
+
+    /// What a terminal connects with that has this certificate.
+    pub(super) fn connector(&self, file: &str) -> tokio_rustls::TlsConnector {
+        let pem = |file: &str| std::fs::read(self.path(file)).expect("it is there");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(&pem("ca.pem")).expect("PEM")).expect("an authority");
+        let certificate = CertificateDer::from_pem_slice(&pem(&format!("{file}.pem"))).expect("PEM");
+        let key = PrivateKeyDer::from_pem_slice(&pem(&format!("{file}.key"))).expect("PEM");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.expect("versions").with_root_certificates(roots);
+        Arc::new(config.with_client_auth_cert(vec![certificate], key).expect("its key")).into()
     }
 
     /// Signs `revoked.pem`, the list of these.

@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::certificates::Papers;
 use super::wire::Wire;
 use super::{Broker, enrol, queue_receipt, tell, until};
 use wakala_node::store::{Options, Store};
 use wakala_system_tests::Database;
 
 const URL: &str = "WAKALA_TEST_URL";
+const TLS: &str = "WAKALA_TEST_TLS";
 
 /// A process that is gone with the test, whatever became of it.
 pub(super) struct Node(Child);
@@ -36,8 +38,15 @@ impl Drop for Node {
 
 /// A process of its own with a listener on that database: this test program, started again.
 pub(super) fn start(database: &Database) -> (Node, SocketAddr) {
+    start_with(database, None)
+}
+
+/// The same with TLS, if there are papers; then that is its address.
+pub(super) fn start_with(database: &Database, papers: Option<&Papers>) -> (Node, SocketAddr) {
     let program = std::env::current_exe().expect("this program");
+    let tls = papers.map(|papers| (TLS, serde_json::to_string(&papers.tls(true)).expect("JSON")));
     let mut child = Command::new(program)
+        .envs(tls)
         .args(["--exact", "mqtt::killed::serves_until_it_is_killed", "--nocapture"])
         .env(URL, database.url("service"))
         .stdout(Stdio::piped())
@@ -57,8 +66,9 @@ async fn serves_until_it_is_killed() {
     // Run by itself it has nothing to do: it is the other process of the test below.
     let Ok(url) = std::env::var(URL) else { return };
     let store = Store::connect(&Options { url, ..Options::default() }).await.expect("the database is there");
-    let broker = Broker::on(store, SocketAddr::from(([127, 0, 0, 1], 0)), None).await;
-    println!("listening on {}", broker.plain());
+    let tls = std::env::var(TLS).ok().map(|tls| serde_json::from_str(&tls).expect("a TLS listener"));
+    let broker = Broker::on(store, SocketAddr::from(([127, 0, 0, 1], 0)), tls).await;
+    println!("listening on {}", broker.listening.tls.unwrap_or_else(|| broker.plain()));
     tokio::time::sleep(Duration::from_secs(120)).await;
 }
 
