@@ -202,7 +202,9 @@ impl Store {
     ///
     /// # Errors
     /// When the database is away, or a sandbox card would take a real one's place or the other way round.
-    pub async fn import_cards(&self, cards: Vec<Card>, sandbox: bool) -> Result<u64, Error> {
+    pub async fn import_cards(&self, mut cards: Vec<Card>, sandbox: bool) -> Result<u64, Error> {
+        // In the order in which admissions lock them, which go on meanwhile.
+        cards.sort_by_key(|card| card.token.0);
         self.run(move |db| async move {
             let pool = db.get_postgres_connection_pool();
             let mut work = pool.begin().await?;

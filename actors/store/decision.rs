@@ -328,15 +328,19 @@ async fn insert_receipts(db: &mut PgConnection, sealed: &[(Answer, Vec<u8>)], hi
     Ok(())
 }
 
-/// A notice that was not delivered when the receipt came says nothing any more.
+/// A notice that was not delivered when the receipt came says nothing any more. Locked in the order of acknowledgements,
+/// which may come for the same notices.
 async fn withdraw_notices(db: &mut PgConnection, sealed: &[(Answer, Vec<u8>)]) -> Result<(), Error> {
     let finals = finals(sealed);
     if finals.is_empty() {
         return Ok(());
     }
     sqlx::query(
-        "update wakala.receipt r set withdrawn_at = f.at from unnest($1::uuid[], $2::timestamptz[]) f (answers, at) \
-         where r.answers = f.answers and r.stage = 0 and r.delivered_at is null and r.withdrawn_at is null",
+        "with w as (select r.answers, f.at from unnest($1::uuid[], $2::timestamptz[]) f (answers, at) \
+           join wakala.receipt r on r.answers = f.answers and r.stage = 0 \
+           where r.delivered_at is null and r.withdrawn_at is null order by r.answers for no key update of r) \
+         update wakala.receipt r set withdrawn_at = w.at from w \
+         where r.answers = w.answers and r.stage = 0 and r.delivered_at is null and r.withdrawn_at is null",
     )
     .bind(finals.keys().map(|id| id.0).collect::<Vec<_>>())
     .bind(finals.values().copied().collect::<Vec<_>>())

@@ -190,17 +190,24 @@ impl Store {
 
     async fn acknowledge(&self, acknowledged: Vec<Acknowledged>) -> Result<Vec<bool>, Error> {
         self.run(move |db| async move {
-            // No lock: what a client acknowledged it has, whoever owns the session by the time of the commit.
+            // No lock of the session: what a client acknowledged it has, whoever owns the session by the time of the commit.
+            // The rows are locked in the order of all who lock several: receipts by what they answer, messages by their
+            // place.
             let owned: Vec<(i64,)> = sqlx::query_as(
                 "with a as materialized ( \
                    select a.client_id, a.seq, a.receipt, a.at, a.nth, s.epoch = a.epoch as owned from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bool[], \
                    $5::timestamptz[]) with ordinality a (client_id, epoch, seq, receipt, at, nth) \
                    join wakala.session s using (client_id)), \
-                 r as (update wakala.receipt r set delivered_at = a.at from a where a.owned and a.receipt \
-                   and r.terminal = a.client_id and r.seq = a.seq and r.delivered_at is null \
-                   and r.withdrawn_at is null), \
-                 m as (delete from wakala.message m using a where a.owned and not a.receipt \
-                   and m.client_id = a.client_id and m.seq = a.seq) \
+                 told as (select r.answers, r.stage, a.at from a \
+                   join wakala.receipt r on r.terminal = a.client_id and r.seq = a.seq \
+                   where a.owned and a.receipt and r.delivered_at is null and r.withdrawn_at is null \
+                   order by r.answers, r.stage for no key update of r), \
+                 r as (update wakala.receipt r set delivered_at = told.at from told where r.answers = told.answers \
+                   and r.stage = told.stage and r.delivered_at is null and r.withdrawn_at is null), \
+                 done as (select m.client_id, m.seq from a join wakala.message m using (client_id, seq) \
+                   where a.owned and not a.receipt order by m.client_id, m.seq for update of m), \
+                 m as (delete from wakala.message m using done where m.client_id = done.client_id \
+                   and m.seq = done.seq) \
                  select nth from a where owned",
             )
             .bind(acknowledged.iter().map(|a| a.client.as_str().to_owned()).collect::<Vec<_>>())
@@ -235,7 +242,10 @@ impl Store {
                    with ordinality e (client_id, epoch, expiry_s, sent_to, at, nth) \
                    join (select client_id, epoch from wakala.session where client_id = any($1) \
                          order by client_id for update) s using (client_id, epoch)), \
-                 gone as (delete from wakala.message m using e where m.client_id = e.client_id and m.qos = 0) \
+                 lost as (select m.client_id, m.seq from e join wakala.message m using (client_id) where m.qos = 0 \
+                   order by m.client_id, m.seq for update of m), \
+                 gone as (delete from wakala.message m using lost where m.client_id = lost.client_id \
+                   and m.seq = lost.seq) \
                  update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
                    expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to \
                  from e where s.client_id = e.client_id and s.epoch = e.epoch returning e.nth, s.client_id, e.expiry_s",
@@ -288,7 +298,9 @@ impl Store {
         self.run(move |db| async move {
             let forgotten = sqlx::query(
                 "update wakala.session set connected = false, node = null, disconnected_at = $2, \
-                 expires_at = $2 + make_interval(secs => expiry_s) where node = $1 and connected",
+                 expires_at = $2 + make_interval(secs => expiry_s) where client_id in ( \
+                   select client_id from wakala.session where node = $1 and connected \
+                   order by client_id for no key update)",
             )
             .bind(node)
             .bind(timestamp(now))
@@ -357,10 +369,16 @@ fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
 
 /// Removes what ends with a session. Receipts are no part of it: they wait for the terminal, session or not.
 async fn discard(db: &mut PgConnection, clients: &[String]) -> Result<(), Error> {
-    for table in ["subscription", "message"] {
-        let text = format!("delete from wakala.{table} where client_id = any($1)");
-        sqlx::query(sqlx::AssertSqlSafe(text)).bind(clients).execute(&mut *db).await?;
-    }
+    sqlx::query("delete from wakala.subscription where client_id = any($1)").bind(clients).execute(&mut *db).await?;
+    // In the order in which acknowledgements lock them, for these do not wait for the session's row.
+    sqlx::query(
+        "with m as (select client_id, seq from wakala.message where client_id = any($1) \
+         order by client_id, seq for update) \
+         delete from wakala.message d using m where d.client_id = m.client_id and d.seq = m.seq",
+    )
+    .bind(clients)
+    .execute(db)
+    .await?;
     Ok(())
 }
 

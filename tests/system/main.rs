@@ -5,6 +5,7 @@ mod admission;
 mod banks;
 mod decisions;
 mod ledger;
+mod locks;
 mod logs;
 mod messages;
 mod mqtt;
