@@ -52,6 +52,7 @@ mod m0011_audit;
 mod m0012_admission;
 mod m0013_due;
 mod m0014_blocked_terminals;
+mod m0015_sums;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -74,6 +75,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0012_admission::Step),
             Box::new(m0013_due::Step),
             Box::new(m0014_blocked_terminals::Step),
+            Box::new(m0015_sums::Step),
         ]
     }
 }

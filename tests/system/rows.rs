@@ -1,10 +1,11 @@
-//! What is looked for again and again reads what is due, however many rows there are.
+//! What is looked for again and again reads what is due, and a commit what it is about, however many rows there are.
 
 use std::time::Duration;
 
 use wakala::time::Time;
+use wakala::transaction::CoreAnswer;
 use wakala_node::store::Store;
-use wakala_system_tests::{Database, now};
+use wakala_system_tests::{Database, Desk, now, withdrawal};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -25,8 +26,8 @@ const MANY: &str = "insert into wakala.session (client_id, node, connected, expi
 
 /// Rows and index entries that whoever was connected has read of the node's tables.
 fn read(database: &Database) -> u64 {
-    let text = "select (select sum(seq_tup_read) from pg_stat_user_tables where schemaname = 'wakala') \
-                + (select sum(idx_tup_read) from pg_stat_user_indexes where schemaname = 'wakala')";
+    let text = "select (select sum(seq_tup_read) from pg_stat_user_tables where schemaname in ('wakala', 'ledger')) \
+                + (select sum(idx_tup_read) from pg_stat_user_indexes where schemaname in ('wakala', 'ledger'))";
     database.rows(text).parse().expect("a count")
 }
 
@@ -74,4 +75,33 @@ async fn old_tries_are_forgotten_some_at_a_time() {
     assert_eq!(store.forget_tries(later, 6000).await, Ok(6000));
     assert_eq!(store.forget_tries(later, 6000).await, Ok(4000));
     assert_eq!(database.rows("select count(*) from wakala.pin_try"), "0");
+}
+
+/// What others did in some months: transactions with a receipt and a pending entry.
+const LONG_AGO: &str = "begin; set local session_replication_role = replica; \
+     insert into wakala.receipt (answers, stage, terminal, seq, envelope, at, delivered_at) \
+     select md5('t' || i)::uuid, 1, 'Z', 1, repeat('r', 300)::bytea, now(), now() from generate_series(1, 60000) i; \
+     insert into ledger.account (name, kind, owner, currency) \
+     values ('float:Z:TZS', 'float', 'Z', 'TZS'), ('settlement:Z:TZS', 'settlement', 'Z', 'TZS'); \
+     insert into ledger.entry (transaction, phase, at) \
+     select md5('t' || i)::uuid, 'pending', now() from generate_series(1, 60000) i; \
+     insert into ledger.posting (entry_id, line, account_id, minor) \
+     select e.id, a.id, a.id, case a.kind when 'float' then -5 else 5 end from ledger.entry e, ledger.account a; commit";
+
+#[tokio::test]
+async fn a_commit_reads_what_it_is_about() {
+    let database = Database::new();
+    let _ = database.rows(LONG_AGO);
+    let _ = database.rows("vacuum analyze");
+    let committed = reads(&database, async |store| {
+        let mut desk = Desk::open(store, "n1", 0).await;
+        let asked: Vec<_> = (1..=64).map(|n| withdrawal(n, 1, 5_000)).collect();
+        desk.records(asked.clone()).await.expect("committed");
+        desk.answer(CoreAnswer::Approved { authorisation: "A12345".into() }).await.expect("committed");
+        // Asked again: told again.
+        desk.records(asked).await.expect("committed");
+    });
+    let committed = committed.await;
+    // The new rows are read some times each; entries, postings and receipts of others would be 60,000 and more.
+    assert!(committed < 60_000, "{committed} rows for 64 requests, their answers and their repetition");
 }
