@@ -40,7 +40,19 @@ pub struct Break {
 
 /// Rules and the statements that find the first row that breaks each, in words. They do not trust the database's own
 /// checks: a superuser, a disk or a restored dump may have gone round them.
-const RULES: [(&str, &str); 16] = [
+const RULES: [(&str, &str); 22] = [
+    (
+        "an account's name says what it is, and is one account's",
+        "select format('account %s, %s: %s of %s in %s; %s of that name', a.id, a.name, a.kind, a.owner, a.currency, n.n)
+         from ledger.account a join (select name, count(*) as n from ledger.account group by name) n using (name)
+         where a.name <> format('%s:%s:%s', a.kind, a.owner, a.currency) or n.n <> 1 order by a.id limit 1",
+    ),
+    (
+        "a balance row is a float's",
+        "select format('balance row of account %s, which is %s', b.account_id, coalesce(a.name, 'none'))
+         from ledger.float_balance b left join ledger.account a on a.id = b.account_id
+         where a.kind is distinct from 'float' order by b.account_id limit 1",
+    ),
     (
         "every posting is of an entry and on an account",
         "select format('line %s of entry %s on account %s', p.line, p.entry_id, p.account_id) from ledger.posting p
@@ -58,6 +70,12 @@ const RULES: [(&str, &str); 16] = [
         "select format('entry %s (%s of %s) has %s postings', e.id, e.phase, e.transaction, count(p.line))
          from ledger.entry e left join ledger.posting p on p.entry_id = e.id
          group by e.id having (e.phase = 'voided') <> (count(p.line) = 0) order by e.id limit 1",
+    ),
+    (
+        "an entry's lines are numbered from 1",
+        "select format('entry %s has the lines %s', entry_id, string_agg(line::text, ', ' order by line))
+         from ledger.posting group by entry_id having min(line) <> 1 or max(line) <> count(distinct line)
+                or count(*) <> count(distinct line) order by entry_id limit 1",
     ),
     (
         "a transaction has one pending entry, and at most one that resolves it, which comes later",
@@ -161,7 +179,62 @@ const RULES: [(&str, &str); 16] = [
         "select format('terminal %s, key %s: %s transactions', terminal, encode(key, 'hex'), count(*))
          from wakala.transaction group by terminal, key having count(*) > 1 order by terminal limit 1",
     ),
+    (
+        "a transaction's identity is that of its terminal and its key",
+        // The first 16 bytes of a SHA-256 with the version and variant bits of RFC 9562, version 8.
+        "with named as (select id, terminal, key, substring(sha256(convert_to(terminal, 'UTF8') || '\\x00' || key) for 16) as d
+                        from wakala.transaction)
+         select format('transaction %s is not the one of terminal %s and key %s', id, terminal, encode(key, 'hex')) from named
+         where uuid_send(id) <> set_byte(set_byte(d, 6, get_byte(d, 6) & 15 | 128), 8, get_byte(d, 8) & 63 | 128)
+         order by id limit 1",
+    ),
+    (
+        "an entry that resolves a transaction is of the moment of its receipt",
+        "select format('entry %s (%s of %s) is of %s, the receipt of %s', e.id, e.phase, e.transaction, e.at, r.at)
+         from ledger.entry e join wakala.receipt r on r.answers = e.transaction and r.stage = 1
+         where e.phase <> 'pending' and e.at <> r.at order by e.id limit 1",
+    ),
+    (
+        "the ledger's own checks are in place, and the service cannot change what is written",
+        GUARDS,
+    ),
 ];
+
+/// What `migrations` put around the ledger: without it nothing is wrong yet, and anything may become so.
+const GUARDS: &str = "with wanted (kind, place, name) as (values
+        ('trigger', 'account', 'only_added_to'), ('trigger', 'entry', 'only_added_to'),
+        ('trigger', 'posting', 'only_added_to'), ('trigger', 'float_balance', 'only_updated'),
+        ('trigger', 'posting', 'balanced'), ('trigger', 'entry', 'in_order'), ('trigger', 'entry', 'whole'),
+        ('constraint', 'account', 'account_check'), ('constraint', 'account', 'account_name_key'),
+        ('constraint', 'account', 'account_pkey'), ('constraint', 'float_balance', 'float_balance_account_id_fkey'),
+        ('constraint', 'float_balance', 'float_balance_pkey'), ('constraint', 'float_balance', 'float_balance_reserved_check'),
+        ('constraint', 'float_balance', 'float_covered'), ('constraint', 'entry', 'entry_phase_check'),
+        ('constraint', 'entry', 'entry_pkey'), ('constraint', 'entry', 'entry_transaction_phase_key'),
+        ('constraint', 'posting', 'posting_account_id_fkey'), ('constraint', 'posting', 'posting_entry_id_fkey'),
+        ('constraint', 'posting', 'posting_minor_check'), ('constraint', 'posting', 'posting_pkey'),
+        ('index', 'entry', 'entry_resolved_once')),
+     relations as (select c.oid, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                   where n.nspname = 'ledger' and c.relkind = 'r'),
+     found (kind, place, name) as (
+        select 'trigger', r.relname, t.tgname from pg_trigger t join relations r on r.oid = t.tgrelid
+            where t.tgenabled in ('O', 'A')
+        union all select 'constraint', r.relname, c.conname from pg_constraint c join relations r on r.oid = c.conrelid
+            where c.convalidated
+        union all select 'index', r.relname, i.relname from pg_index x join relations r on r.oid = x.indrelid
+            join pg_class i on i.oid = x.indexrelid where x.indisunique and x.indisvalid),
+     wrong (what) as (
+        select format('%s %s on ledger.%s is gone or off', w.kind, w.name, w.place) from wanted w
+            where not exists (select from found f where (f.kind, f.place, f.name) = (w.kind, w.place, w.name))
+        union all select format('trigger %s on ledger.%s is off', t.tgname, r.relname)
+            from pg_trigger t join relations r on r.oid = t.tgrelid where t.tgenabled not in ('O', 'A')
+        union all select format('wakala_service has the right to %s on ledger.%s', p, r.relname)
+            from relations r, unnest(array['UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) p
+            where has_table_privilege('wakala_service', r.oid, p)
+        union all select format('wakala_service has the right to UPDATE ledger.%s.%s', r.relname, a.attname)
+            from relations r join pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
+            where has_column_privilege('wakala_service', r.oid, a.attnum, 'UPDATE')
+              and not (r.relname = 'float_balance' and a.attname in ('posted', 'reserved')))
+     select what from wrong order by what limit 1";
 
 const COUNTS: &str = "select (select count(*) from ledger.account) as accounts,
     (select count(*) from ledger.entry) as entries, (select count(*) from ledger.posting) as postings, count(*) as transactions,

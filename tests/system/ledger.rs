@@ -118,6 +118,50 @@ const TAMPERINGS: &[(&str, &str)] = &[
              update wakala.transaction set key = decode(repeat('00', 16), 'hex') where terminal = 'T1'",
         "a terminal's key is one transaction",
     ),
+    (
+        "update wakala.transaction set key = decode(repeat('aa', 16), 'hex') where id = {of_posted}",
+        "its terminal and its key",
+    ),
+    (
+        "update wakala.transaction set terminal = 'T9' where id = {of_posted}; \
+             update wakala.receipt set terminal = 'T9' where answers = {of_posted}",
+        "its terminal and its key",
+    ),
+    (
+        "alter table ledger.account drop constraint account_check; \
+             update ledger.account set owner = 'A9' where name = 'float:A1:TZS'",
+        "an account's name",
+    ),
+    (
+        "alter table ledger.account drop constraint account_check; \
+             update ledger.account set currency = 'KES' where kind = 'settlement'",
+        "an account's name",
+    ),
+    (
+        "alter table ledger.account drop constraint account_name_key; \
+             insert into ledger.account (name, kind, owner, currency) \
+             select name, kind, owner, currency from ledger.account where kind = 'settlement'",
+        "an account's name",
+    ),
+    (
+        "insert into ledger.float_balance (account_id) select id from ledger.account where kind = 'settlement'",
+        "a balance row",
+    ),
+    ("insert into ledger.float_balance (account_id) values (999)", "a balance row"),
+    ("update ledger.posting set line = 7 where entry_id = {posted} and line = 2", "lines are numbered"),
+    ("update ledger.entry set at = at - interval '1 day' where id = {posted}", "of the moment"),
+    (
+        "update ledger.entry set at = at + interval '1 ms' where id = (select min(id) from ledger.entry where phase = 'voided')",
+        "of the moment",
+    ),
+    ("alter table ledger.posting disable trigger balanced", "own checks"),
+    ("alter table ledger.posting disable trigger all", "own checks"),
+    ("drop trigger only_added_to on ledger.entry", "own checks"),
+    ("alter table ledger.float_balance drop constraint float_covered", "own checks"),
+    ("drop index ledger.entry_resolved_once", "own checks"),
+    ("grant update on ledger.posting to wakala_service", "own checks"),
+    ("grant delete on ledger.entry to wakala_service", "own checks"),
+    ("grant update (floor) on ledger.float_balance to wakala_service", "own checks"),
 ];
 
 async fn verify(database: &Database) -> Report {
@@ -145,16 +189,22 @@ async fn a_good_day_verifies_and_every_tampering_is_named() {
     assert_eq!(report, wanted);
     store.close().await;
 
+    let mut missed = Vec::new();
     for &(tampering, rule) in TAMPERINGS {
         let tampering = tampering.replace("{posted}", POSTED).replace("{of_posted}", OF_POSTED);
         let bad = good.copy();
         // As a superuser who knows how: no trigger fires, no foreign key is looked at.
         bad.sql("postgres", &format!("begin; set local session_replication_role = replica; {tampering}; commit"))
             .unwrap_or_else(|error| panic!("{tampering}: {error}"));
-        let found = verify(&bad).await.first_break.unwrap_or_else(|| panic!("not found: {tampering}"));
-        assert!(found.rule.contains(rule), "{tampering}\nfound: {found:?}");
-        assert!(!found.what.is_empty());
+        match verify(&bad).await.first_break {
+            None => missed.push(tampering),
+            Some(found) => {
+                assert!(found.rule.contains(rule), "{tampering}\nfound: {found:?}");
+                assert!(!found.what.is_empty());
+            }
+        }
     }
+    assert_eq!(missed, Vec::<String>::new());
     assert_eq!(verify(&good).await, wanted);
 }
 
