@@ -53,6 +53,7 @@ mod m0012_admission;
 mod m0013_due;
 mod m0014_blocked_terminals;
 mod m0015_sums;
+mod m0016_ledger_columns;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -76,6 +77,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0013_due::Step),
             Box::new(m0014_blocked_terminals::Step),
             Box::new(m0015_sums::Step),
+            Box::new(m0016_ledger_columns::Step),
         ]
     }
 }
