@@ -230,7 +230,8 @@ impl Partition {
     fn try_suspect(&mut self, offset: Offset, events: Vec<Event>, ctx: &mut Context<Self>) {
         let deps = Arc::clone(&self.deps);
         let number = self.twin.number();
-        let counted = async move { deps.store.suspect(number, offset).await };
+        let epoch = self.epoch;
+        let counted = async move { deps.store.suspect(number, epoch, offset).await };
         ctx.spawn(counted.into_actor(self).map(move |attempts, this, ctx| match attempts {
             Ok(attempts) if attempts > LIVES => {
                 let why = format!("killed its partition {LIVES} times");

@@ -111,22 +111,27 @@ impl Store {
         .await
     }
 
-    /// Counts that a record is about to be tried again, in a commit of its own, and says how often it was.
+    /// Counts that a record is about to be tried again, in a commit of its own, and says how often it was. A late owner's
+    /// tries do not count: they would park a record that killed nobody.
     ///
     /// # Errors
-    /// When the database does not do it.
-    pub async fn suspect(&self, partition: PartitionNo, offset: Offset) -> Result<i32, Error> {
+    /// [`Error::Fenced`] when the epoch is no longer the caller's.
+    pub async fn suspect(&self, partition: PartitionNo, epoch: Epoch, offset: Offset) -> Result<i32, Error> {
         let number = smallint(partition)?;
         self.run(move |db| async move {
-            let (attempts,) = sqlx::query_as(
-                r#"insert into wakala.suspect as s (partition, "offset", attempts) values ($1, $2, 1)
+            let counted: Option<(i32,)> = sqlx::query_as(
+                r#"insert into wakala.suspect as s (partition, "offset", attempts)
+                   select partition, $2, 1 from wakala.partition_owner where partition = $1 and epoch = $3
+                   for no key update
                    on conflict (partition, "offset") do update set attempts = s.attempts + 1 returning attempts"#,
             )
             .bind(number)
             .bind(offset.0)
-            .fetch_one(db.get_postgres_connection_pool())
+            .bind(epoch.0)
+            .fetch_optional(db.get_postgres_connection_pool())
             .await?;
-            Ok(attempts)
+            let past = || Error::Fenced(format!("partition {partition} is past epoch {}", epoch.0));
+            counted.map(|(attempts,)| attempts).ok_or_else(past)
         })
         .await
     }

@@ -289,7 +289,7 @@ async fn records_that_kill_are_counted_and_parked_ones_are_kept() {
     let store = database.store().await;
     let mut desk = Desk::open(&store, "n1", 0).await;
     for attempt in 1..=3 {
-        assert_eq!(store.suspect(PartitionNo(0), Offset(0)).await, Ok(attempt));
+        assert_eq!(store.suspect(PartitionNo(0), desk.epoch, Offset(0)).await, Ok(attempt));
     }
     let unreadable = Event::Unreadable { offset: Offset(0), why: "it kills".to_owned() };
     assert_eq!(desk.take(vec![unreadable]).await, Ok(vec![]));
@@ -357,4 +357,15 @@ async fn a_terminal_is_enrolled_once_blocked_and_found() {
     // Its session and its agent's float are there from the start.
     assert_eq!(database.rows("select string_agg(client_id, ' ' order by client_id) from wakala.session"), "T1 T2");
     assert_eq!(database.rows("select agent, currency, free from audit.agent_float"), "A1|TZS|0.00");
+}
+
+#[tokio::test]
+async fn a_late_owner_suspects_nothing() {
+    let database = Database::new();
+    let store = database.store().await;
+    let late = Desk::open(&store, "n1", 0).await;
+    let now = Desk::open(&store, "n1", 0).await;
+    assert_eq!(store.suspect(PartitionNo(0), now.epoch, Offset(7)).await, Ok(1));
+    assert!(matches!(store.suspect(PartitionNo(0), late.epoch, Offset(7)).await, Err(Error::Fenced(_))));
+    assert_eq!(store.suspect(PartitionNo(0), now.epoch, Offset(7)).await, Ok(2));
 }
