@@ -160,6 +160,38 @@ impl Told<'_> {
     }
 }
 
+/// What a stored receipt says otherwise than it should: the first field, with both values. The line for the shopkeeper's
+/// screen may be worded as it pleases.
+#[must_use]
+pub fn contradiction(stored: &[u8], should: &Answer) -> Option<String> {
+    let Some(said) = read(stored) else { return Some("its bytes are no receipt".to_owned()) };
+    let Ok(should) = wire::Receipt::decode(should.body.as_slice()) else { return None };
+    let fields = [
+        ("outcome", said.outcome().as_str_name().to_owned(), should.outcome().as_str_name().to_owned()),
+        ("amount", said.amount.to_string(), should.amount.to_string()),
+        ("currency", said.currency.to_string(), should.currency.to_string()),
+        ("kind", said.kind().as_str_name().to_owned(), should.kind().as_str_name().to_owned()),
+        ("code", said.code.clone(), should.code),
+        ("authorisation", said.authorisation.clone(), should.authorisation),
+        ("retrieval reference number", said.rrn.clone(), should.rrn),
+        ("card", said.card.clone(), should.card),
+        ("terminal", said.terminal.clone(), should.terminal),
+        ("agent", said.agent.clone(), should.agent),
+        ("time", said.at.to_string(), should.at.to_string()),
+        ("key", hex::encode(&said.key), hex::encode(&should.key)),
+    ];
+    let differing = fields.into_iter().find(|(_, said, should)| said != should);
+    differing.map(|(field, said, should)| format!("the {field} is {said} on it and should be {should}"))
+}
+
+/// What a stored receipt says, if it is one and nothing more: a code has eight bytes or is not there.
+fn read(stored: &[u8]) -> Option<wire::Receipt> {
+    let envelope = wire::ReceiptEnvelope::decode(stored).ok()?;
+    let said = wire::Receipt::decode(envelope.body.as_slice()).ok()?;
+    let whole = envelope.encode_to_vec() == stored && said.encode_to_vec() == envelope.body;
+    (whole && [0, 8].contains(&envelope.mac.len())).then_some(said)
+}
+
 /// The answer to bytes that are not carried out. `answers` names the bytes, `key` what could be read of them.
 #[must_use]
 pub fn refusal(

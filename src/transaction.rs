@@ -18,7 +18,7 @@ use crate::card::{CardRef, Ksn};
 use crate::id::{AgentId, CoreId, PartitionNo, RequestKey, Rrn, Stan, TerminalId, TransactionId};
 use crate::ledger::Booked;
 use crate::money::Money;
-use crate::receipt::{Reason, Told};
+use crate::receipt::{Reason, Told, Verdict};
 use crate::request::Kind;
 use crate::time::Time;
 
@@ -164,6 +164,17 @@ impl Transaction {
     #[must_use]
     pub fn booked(&self) -> Booked<'_> {
         Booked { transaction: self.id, kind: self.kind, agent: &self.agent, core: &self.core, amount: self.amount }
+    }
+
+    /// How it stands, for its terminal.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match self.state {
+            State::Approved => Verdict::Approved { authorisation: self.authorisation.clone().unwrap_or_default() },
+            State::Reversed => Verdict::Reversed,
+            State::Declined => Verdict::Declined(self.code.clone().unwrap_or_else(|| Reason::new(Reason::MALFUNCTION))),
+            State::Accepted | State::Sent | State::InDoubt => Verdict::Pending,
+        }
     }
 
     #[must_use]

@@ -40,7 +40,7 @@ pub struct Break {
 
 /// Rules and the statements that find the first row that breaks each, in words. They do not trust the database's own
 /// checks: a superuser, a disk or a restored dump may have gone round them.
-const RULES: [(&str, &str); 22] = [
+const RULES: [(&str, &str); 23] = [
     (
         "an account's name says what it is, and is one account's",
         "select format('account %s, %s: %s of %s in %s; %s of that name', a.id, a.name, a.kind, a.owner, a.currency, n.n)
@@ -125,10 +125,15 @@ const RULES: [(&str, &str); 22] = [
          order by t.id limit 1",
     ),
     (
-        "a reversed transaction was pending",
-        "select format('transaction %s is REVERSED and has no entry', t.id) from wakala.transaction t
-         where t.state = 'REVERSED' and not exists (select from ledger.entry e where e.transaction = t.id)
+        "a transaction that was sent to its core was pending",
+        "select format('transaction %s is %s, STAN %s, and has no entry', t.id, t.state, t.stan) from wakala.transaction t
+         where t.stan is not null and not exists (select from ledger.entry e where e.transaction = t.id)
          order by t.id limit 1",
+    ),
+    (
+        "a retrieval reference number ends in its transaction's STAN",
+        "select format('transaction %s: %s does not end in %s', id, rrn, lpad(stan::text, 6, '0')) from wakala.transaction
+         where right(rrn, 6) <> lpad(stan::text, 6, '0') order by id limit 1",
     ),
     (
         "an open transaction is pending and no more",
@@ -337,10 +342,44 @@ async fn verify(db: &mut PgConnection) -> Result<Report, Error> {
         let found: Option<(String,)> = sqlx::query_as(first).fetch_optional(&mut *db).await?;
         if let Some((what,)) = found {
             report.first_break = Some(Break { rule: rule.to_owned(), what });
-            break;
+            return Ok(report);
         }
     }
+    report.first_break = contradiction(db).await?;
     Ok(report)
+}
+
+/// Transactions and their receipts that are held in memory at a time.
+const PAGE: i64 = 1000;
+
+/// The first receipt that says otherwise than its transaction's row: what the customer has in hand is the one thing that
+/// nobody can change afterwards.
+async fn contradiction(db: &mut PgConnection) -> Result<Option<Break>, Error> {
+    let found = |what| Ok(Some(Break { rule: "a receipt says what its transaction's row says".to_owned(), what }));
+    let text = format!(
+        "select t.*, r.envelope, r.at as told_at from (select {} from wakala.transaction) t \
+         join wakala.receipt r on r.answers = t.id and r.stage = 1 where t.id > $1 order by t.id limit $2",
+        transactions::COLUMNS
+    );
+    let mut after = Uuid::nil();
+    loop {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(text.as_str())).bind(after).bind(PAGE).fetch_all(&mut *db).await?;
+        for row in &rows {
+            after = row.try_get("id")?;
+            let transaction = match transactions::of_row(row) {
+                Ok((transaction, _)) => transaction,
+                Err(Error::Broken(why)) => return found(format!("transaction {after}: {why}")),
+                Err(error) => return Err(error),
+            };
+            let should = transaction.told().answer(&transaction.verdict(), time_of(row.try_get("told_at")?));
+            if let Some(why) = wakala::receipt::contradiction(row.try_get("envelope")?, &should) {
+                return found(format!("receipt of transaction {after}: {why}"));
+            }
+        }
+        if i64::try_from(rows.len()).is_ok_and(|rows| rows < PAGE) {
+            return Ok(None);
+        }
+    }
 }
 
 /// A transaction and all that belongs to it.

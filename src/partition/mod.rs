@@ -443,16 +443,9 @@ impl Deciding<'_> {
         }
         transaction.state = state;
         transaction.due = None;
-        transaction.code = code.clone();
-        transaction.authorisation = authorisation.clone();
-        let verdict = match state {
-            State::Approved => Verdict::Approved { authorisation: authorisation.unwrap_or_default() },
-            State::Reversed => Verdict::Reversed,
-            State::Declined | State::Accepted | State::Sent | State::InDoubt => {
-                Verdict::Declined(code.unwrap_or_else(|| Reason::new(Reason::MALFUNCTION)))
-            }
-        };
-        self.decision.answers.push(transaction.told().answer(&verdict, self.supply.now));
+        transaction.code = code;
+        transaction.authorisation = authorisation;
+        self.decision.answers.push(transaction.told().answer(&transaction.verdict(), self.supply.now));
         self.decision.transactions.insert(transaction.id, transaction);
     }
 

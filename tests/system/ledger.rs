@@ -46,6 +46,7 @@ async fn a_day(store: &Store) {
 /// The first posted entry, and its transaction.
 const POSTED: &str = "(select id from ledger.entry where phase = 'posted' order by id limit 1)";
 const OF_POSTED: &str = "(select transaction from ledger.entry where phase = 'posted' order by id limit 1)";
+const DECLINED_BY_CORE: &str = "(select id from wakala.transaction where state = 'DECLINED' and stan is not null)";
 
 /// What somebody with a superuser's rights might do, and the rule that finds it.
 const TAMPERINGS: &[(&str, &str)] = &[
@@ -92,7 +93,7 @@ const TAMPERINGS: &[(&str, &str)] = &[
     ("delete from ledger.entry where phase = 'voided'", "what was pending is voided"),
     (
         "update wakala.transaction set state = 'REVERSED', stan = 1, rrn = '1', sent_at = now() where code = '55'",
-        "a reversed transaction was pending",
+        "was sent to its core was pending",
     ),
     (
         "update wakala.transaction set state = 'SENT', due = now() where id = {of_posted}",
@@ -162,6 +163,41 @@ const TAMPERINGS: &[(&str, &str)] = &[
     ("grant update on ledger.posting to wakala_service", "own checks"),
     ("grant delete on ledger.entry to wakala_service", "own checks"),
     ("grant update (floor) on ledger.float_balance to wakala_service", "own checks"),
+    (
+        "delete from ledger.posting where entry_id in (select id from ledger.entry where transaction in {declined}); \
+             delete from ledger.entry where transaction in {declined}",
+        "was sent to its core was pending",
+    ),
+    ("update wakala.transaction set stan = stan + 1 where id = {of_posted}", "ends in its transaction's STAN"),
+    (
+        "update ledger.posting set minor = minor * 2 where entry_id in \
+                     (select id from ledger.entry where transaction = {of_posted}); \
+             update ledger.float_balance set posted = posted + (select amount from wakala.transaction where id = {of_posted}) \
+             where account_id = (select account_id from ledger.posting where entry_id = {posted} and line = 2); \
+             update wakala.transaction set amount = amount * 2 where id = {of_posted}",
+        "a receipt says",
+    ),
+    ("update wakala.transaction set amount = amount + 1 where code = '55'", "a receipt says"),
+    ("update wakala.transaction set currency = 'KES' where code = '55'", "a receipt says"),
+    ("update wakala.transaction set kind = 'DEPOSIT' where code = '55'", "a receipt says"),
+    ("update wakala.transaction set agent = 'A2' where code = '55'", "a receipt says"),
+    ("update wakala.transaction set state = 'DECLINED' where state = 'REVERSED'", "a receipt says"),
+    ("update wakala.transaction set code = '05' where code = '51'", "a receipt says"),
+    ("update wakala.transaction set authorisation = 'A12346' where id = {of_posted}", "a receipt says"),
+    ("update wakala.transaction set rrn = '9' || substr(rrn, 2) where id = {of_posted}", "a receipt says"),
+    ("update wakala.transaction set card_masked = '400000******0002' where id = {of_posted}", "a receipt says"),
+    ("update wakala.transaction set card_token = 'x' where id = {of_posted}", "a receipt says"),
+    (
+        "update wakala.receipt set at = at + interval '1 s' where answers in (select id from wakala.transaction where code = '55')",
+        "a receipt says",
+    ),
+    ("update wakala.receipt set envelope = envelope || 'x' where answers = {of_posted}", "a receipt says"),
+    ("update wakala.receipt set envelope = '' where answers = {of_posted}", "a receipt says"),
+    (
+        "update wakala.receipt set envelope = (select envelope from wakala.receipt where answers in {declined} and stage = 1 \
+             limit 1) where answers = {of_posted}",
+        "a receipt says",
+    ),
 ];
 
 async fn verify(database: &Database) -> Report {
@@ -192,6 +228,7 @@ async fn a_good_day_verifies_and_every_tampering_is_named() {
     let mut missed = Vec::new();
     for &(tampering, rule) in TAMPERINGS {
         let tampering = tampering.replace("{posted}", POSTED).replace("{of_posted}", OF_POSTED);
+        let tampering = tampering.replace("{declined}", DECLINED_BY_CORE);
         let bad = good.copy();
         // As a superuser who knows how: no trigger fires, no foreign key is looked at.
         bad.sql("postgres", &format!("begin; set local session_replication_role = replica; {tampering}; commit"))
