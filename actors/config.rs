@@ -155,11 +155,11 @@ impl Config {
             );
         }
         let whole = serde_json::to_value(self).unwrap_or_default();
-        for key in too_little(&whole, "") {
+        for key in wrong_keys(&whole, "", is_too_little) {
             fault(&key, "must be at least 1".to_owned());
         }
         // What is due at once is due for ever, and what is done every no time is all that is done.
-        for key in too_short(&whole, "") {
+        for key in wrong_keys(&whole, "", is_too_short) {
             if key != "node.drain" {
                 fault(&key, "must be at least 1ms".to_owned());
             }
@@ -275,34 +275,25 @@ impl<P: Provider> Provider for WithoutMaster<P> {
 /// What may be none at all: panics that are borne, messages that are kept, answers that nobody waits for.
 const MAY_BE_ZERO: [&str; 3] = ["intensity", "messages_max", "unmatched_per_second"];
 
-/// The keys of counts and sizes that are zero or less.
-fn too_little(value: &serde_json::Value, key: &str) -> Vec<String> {
-    match value {
-        serde_json::Value::Object(fields) => {
-            let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
-            fields.iter().flat_map(|(name, value)| too_little(value, &below(name))).collect()
-        }
-        serde_json::Value::Number(number) => {
-            let may = key.rsplit('.').next().is_some_and(|name| MAY_BE_ZERO.contains(&name));
-            if number.as_i64().is_some_and(|n| n < i64::from(!may)) { vec![key.to_owned()] } else { Vec::new() }
-        }
-        _ => Vec::new(),
-    }
+/// The keys below `key` whose value is `wrong`.
+fn wrong_keys(value: &serde_json::Value, key: &str, wrong: fn(&str, &serde_json::Value) -> bool) -> Vec<String> {
+    let serde_json::Value::Object(fields) = value else {
+        return if wrong(key, value) { vec![key.to_owned()] } else { Vec::new() };
+    };
+    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    fields.iter().flat_map(|(name, value)| wrong_keys(value, &below(name), wrong)).collect()
 }
 
-/// The keys whose value is a duration of less than a millisecond.
-fn too_short(value: &serde_json::Value, key: &str) -> Vec<String> {
-    match value {
-        serde_json::Value::Object(fields) => {
-            let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
-            fields.iter().flat_map(|(name, value)| too_short(value, &below(name))).collect()
-        }
-        serde_json::Value::String(text) => {
-            let short = humantime::parse_duration(text).is_ok_and(|wait| wait < Duration::from_millis(1));
-            if short { vec![key.to_owned()] } else { Vec::new() }
-        }
-        _ => Vec::new(),
-    }
+/// A count or a size that is zero or less.
+fn is_too_little(key: &str, value: &serde_json::Value) -> bool {
+    let may = key.rsplit('.').next().is_some_and(|name| MAY_BE_ZERO.contains(&name));
+    value.as_i64().is_some_and(|n| n < i64::from(!may))
+}
+
+/// A duration of less than a millisecond.
+fn is_too_short(_: &str, value: &serde_json::Value) -> bool {
+    let wait = value.as_str().and_then(|text| humantime::parse_duration(text).ok());
+    wait.is_some_and(|wait| wait < Duration::from_millis(1))
 }
 
 fn is_host_and_port(address: &str) -> bool {

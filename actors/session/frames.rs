@@ -90,11 +90,13 @@ impl Decoder for Frames {
             src.reserve(bytes - src.len());
             return Ok(None);
         };
-        strict::frame(self.version(), frame)?;
+        let expiry_of_zero = strict::frame(self.version(), frame)?;
         // A frame of its own: what a session keeps of it must not keep the whole read buffer.
         let mut frame = src.split_to(bytes);
         let mut frame = BytesMut::from(&*std::mem::take(&mut frame));
-        strict::mend(self.version(), &mut frame);
+        if let Some(at) = expiry_of_zero {
+            strict::mend(&mut frame, at);
+        }
         self.decode_frame(&mut frame)
             .and_then(|inbound| inbound.ok_or(DecodeError::MalformedPacket).map(Some))
             .map_err(flaw)

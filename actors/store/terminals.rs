@@ -9,7 +9,7 @@ use wakala::ledger::Account;
 use wakala::money::Currency;
 use wakala::time::Time;
 
-use super::{Error, Store, accounts, time_of, timestamp};
+use super::{Error, Store, accounts, receipts, time_of, timestamp};
 
 /// A terminal, as it is enrolled.
 #[derive(Clone, PartialEq, Eq)]
@@ -210,10 +210,7 @@ impl Store {
             .bind(node)
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
-            found
-                .into_iter()
-                .map(|(id,)| id.parse().map_err(|error: wakala::id::Error| Error::Broken(error.to_string())))
-                .collect()
+            found.iter().map(|(id,)| receipts::terminal_of(id)).collect()
         })
         .await
     }

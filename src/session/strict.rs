@@ -83,11 +83,12 @@ pub fn nameless(connect: &[u8]) -> bool {
     matches!(version(connect), Ok(Ok(Version::V3))) && frame(Version::V3, connect).is_ok() && asks() == Ok(true)
 }
 
-/// Whether a client may send this frame, as far as the frame alone can tell.
+/// Whether a client may send this frame, as far as the frame alone can tell. Gives the place of a Message Expiry Interval
+/// of 0, for [`mend`].
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn frame(version: Version, frame: &[u8]) -> Checked {
+pub fn frame(version: Version, frame: &[u8]) -> Checked<Option<usize>> {
     let (header, mut fields) = Header::of(frame)?;
     let (kind, flags) = (header.first_byte >> 4, header.first_byte & 0x0F);
     let flags_wanted = match kind {
@@ -98,21 +99,32 @@ pub fn frame(version: Version, frame: &[u8]) -> Checked {
     ensure(flags == flags_wanted, malformed("reserved bits of the fixed header [MQTT-2.1.3-1]"))?;
     // MQTT 3.1.1 does not ask for the shortest form (2.2.3).
     ensure(version == Version::V3 || header.shortest, LONGER_THAN_NEEDED)?;
+    let expiry_of_zero = match kind {
+        1 => connect(version, &mut fields)?,
+        3 => publish(version, flags, &mut fields)?,
+        _ => {
+            without_message(version, kind, &mut fields)?;
+            None
+        }
+    };
+    Ok(expiry_of_zero.map(|value| value.as_ptr().addr() - frame.as_ptr().addr()))
+}
+
+fn without_message(version: Version, kind: u8, fields: &mut Fields<'_>) -> Checked {
     match kind {
-        1 => connect(version, &mut fields),
-        3 => publish(version, flags, &mut fields),
-        4..=7 => acknowledgement(version, kind, &mut fields),
-        8 => subscribe(version, &mut fields),
-        10 => unsubscribe(version, &mut fields),
+        4..=7 => acknowledgement(version, kind, fields),
+        8 => subscribe(version, fields),
+        10 => unsubscribe(version, fields),
         12 => fields.end(),
-        14 => disconnect(version, &mut fields),
+        14 => disconnect(version, fields),
         15 if version == Version::V5 => Err(protocol("AUTH without an authentication method [MQTT-4.12.0-7]")),
         2 | 9 | 11 | 13 => Err(protocol("a packet that only a server sends")),
         _ => Err(malformed("a reserved packet type (2.1.2)")),
     }
 }
 
-fn connect(version: Version, fields: &mut Fields<'_>) -> Checked {
+/// Gives the value of its will's Message Expiry Interval, if that is 0.
+fn connect<'a>(version: Version, fields: &mut Fields<'a>) -> Checked<Option<&'a [u8]>> {
     let _protocol_name = fields.binary()?;
     let _level = fields.byte()?;
     let flags = fields.byte()?;
@@ -134,9 +146,13 @@ fn connect(version: Version, fields: &mut Fields<'_>) -> Checked {
         ensure(user_name || !password, malformed("a password without a user name [3.1.1: MQTT-3.1.2-22]"))?;
     }
     text(fields.binary()?)?;
+    let mut expiry_of_zero = None;
     if will {
         if version == Version::V5 {
-            fields.properties(will_property)?;
+            fields.properties(|id, value| {
+                expiry_of_zero = expiry_of_zero.or_else(|| is_expiry_of_zero(id, value).then_some(value));
+                will_property(id, value)
+            })?;
         }
         topic_name(fields.binary()?)?;
         fields.binary()?;
@@ -147,10 +163,11 @@ fn connect(version: Version, fields: &mut Fields<'_>) -> Checked {
     if password {
         fields.binary()?;
     }
-    fields.end()
+    fields.end().map(|()| expiry_of_zero)
 }
 
-fn publish(version: Version, flags: u8, fields: &mut Fields<'_>) -> Checked {
+/// Gives the value of its Message Expiry Interval, if that is 0.
+fn publish<'a>(version: Version, flags: u8, fields: &mut Fields<'a>) -> Checked<Option<&'a [u8]>> {
     let (dup, qos) = (flags & 0x08 != 0, (flags >> 1) & 3);
     ensure(qos < 3, malformed("QoS 3 [MQTT-3.3.1-4]"))?;
     ensure(qos > 0 || !dup, malformed("DUP at QoS 0 [MQTT-3.3.1-2]"))?;
@@ -158,15 +175,19 @@ fn publish(version: Version, flags: u8, fields: &mut Fields<'_>) -> Checked {
     if qos > 0 {
         packet_identifier(fields)?;
     }
-    let mut alias = false;
+    let (mut alias, mut expiry_of_zero) = (false, None);
     if version == Version::V5 {
         fields.properties(|id, value| {
             alias |= id == property::TOPIC_ALIAS;
+            expiry_of_zero = expiry_of_zero.or_else(|| is_expiry_of_zero(id, value).then_some(value));
             publish_property(id, value)
         })?;
     }
     ensure(!topic.is_empty() || alias, protocol("an empty topic without an alias (3.3.2.1)"))?;
-    if topic.is_empty() { Ok(()) } else { topic_name(topic) }
+    if !topic.is_empty() {
+        topic_name(topic)?;
+    }
+    Ok(expiry_of_zero)
 }
 
 fn publish_property(id: u8, value: &[u8]) -> Checked {
@@ -327,47 +348,15 @@ fn property_value(id: u8, value: &[u8]) -> Checked {
 }
 
 /// Makes a frame that [`frame`] let pass one that the codec takes too: to the codec a message that expires after 0 seconds
-/// is malformed. The standard allows it (3.3.2.3.3); here it is given one second.
-pub fn mend(version: Version, frame: &mut [u8]) {
-    if version == Version::V5
-        && let Ok(Some(at)) = expiry_of_zero(frame)
-        && let Some(last) = frame.get_mut(at + 3)
-    {
+/// is malformed. The standard allows it (3.3.2.3.3); here it is given one second. `at` is what [`frame`] gave.
+pub fn mend(frame: &mut [u8], at: usize) {
+    if let Some(last) = frame.get_mut(at + 3) {
         *last = 1;
     }
 }
 
-/// Where the Message Expiry Interval is, if it is 0.
-fn expiry_of_zero(frame: &[u8]) -> Checked<Option<usize>> {
-    let (header, mut fields) = Header::of(frame)?;
-    match header.first_byte {
-        CONNECT => {
-            let _protocol_name = fields.binary()?;
-            let _level = fields.byte()?;
-            let flags = fields.byte()?;
-            let _keep_alive = fields.word()?;
-            fields.properties(|_, _| Ok(()))?;
-            let _client_identifier = fields.binary()?;
-            if flags & 0x04 == 0 {
-                return Ok(None);
-            }
-        }
-        0x30..=0x3F => {
-            let _topic = fields.binary()?;
-            if header.first_byte & 0x06 != 0 {
-                fields.word()?;
-            }
-        }
-        _ => return Ok(None),
-    }
-    let mut found = None;
-    fields.properties(|id, value| {
-        if id == property::MESSAGE_EXPIRY_INTERVAL && value == [0; 4] {
-            found = Some(value.as_ptr().addr() - frame.as_ptr().addr());
-        }
-        Ok(())
-    })?;
-    Ok(found)
+fn is_expiry_of_zero(id: u8, value: &[u8]) -> bool {
+    id == property::MESSAGE_EXPIRY_INTERVAL && value == [0; 4]
 }
 
 /// The properties of which something is said here (table 2-4).

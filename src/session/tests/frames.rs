@@ -11,7 +11,7 @@ fn framed(first: u8, body: &[u8]) -> Vec<u8> {
 
 /// The reason code that a frame earns; 0 for one that is taken.
 fn reason(version: Version, first: u8, body: &[u8]) -> u8 {
-    frame(version, &framed(first, body)).map_or_else(|flaw| u8::from(flaw.reason), |()| 0)
+    frame(version, &framed(first, body)).map_or_else(|flaw| u8::from(flaw.reason), |_| 0)
 }
 
 /// The packets that begin or carry; the others are below.
