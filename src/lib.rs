@@ -16,6 +16,7 @@ pub mod money;
 pub mod time;
 
 pub mod session;
+pub mod topics;
 
 pub mod request;
 
