@@ -15,6 +15,7 @@ pub mod id;
 pub mod money;
 pub mod time;
 
+pub mod message;
 pub mod session;
 pub mod topics;
 
