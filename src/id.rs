@@ -1,6 +1,7 @@
 //! One type per identity, so that no two can be mistaken for each other.
 
 use std::fmt;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -73,6 +74,50 @@ name!(
     /// A bank's core banking system, as the configuration calls it.
     CoreId, "a core's name"
 );
+
+/// An MQTT client, by the identifier in its CONNECT or the one it was given (3.1.3.1). A terminal's is its name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(Arc<str>);
+
+/// A client identifier that is empty or longer than [`CLIENT_ID_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a client identifier has 1 to {CLIENT_ID_MAX} bytes")]
+pub struct NoClientId;
+
+/// The longest client identifier, in bytes. The standard would have 65,535 of them kept in memory and in every row.
+pub const CLIENT_ID_MAX: usize = 256;
+
+impl ClientId {
+    /// # Errors
+    /// When the text is empty or too long.
+    pub fn new(text: &str) -> Result<Self, NoClientId> {
+        if (1..=CLIENT_ID_MAX).contains(&text.len()) { Ok(Self(text.into())) } else { Err(NoClientId) }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&TerminalId> for ClientId {
+    fn from(terminal: &TerminalId) -> Self {
+        Self(terminal.as_str().into())
+    }
+}
+
+/// As a log may hold it: it comes from outside.
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.escape_debug(), f)
+    }
+}
+
+impl fmt::Debug for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// What the terminal drew for one request and repeats with it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -125,6 +125,18 @@ impl Properties {
         out
     }
 
+    /// How many bytes [`Properties::to_bytes`] gives.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        let text = |value: &Option<ByteString>| value.as_ref().map_or(0, |value| 3 + value.len());
+        let user = self.user_properties.iter().map(|(name, value)| 5 + name.len() + value.len());
+        2 * usize::from(self.is_utf8_payload)
+            + text(&self.content_type)
+            + text(&self.response_topic)
+            + self.correlation_data.as_ref().map_or(0, |value| 3 + value.len())
+            + user.sum::<usize>()
+    }
+
     /// # Errors
     /// When it is not what [`Properties::to_bytes`] made.
     pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, Unreadable> {
@@ -180,6 +192,7 @@ mod tests {
     #[test]
     fn stored_properties_are_read_as_they_were_written() {
         for properties in [whole(), Properties::default()] {
+            assert_eq!(properties.to_bytes().len(), properties.byte_len());
             assert_eq!(Properties::from_bytes(&properties.to_bytes()), Ok(properties));
         }
         assert_eq!(Properties::default().to_bytes(), Vec::<u8>::new());

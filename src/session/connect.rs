@@ -5,8 +5,9 @@ use std::time::Duration;
 use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{Connect, ConnectAck, ConnectAckReason, LastWill, QoS};
 
+use super::rights::Rights;
 use super::{Limits, Version};
-use crate::id::TerminalId;
+use crate::id::ClientId;
 
 /// What holds for one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct Terms {
     pub receive_max: u16,
     /// The client's Maximum Packet Size, in bytes.
     pub packet_bytes_max: u32,
+    /// The client's Topic Alias Maximum.
+    pub topic_alias_max: u16,
     /// Whether reasons may be given in words (3.1.2.11.7).
     pub problem_info: bool,
     pub will: Option<Box<LastWill>>,
@@ -36,6 +39,7 @@ struct Asked {
     keep_alive_s: u16,
     expiry_s: u32,
     named: bool,
+    response_info: bool,
 }
 
 impl Terms {
@@ -43,20 +47,22 @@ impl Terms {
     ///
     /// # Errors
     /// The reason for which the CONNACK refuses it.
-    pub fn of(connect: &Connect, version: Version, limits: &Limits) -> Result<Self, ConnectAckReason> {
+    pub fn of(
+        connect: &Connect,
+        version: Version,
+        limits: &Limits,
+        rights: &Rights,
+    ) -> Result<Self, ConnectAckReason> {
         if connect.auth_method.is_some() {
             return Err(ConnectAckReason::BadAuthenticationMethod);
         }
-        // MQTT 3.1.1 cannot announce what is offered, and so is taken as it comes: a will at QoS 2 or retained is kept.
+        // MQTT 3.1.1 cannot announce what is offered, and so is taken as it comes: a retained will is kept.
         if version == Version::V5
             && let Some(will) = &connect.last_will
+            && will.retain
+            && !rights.offers().retained
         {
-            if will.retain {
-                return Err(ConnectAckReason::RetainNotSupported);
-            }
-            if will.qos == QoS::ExactlyOnce {
-                return Err(ConnectAckReason::QosNotSupported);
-            }
+            return Err(ConnectAckReason::RetainNotSupported);
         }
         if connect.client_id.is_empty() && version == Version::V3 && !connect.clean_start {
             return Err(ConnectAckReason::ClientIdentifierNotValid);
@@ -68,6 +74,12 @@ impl Terms {
             Version::V5 => connect.session_expiry_interval_secs,
         };
         let asked = Duration::from_secs(connect.keep_alive.into());
+        let keep_alive = match version {
+            _ if asked.is_zero() => limits.keep_alive_max,
+            // It cannot be told of another one (3.2.2.3.14 is new in MQTT 5).
+            Version::V3 => asked,
+            Version::V5 => asked.min(limits.keep_alive_max),
+        };
         Ok(Self {
             version,
             clean_start: connect.clean_start,
@@ -77,10 +89,12 @@ impl Terms {
                 keep_alive_s: connect.keep_alive,
                 expiry_s: asked_expiry_s,
                 named: !connect.client_id.is_empty(),
+                response_info: connect.request_response_info,
             },
-            keep_alive: if asked.is_zero() { limits.keep_alive_max } else { asked.min(limits.keep_alive_max) },
+            keep_alive,
             receive_max: connect.receive_max.map_or(u16::MAX, std::num::NonZeroU16::get),
             packet_bytes_max: connect.max_packet_size.map_or(u32::MAX, std::num::NonZeroU32::get),
+            topic_alias_max: connect.topic_alias_max,
             problem_info: connect.request_problem_info,
             will: connect.last_will.clone().map(Box::new),
         })
@@ -94,19 +108,21 @@ impl Terms {
 
     /// What the client hears when it is let in.
     #[must_use]
-    pub fn accept(&self, terminal: &TerminalId, session_present: bool, limits: &Limits) -> ConnectAck {
+    pub fn accept(&self, client: &ClientId, rights: &Rights, session_present: bool, limits: &Limits) -> ConnectAck {
+        let offers = rights.offers();
         let keep_alive_s = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX);
         ConnectAck {
             session_present,
             session_expiry_interval_secs: (self.expiry_s != self.asked.expiry_s).then_some(self.expiry_s),
             receive_max: limits.inbound_max,
-            max_qos: QoS::AtLeastOnce,
+            max_qos: QoS::ExactlyOnce,
             max_packet_size: Some(limits.packet_bytes_max),
-            assigned_client_id: (!self.asked.named).then(|| ByteString::from(terminal.as_str().to_owned())),
-            topic_alias_max: 0,
-            retain_available: false,
-            wildcard_subscription_available: false,
-            shared_subscription_available: false,
+            assigned_client_id: (!self.asked.named).then(|| ByteString::from(client.as_str().to_owned())),
+            topic_alias_max: limits.topic_alias_max,
+            retain_available: offers.retained,
+            wildcard_subscription_available: offers.wildcards,
+            shared_subscription_available: offers.shared,
+            response_info: self.asked.response_info.then(|| ByteString::from(format!("r/{}", client.as_str()))),
             server_keepalive_sec: (keep_alive_s != self.asked.keep_alive_s).then_some(keep_alive_s),
             ..ConnectAck::default()
         }

@@ -16,10 +16,12 @@
 //! The machine speaks the packet types of MQTT 5. [`lift`] raises the packets of a 3.1.1 client to them and lowers the
 //! answers; [`strict`] checks frames before they are decoded; [`connect`] decides about a CONNECT.
 
+mod aliases;
 pub mod connect;
 mod incoming;
 pub mod lift;
 mod outgoing;
+mod rights;
 pub mod strict;
 mod subscriptions;
 #[cfg(test)]
@@ -27,18 +29,24 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec as mqtt;
 use ntex_mqtt::v5::codec::{Disconnect, DisconnectReasonCode as Reason, Packet, QoS};
 
-use crate::id::TerminalId;
+use crate::id::ClientId;
+use crate::message::Message;
 use crate::time::Time;
+use aliases::Heard;
 use connect::Terms;
-use incoming::Incoming;
+use incoming::{Incoming, Work};
 use outgoing::Outgoing;
-pub use outgoing::{Beyond, Delivery, What, packet_id, payload_bytes_max};
+pub use outgoing::{Addressed, Beyond, Delivery, What, packet_id, payload_bytes_max};
+pub use rights::Rights;
+use rights::Target;
+use strict::Flaw;
 pub use subscriptions::{Change, Subscription};
 use subscriptions::{Pending, decide};
 
@@ -62,10 +70,17 @@ pub struct Limits {
     pub packet_bytes_max: u32,
     /// Publishes of a client that may wait to be durable (Receive Maximum).
     pub inbound_max: NonZeroU16,
-    /// Publishes to a client that may wait for its PUBACK; a client's own Receive Maximum may be less.
+    /// Publishes of a 3.1.1 client at QoS 1 and 2 that may be incomplete; more end the connection. That version has no
+    /// Receive Maximum to say so.
+    pub unreleased_max: NonZeroU16,
+    /// Publishes to a client that may wait for its PUBACK or PUBCOMP; a client's own Receive Maximum may be less.
     pub outbound_max: NonZeroU16,
     /// Requests of one client on their way into the log at once; with 1 they enter it in the order of arrival.
     pub admitting_max: NonZeroU16,
+    /// Messages above QoS 0 for a client whose session ends with its connection that may wait for it; more are dropped.
+    pub direct_max: NonZeroU16,
+    /// Topic aliases in each direction (Topic Alias Maximum).
+    pub topic_alias_max: u16,
     /// Deliveries that a session keeps in memory; the rest stay in the database.
     pub page: NonZeroU16,
     /// How long a client may leave every delivery unacknowledged before the connection is given up.
@@ -78,6 +93,8 @@ pub struct Loaded {
     /// There was a session, and it goes on (the CONNACK's Session Present).
     pub present: bool,
     pub subscriptions: Vec<Subscription>,
+    /// Identifiers of publishes at QoS 2 that were taken and are not complete.
+    pub received: Vec<NonZeroU16>,
     /// Deliveries up to this place may have been sent before: they go out with DUP.
     pub sent_to: i64,
 }
@@ -88,22 +105,30 @@ pub enum Event {
     /// A packet of the client's other than PUBLISH, after [`strict::frame`].
     Packet(Packet),
     Publish(mqtt::Publish, Bytes),
-    /// The request of this [`Effect::Admit`] is durable.
+    /// What this [`Effect::Admit`] or [`Effect::Route`] is about is durable.
     Durable {
         ticket: u32,
     },
     /// The change of the latest [`Effect::Store`] is durable.
     Stored,
+    /// The identifier of the oldest [`Effect::Forget`] is forgotten.
+    Forgotten,
+    /// What this [`Effect::Received`] says is stored.
+    Kept {
+        seq: i64,
+    },
     /// The answer to [`Effect::Fetch`]: what is queued, in order, and the last place given out when it was read.
     Fetched {
         deliveries: Vec<Delivery>,
         last: i64,
     },
-    /// Something was queued at this place; with its payload if it is a receipt that is at hand.
+    /// Something was queued at this place; with what it is, if that is at hand.
     Hint {
         seq: i64,
-        receipt: Option<Bytes>,
+        what: Option<What>,
     },
+    /// A message that is not stored, for this connection alone.
+    Message(Addressed),
     /// Something may be queued that no hint told of.
     Look,
     /// Time has passed.
@@ -117,14 +142,40 @@ pub enum Event {
 pub enum Effect {
     Send(Packet),
     Publish(mqtt::Publish, Bytes),
-    /// Have the request admitted and logged; [`Event::Durable`] when it is.
+    /// Have the request admitted and logged, and remember the packet identifier; [`Event::Durable`] when that is done.
     Admit {
         ticket: u32,
         payload: Bytes,
+        remember: Option<NonZeroU16>,
+    },
+    /// Have the message on its way to its subscribers, and remember the packet identifier; [`Event::Durable`] when all
+    /// that is to be stored is.
+    Route {
+        ticket: u32,
+        message: Arc<Message>,
+        remember: Option<NonZeroU16>,
+    },
+    /// Forget this packet identifier; [`Event::Forgotten`] when that is durable.
+    Forget {
+        packet_id: NonZeroU16,
     },
     /// Have the change stored; [`Event::Stored`] when it is. One at a time.
     Store(Change),
-    /// The client has this delivery.
+    /// Messages that match are for this client from now on; and what is retained, as the subscription's options say
+    /// (3.8.3.1).
+    Subscribed {
+        subscription: Subscription,
+        /// It is in the place of one with the same filter.
+        existed: bool,
+    },
+    Unsubscribed {
+        filter: ByteString,
+    },
+    /// The client has this delivery at QoS 2; [`Event::Kept`] when that is stored.
+    Received {
+        seq: i64,
+    },
+    /// The client has this delivery, and is done with it.
     Acked {
         seq: i64,
         receipt: bool,
@@ -136,8 +187,10 @@ pub enum Effect {
     },
     /// A delivery cannot be sent on this connection. A receipt stays queued; another message is given up.
     TooLarge {
-        seq: i64,
+        seq: Option<i64>,
     },
+    /// A message that is not stored found no room.
+    Dropped,
     /// End the connection after what was sent before. The last effect of a session.
     Close(&'static str),
 }
@@ -153,11 +206,13 @@ pub struct Remains {
     pub will: Option<Box<mqtt::LastWill>>,
 }
 
-/// One connected terminal's session.
+/// One connected client's session.
 #[derive(Debug)]
 pub struct Session {
-    terminal: TerminalId,
+    client: ClientId,
+    rights: Rights,
     terms: Terms,
+    heard_aliases: Heard,
     present: bool,
     incoming: Incoming,
     outgoing: Outgoing,
@@ -174,31 +229,33 @@ const PENDING_MAX: usize = 4;
 impl Session {
     /// A session at its CONNECT.
     #[must_use]
-    pub fn load(terminal: TerminalId, terms: Terms, limits: &Limits, loaded: Loaded, now: Time) -> Self {
-        let outgoing = Outgoing::new(&terminal, &terms, limits, loaded.sent_to, now);
+    pub fn load(client: ClientId, rights: Rights, terms: Terms, limits: &Limits, loaded: Loaded, now: Time) -> Self {
+        let outgoing = Outgoing::new(&client, &rights, &terms, limits, loaded.sent_to, now);
         Self {
-            incoming: Incoming::new(limits),
+            incoming: Incoming::new(limits, loaded.received, terms.expiry_s > 0),
             outgoing,
             subscriptions: loaded.subscriptions,
             pending: VecDeque::new(),
             heard: now,
+            heard_aliases: Heard::new(limits.topic_alias_max),
             closed: false,
             present: loaded.present,
             terms,
-            terminal,
+            rights,
+            client,
         }
     }
 
     /// What is owed at the start of a connection: the CONNACK, and then what the client has not acknowledged.
     pub fn resume(&mut self, limits: &Limits, effects: &mut Vec<Effect>) {
-        let ack = self.terms.accept(&self.terminal, self.present, limits);
+        let ack = self.terms.accept(&self.client, &self.rights, self.present, limits);
         effects.push(Effect::Send(Packet::ConnectAck(Box::new(ack))));
         self.deliver(effects);
     }
 
     #[must_use]
-    pub fn terminal(&self) -> &TerminalId {
-        &self.terminal
+    pub fn client(&self) -> &ClientId {
+        &self.client
     }
 
     /// Whether the socket is to be left unread for now.
@@ -226,11 +283,17 @@ impl Session {
         match event {
             Event::Packet(packet) => {
                 self.heard = now;
-                self.packet(packet, now, effects);
+                // What the outgoing side does on a packet, it does now.
+                self.outgoing.now(now);
+                if let Err(flaw) = self.packet(packet, effects) {
+                    self.close(Some(flaw.reason), flaw.why, effects);
+                }
             }
             Event::Publish(publish, payload) => {
                 self.heard = now;
-                self.publish(publish, payload, effects);
+                if let Err(flaw) = self.publish(publish, payload, now, effects) {
+                    self.close(Some(flaw.reason), flaw.why, effects);
+                }
             }
             Event::Durable { ticket } => {
                 let was_full = self.full();
@@ -240,8 +303,14 @@ impl Session {
                 }
             }
             Event::Stored => self.stored(effects),
+            Event::Forgotten => self.incoming.forgotten(effects),
+            Event::Kept { seq } => self.outgoing.kept(seq, effects),
             Event::Fetched { deliveries, last } => self.outgoing.fetched(deliveries, last),
-            Event::Hint { seq, receipt } => self.outgoing.hint(seq, receipt),
+            Event::Hint { seq, what } => self.outgoing.hint(seq, what),
+            Event::Message(addressed) => {
+                self.outgoing.now(now);
+                self.outgoing.direct(addressed, effects);
+            }
             Event::Look => self.outgoing.look(),
             Event::Wake => self.wake(now, effects),
             Event::End(reason, why) => self.close(Some(reason), why, effects),
@@ -258,91 +327,95 @@ impl Session {
         Remains { expiry_s: self.terms.expiry_s, sent_to: self.outgoing.sent_to(), will: self.terms.will.take() }
     }
 
-    fn packet(&mut self, packet: Packet, now: Time, effects: &mut Vec<Effect>) {
+    fn packet(&mut self, packet: Packet, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
         match packet {
             Packet::PingRequest => effects.push(Effect::Send(Packet::PingResponse)),
-            Packet::PublishAck(ack) => self.outgoing.acked(ack.packet_id, now, effects),
-            Packet::Subscribe(subscribe) => {
-                if self.in_use(subscribe.packet_id) {
-                    return self.close(Some(Reason::ProtocolError), "packet identifier in use [MQTT-2.2.1-3]", effects);
+            Packet::PublishAck(ack) => self.outgoing.acked(ack.packet_id, effects)?,
+            Packet::PublishReceived(ack) => self.outgoing.received(ack.packet_id, ack.reason_code, effects)?,
+            Packet::PublishComplete(ack) => self.outgoing.completed(ack.packet_id, effects)?,
+            Packet::PublishRelease(release) => {
+                if self.incoming.holds(release.packet_id) {
+                    return Err(protocol("PUBREL before PUBREC [MQTT-4.3.3-4]"));
                 }
-                self.change(decide::subscribe(&self.terminal, subscribe), effects);
+                self.incoming.released(release.packet_id, effects);
+            }
+            Packet::Subscribe(subscribe) => {
+                self.unused(subscribe.packet_id)?;
+                self.change(decide::subscribe(&self.client, &self.rights, subscribe), effects);
             }
             Packet::Unsubscribe(unsubscribe) => {
-                if self.in_use(unsubscribe.packet_id) {
-                    return self.close(Some(Reason::ProtocolError), "packet identifier in use [MQTT-2.2.1-3]", effects);
-                }
+                self.unused(unsubscribe.packet_id)?;
                 self.change(decide::unsubscribe(&self.subscriptions, unsubscribe), effects);
             }
             Packet::Disconnect(disconnect) => self.disconnect(&disconnect, effects),
-            // No PUBLISH at QoS 2 was ever received: there is nothing to release.
-            Packet::PublishRelease(release) => {
-                let reason_code = mqtt::PublishAck2Reason::PacketIdNotFound;
-                let complete = mqtt::PublishAck2 { packet_id: release.packet_id, reason_code, ..Default::default() };
-                effects.push(Effect::Send(Packet::PublishComplete(complete)));
-            }
-            Packet::PublishReceived(_) | Packet::PublishComplete(_) => {
-                self.close(Some(Reason::ProtocolError), "nothing was sent at QoS 2", effects);
-            }
-            Packet::Connect(_) => self.close(Some(Reason::ProtocolError), "a second CONNECT [MQTT-3.1.0-2]", effects),
-            Packet::Auth(_) => self.close(Some(Reason::ProtocolError), "AUTH without a method", effects),
+            Packet::Connect(_) => return Err(protocol("a second CONNECT [MQTT-3.1.0-2]")),
+            Packet::Auth(_) => return Err(protocol("AUTH without a method")),
             Packet::ConnectAck(_) | Packet::SubscribeAck(_) | Packet::UnsubscribeAck(_) | Packet::PingResponse => {
-                self.close(Some(Reason::ProtocolError), "a packet that only a server sends", effects);
+                return Err(protocol("a packet that only a server sends"));
             }
         }
+        Ok(())
     }
 
-    fn publish(&mut self, publish: mqtt::Publish, payload: Bytes, effects: &mut Vec<Effect>) {
-        let refused = if publish.qos == QoS::ExactlyOnce {
-            Some((Reason::QosNotSupported, "QoS 2 is not offered [MQTT-3.2.2-11]"))
-        } else if publish.retain {
-            Some((Reason::RetainNotSupported, "retained messages are not offered [MQTT-3.2.2-14]"))
-        } else if publish.properties.topic_alias.is_some() {
-            Some((Reason::TopicAliasInvalid, "the topic alias maximum is 0 [MQTT-3.3.2-9]"))
-        } else {
-            None
-        };
-        if let Some((reason, why)) = refused {
-            return self.close(Some(reason), why, effects);
+    fn publish(
+        &mut self,
+        mut publish: mqtt::Publish,
+        payload: Bytes,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Flaw> {
+        self.heard_aliases.resolve(&mut publish)?;
+        if publish.retain && !self.rights.offers().retained {
+            let why = "retained messages are not offered [MQTT-3.2.2-14]";
+            return Err(Flaw { reason: Reason::RetainNotSupported, why });
         }
-        if !is_own(&self.terminal, "q/", &publish.topic) {
-            return self.foreign(publish.packet_id, effects);
-        }
-        let Some(packet_id) = publish.packet_id else {
-            return self.incoming.arrived(None, payload, effects);
-        };
-        if self.incoming.holds(packet_id) {
+        let (packet_id, qos) = (publish.packet_id, publish.qos);
+        if let Some(packet_id) = packet_id {
+            if qos == QoS::ExactlyOnce && self.incoming.has_received(packet_id) {
+                self.incoming.repeated(packet_id, effects);
+                return Ok(());
+            }
             // A 3.1.1 client may send again while it waits; the answer is on its way.
-            if self.terms.version == Version::V3 && publish.dup {
-                return;
+            if self.terms.version == Version::V3 && publish.dup && self.incoming.holds(packet_id) {
+                return Ok(());
             }
-            return self.close(Some(Reason::ProtocolError), "packet identifier in use [MQTT-2.2.1-3]", effects);
+            self.unused(packet_id)?;
+            if self.incoming.exceeded(self.terms.version) {
+                return Err(Flaw { reason: Reason::ReceiveMaximumExceeded, why: "receive maximum exceeded" });
+            }
         }
-        if self.in_use(packet_id) {
-            return self.close(Some(Reason::ProtocolError), "packet identifier in use [MQTT-2.2.1-3]", effects);
-        }
-        if self.incoming.exceeded() && self.terms.version == Version::V5 {
-            return self.close(Some(Reason::ReceiveMaximumExceeded), "receive maximum exceeded", effects);
-        }
-        self.incoming.arrived(Some(packet_id), payload, effects);
+        let work = match self.rights.publish(&self.client, &publish.topic) {
+            Target::Intake => Work::Admit(payload),
+            Target::Subscribers => Work::Route(Arc::new(Message::of(publish, payload, now))),
+            Target::Nobody(why) => return self.refuse(packet_id, qos, why, effects),
+        };
+        self.incoming.arrived(packet_id, qos, work, effects);
+        Ok(())
     }
 
-    /// A topic that is not this terminal's to publish to. MQTT 3.1.1 has no way to say so but to close (3.3.5).
-    fn foreign(&mut self, packet_id: Option<NonZeroU16>, effects: &mut Vec<Effect>) {
+    /// A topic that is not this client's to publish to. MQTT 3.1.1 has no way to say so but to close (3.3.5).
+    fn refuse(
+        &mut self,
+        packet_id: Option<NonZeroU16>,
+        qos: QoS,
+        why: &'static str,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Flaw> {
         match (self.terms.version, packet_id) {
-            (Version::V3, _) => {
-                self.close(Some(Reason::NotAuthorized), "publish to another topic than q/<self>", effects)
-            }
+            (Version::V3, _) => return Err(Flaw { reason: Reason::NotAuthorized, why }),
             (Version::V5, Some(packet_id)) => {
-                let why = self.terms.explain("a terminal publishes on q/<its name> only");
-                self.incoming.refused(packet_id, why, effects);
+                self.incoming.refused(packet_id, qos, self.terms.explain(why), effects);
             }
             (Version::V5, None) => {}
         }
+        Ok(())
     }
 
-    fn in_use(&self, packet_id: NonZeroU16) -> bool {
-        self.pending.iter().any(|pending| pending.packet_id() == packet_id) || self.incoming.holds(packet_id)
+    fn unused(&self, packet_id: NonZeroU16) -> Result<(), Flaw> {
+        let used = self.pending.iter().any(|pending| pending.packet_id() == packet_id)
+            || self.incoming.holds(packet_id)
+            || self.incoming.has_received(packet_id);
+        if used { Err(protocol("packet identifier in use [MQTT-2.2.1-3]")) } else { Ok(()) }
     }
 
     fn change(&mut self, pending: Pending, effects: &mut Vec<Effect>) {
@@ -372,8 +445,7 @@ impl Session {
 
     fn apply_front(&mut self, effects: &mut Vec<Effect>) {
         if let Some(pending) = self.pending.pop_front() {
-            let ack = pending.apply(&mut self.subscriptions, self.terms.problem_info);
-            effects.push(Effect::Send(ack));
+            pending.apply(&mut self.subscriptions, self.terms.problem_info, effects);
         }
         if self.pending.is_empty() {
             self.pending = VecDeque::new();
@@ -422,19 +494,18 @@ impl Session {
     }
 }
 
-/// Whether `topic` is this terminal's own, such as `q/T1`.
-fn is_own(terminal: &TerminalId, prefix: &str, topic: &str) -> bool {
-    topic.strip_prefix(prefix) == Some(terminal.as_str())
+const fn protocol(why: &'static str) -> Flaw {
+    Flaw { reason: Reason::ProtocolError, why }
 }
 
 /// The topic on which a terminal receives its receipts.
 #[must_use]
-pub fn receipts_topic(terminal: &TerminalId) -> ByteString {
-    ByteString::from(format!("r/{terminal}"))
+pub fn receipts_topic(terminal: &ClientId) -> ByteString {
+    ByteString::from(format!("r/{}", terminal.as_str()))
 }
 
 /// The topic on which a terminal receives what is not a receipt.
 #[must_use]
-pub fn messages_topic(terminal: &TerminalId) -> ByteString {
-    ByteString::from(format!("c/{terminal}"))
+pub fn messages_topic(terminal: &ClientId) -> ByteString {
+    ByteString::from(format!("c/{}", terminal.as_str()))
 }

@@ -7,6 +7,10 @@ use ntex_mqtt::v5::codec::{
     Packet, QoS, SubscribeAck, SubscribeAckReason, SubscriptionOptions, UnsubscribeAck, UnsubscribeAckReason,
 };
 
+use super::Effect;
+use super::rights::Rights;
+use crate::id::ClientId;
+
 /// One subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
@@ -48,18 +52,27 @@ impl Pending {
         self.change.as_ref()
     }
 
-    /// Makes the change and gives the acknowledgement.
-    pub(super) fn apply(self, subscriptions: &mut Vec<Subscription>, explain: bool) -> Packet {
+    /// Makes the change and gives the acknowledgement. What others must know of it comes before.
+    pub(super) fn apply(self, subscriptions: &mut Vec<Subscription>, explain: bool, effects: &mut Vec<Effect>) {
         match self.change {
             Some(Change::Subscribe(new)) => {
-                subscriptions.retain(|old| new.iter().all(|new| new.filter != old.filter));
-                subscriptions.extend(new);
+                for subscription in new {
+                    let old = subscriptions.iter_mut().find(|old| old.filter == subscription.filter);
+                    effects.push(Effect::Subscribed { subscription: subscription.clone(), existed: old.is_some() });
+                    match old {
+                        Some(old) => *old = subscription,
+                        None => subscriptions.push(subscription),
+                    }
+                }
             }
-            Some(Change::Unsubscribe(filters)) => subscriptions.retain(|old| !filters.contains(&old.filter)),
+            Some(Change::Unsubscribe(filters)) => {
+                subscriptions.retain(|old| !filters.contains(&old.filter));
+                effects.extend(filters.into_iter().map(|filter| Effect::Unsubscribed { filter }));
+            }
             None => {}
         }
         let (packet_id, properties) = (self.packet_id, Vec::new());
-        match self.answer {
+        effects.push(Effect::Send(match self.answer {
             Answer::Subscribe(status, why) => {
                 let reason_string = why.filter(|_| explain).map(ByteString::from_static);
                 Packet::SubscribeAck(SubscribeAck { packet_id, properties, reason_string, status })
@@ -67,7 +80,7 @@ impl Pending {
             Answer::Unsubscribe(status) => {
                 Packet::UnsubscribeAck(UnsubscribeAck { packet_id, properties, reason_string: None, status })
             }
-        }
+        }));
     }
 }
 
@@ -75,15 +88,13 @@ impl Pending {
 pub(super) mod decide {
     use ntex_mqtt::v5::codec::{Subscribe, Unsubscribe};
 
-    use super::super::is_own;
     use super::*;
-    use crate::id::TerminalId;
 
-    pub(in crate::session) fn subscribe(terminal: &TerminalId, subscribe: Subscribe) -> Pending {
+    pub(in crate::session) fn subscribe(client: &ClientId, rights: &Rights, subscribe: Subscribe) -> Pending {
         let mut granted: Vec<Subscription> = Vec::new();
         let mut why = None;
         let status = subscribe.topic_filters.into_iter().map(|(filter, options)| {
-            match grant(terminal, &filter, options.qos) {
+            match rights.subscribe(client, &filter, options.qos) {
                 Ok(qos) => {
                     // Of two equal filters in one packet the later counts (3.8.4).
                     granted.retain(|earlier| earlier.filter != filter);
@@ -91,10 +102,10 @@ pub(super) mod decide {
                     // A slice of the packet would keep all of it in memory for the life of the session.
                     let filter = ByteString::from(filter.as_str().to_owned());
                     granted.push(Subscription { filter, options, identifier: subscribe.id });
-                    if qos == QoS::AtMostOnce {
-                        SubscribeAckReason::GrantedQos0
-                    } else {
-                        SubscribeAckReason::GrantedQos1
+                    match qos {
+                        QoS::AtMostOnce => SubscribeAckReason::GrantedQos0,
+                        QoS::AtLeastOnce => SubscribeAckReason::GrantedQos1,
+                        QoS::ExactlyOnce => SubscribeAckReason::GrantedQos2,
                     }
                 }
                 Err((reason, text)) => {
@@ -108,24 +119,6 @@ pub(super) mod decide {
             packet_id: subscribe.packet_id,
             change: (!granted.is_empty()).then_some(Change::Subscribe(granted)),
             answer: Answer::Subscribe(status, why),
-        }
-    }
-
-    /// The granted QoS: at most 1.
-    fn grant(terminal: &TerminalId, filter: &str, asked: QoS) -> Result<QoS, (SubscribeAckReason, &'static str)> {
-        if filter.starts_with("$share/") {
-            Err((SubscribeAckReason::SharedSubscriptionNotSupported, "shared subscriptions are not offered"))
-        } else if filter.contains(['+', '#']) {
-            Err((SubscribeAckReason::WildcardSubscriptionsNotSupported, "wildcard subscriptions are not offered"))
-        } else if is_own(terminal, "r/", filter) {
-            match asked {
-                QoS::AtMostOnce => Err((SubscribeAckReason::ImplementationSpecificError, "receipts need QoS 1")),
-                QoS::AtLeastOnce | QoS::ExactlyOnce => Ok(QoS::AtLeastOnce),
-            }
-        } else if is_own(terminal, "c/", filter) {
-            Ok(asked.min(QoS::AtLeastOnce))
-        } else {
-            Err((SubscribeAckReason::NotAuthorized, "a terminal subscribes to r/<its name> and c/<its name> only"))
         }
     }
 

@@ -2,18 +2,22 @@
 
 use super::*;
 
+fn told_at(seq: i64, qos: QoS, expires_at: Option<Time>, payload: &'static str) -> Delivery {
+    let (topic, payload) = ("c/T1".into(), Bytes::from_static(payload.as_bytes()));
+    let message = Arc::new(Message { topic, payload, qos, retain: false, expires_at, properties: None });
+    Delivery { seq, released: false, what: What::Message(Addressed { message, qos, retain: false, identifiers: vec![] }) }
+}
+
 fn message(seq: i64, payload: &'static str) -> Delivery {
-    let what = What::Message { qos: QoS::AtLeastOnce, expires_at: None };
-    Delivery { seq, what, payload: Bytes::from_static(payload.as_bytes()) }
+    told_at(seq, QoS::AtLeastOnce, None, payload)
 }
 
 fn unkept(seq: i64, payload: &'static str) -> Delivery {
-    Delivery { what: What::Message { qos: QoS::AtMostOnce, expires_at: None }, ..message(seq, payload) }
+    told_at(seq, QoS::AtMostOnce, None, payload)
 }
 
 fn expiring(seq: i64, millis: i64) -> Delivery {
-    let expires_at = Some(Time::from_millis(millis));
-    Delivery { what: What::Message { qos: QoS::AtLeastOnce, expires_at }, ..message(seq, "brief") }
+    told_at(seq, QoS::AtLeastOnce, Some(Time::from_millis(millis)), "brief")
 }
 
 fn messages(qos: QoS) -> Subscription {
@@ -22,7 +26,7 @@ fn messages(qos: QoS) -> Subscription {
 }
 
 fn with(version: Version, subscriptions: Vec<Subscription>, sent_to: i64) -> Session {
-    resumed(version, &asked(false), Loaded { present: true, subscriptions, sent_to }).0
+    resumed(version, &asked(false), Loaded { present: true, subscriptions, sent_to, ..Loaded::default() }).0
 }
 
 fn fetched(deliveries: Vec<Delivery>, last: i64) -> Event {
@@ -68,7 +72,7 @@ fn a_message_goes_out_at_the_lesser_qos_of_its_own_and_its_subscriptions() {
 fn what_the_client_does_not_subscribe_to_is_not_read_and_so_in_nobodys_way() {
     let mut session = with(Version::V5, vec![receipts()], 0);
     assert_eq!(told(&handle(&mut session, fetched(vec![receipt(41, "r")], 41), 1)), ["publish r/T1 41 r"]);
-    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtLeastOnce), ["suback [01]", "fetch r41 c0"]);
+    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtLeastOnce), ["new c/T1", "suback [01]", "fetch r41 c0"]);
     // More than a page waited: the next one goes on where the first ended, for either kind.
     let page: Vec<Delivery> = (1..=8).map(|seq| message(seq, "m")).collect();
     assert_eq!(told(&handle(&mut session, fetched(page, 50), 1)), ["publish c/T1 1 m", "publish c/T1 2 m"]);
@@ -90,7 +94,7 @@ fn what_waited_for_its_subscription_goes_before_what_was_queued_later() {
     let mut session = with(Version::V5, vec![receipts()], 0);
     let queue = (11..=14).map(|seq| receipt(seq, "r")).collect();
     assert_eq!(handle(&mut session, fetched(queue, 14), 1).len(), 3, "the window is full");
-    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtLeastOnce), ["suback [01]", "fetch r14 c0"]);
+    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtLeastOnce), ["new c/T1", "suback [01]", "fetch r14 c0"]);
     assert_eq!(told(&handle(&mut session, fetched(vec![message(10, "m")], 14), 1)), [""; 0]);
     assert_eq!(told(&handle(&mut session, puback(11), 1)), ["acked 11", "publish c/T1 10 m"]);
     assert_eq!(told(&handle(&mut session, puback(12), 1)), ["acked 12", "publish r/T1 14 r"]);
@@ -102,10 +106,10 @@ fn what_was_not_sent_when_its_subscription_went_is_read_again_when_it_comes_back
     let queue = vec![message(1, "a"), message(2, "b"), receipt(3, "r"), message(4, "d"), receipt(5, "s")];
     let effects = handle(&mut session, fetched(queue, 5), 1);
     assert_eq!(told(&effects), ["publish c/T1 1 a", "publish c/T1 2 b", "publish r/T1 3 r"]);
-    assert_eq!(unsubscribe(&mut session, "c/T1"), ["unsuback [00]"]);
+    assert_eq!(unsubscribe(&mut session, "c/T1"), ["left c/T1", "unsuback [00]"]);
     // What is in flight stays so [MQTT-3.10.4-2]; what follows is the other kind's.
     assert_eq!(told(&handle(&mut session, puback(1), 1)), ["acked 1", "publish r/T1 5 s"]);
-    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtMostOnce), ["suback [00]", "fetch r5 c3"]);
+    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtMostOnce), ["new c/T1", "suback [00]", "fetch r5 c3"]);
     assert_eq!(told(&handle(&mut session, fetched(vec![message(4, "d")], 5), 1)), [""; 0], "the window is full");
     assert_eq!(told(&handle(&mut session, puback(2), 1)), ["acked 2", "publish c/T1 0 d", "acked 4"]);
 }
@@ -113,7 +117,7 @@ fn what_was_not_sent_when_its_subscription_went_is_read_again_when_it_comes_back
 #[test]
 fn an_answer_from_before_a_change_of_subscriptions_is_not_believed() {
     let mut session = with(Version::V5, vec![receipts()], 0);
-    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtLeastOnce), ["suback [01]"], "the queue is being read");
+    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtLeastOnce), ["new c/T1", "suback [01]"], "the queue is being read");
     assert_eq!(told(&handle(&mut session, fetched(vec![receipt(2, "r")], 2), 1)), ["fetch r0 c0"]);
     let effects = handle(&mut session, fetched(vec![message(1, "m"), receipt(2, "r")], 2), 1);
     assert_eq!(told(&effects), ["publish c/T1 1 m", "publish r/T1 2 r"]);
@@ -130,7 +134,7 @@ fn what_is_queued_while_the_queue_is_read_is_looked_for_again() {
 #[test]
 fn a_hint_of_a_receipt_does_not_overtake_a_message() {
     let mut session = with(Version::V5, vec![receipts(), messages(QoS::AtLeastOnce)], 0);
-    let hint = |seq| Event::Hint { seq, receipt: Some(Bytes::from_static(b"r")) };
+    let hint = |seq| Event::Hint { seq, what: Some(What::Receipt(Bytes::from_static(b"r"))) };
     handle(&mut session, fetched(vec![], 0), 1);
     assert_eq!(told(&handle(&mut session, hint(1), 1)), ["publish r/T1 1 r"]);
     assert_eq!(told(&handle(&mut session, hint(3), 1)), ["fetch r1 c1"], "2 may be a message");
@@ -169,7 +173,7 @@ fn an_expired_message_is_not_sent_and_the_rest_of_the_time_of_another_is_told() 
 #[test]
 fn a_message_that_the_client_cannot_take_counts_as_delivered() {
     let connect = Connect { max_packet_size: NonZeroU32::new(40), ..asked(false) };
-    let loaded = Loaded { present: true, subscriptions: vec![messages(QoS::AtLeastOnce)], sent_to: 0 };
+    let loaded = Loaded { present: true, subscriptions: vec![messages(QoS::AtLeastOnce)], ..Loaded::default() };
     let (mut session, _) = resumed(Version::V5, &connect, loaded);
     let effects = handle(&mut session, fetched(vec![message(1, "much too large for this client, I fear")], 1), 1);
     assert_eq!(told(&effects), ["too large 1", "acked 1"]);
@@ -177,13 +181,18 @@ fn a_message_that_the_client_cannot_take_counts_as_delivered() {
 
 #[test]
 fn the_largest_payload_fills_a_packet() {
-    let max = usize::try_from(payload_bytes_max(&terminal(), 100)).expect("small");
+    let max = usize::try_from(payload_bytes_max(&client(), 100)).expect("small");
     let connect = Connect { max_packet_size: NonZeroU32::new(100), ..asked(false) };
     for (bytes, fits) in [(max, true), (max + 1, false)] {
-        let loaded = Loaded { present: true, subscriptions: vec![messages(QoS::AtLeastOnce)], sent_to: 0 };
+        // The longest that an identifier can be on the wire.
+        let longest = Subscription { identifier: NonZeroU32::new(268_435_455), ..messages(QoS::AtLeastOnce) };
+        let loaded = Loaded { present: true, subscriptions: vec![longest], ..Loaded::default() };
         let (mut session, _) = resumed(Version::V5, &connect, loaded);
-        let payload = Bytes::from(vec![b'x'; bytes]);
-        let effects = handle(&mut session, fetched(vec![Delivery { payload, ..expiring(1, 60_000) }], 1), 1);
+        let mut delivery = expiring(1, 60_000);
+        if let What::Message(addressed) = &mut delivery.what {
+            Arc::make_mut(&mut addressed.message).payload = Bytes::from(vec![b'x'; bytes]);
+        }
+        let effects = handle(&mut session, fetched(vec![delivery], 1), 1);
         assert_eq!(matches!(effects[0], Effect::Publish(..)), fits, "{bytes}");
     }
 }

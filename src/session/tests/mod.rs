@@ -1,8 +1,10 @@
 //! Events in, effects out.
 
+mod exactly_once;
 mod frames;
 mod lanes;
 mod model;
+mod open;
 
 use std::num::{NonZeroU16, NonZeroU32};
 
@@ -19,8 +21,11 @@ fn limits() -> Limits {
         session_expiry_max: Duration::from_secs(86_400),
         packet_bytes_max: 4096,
         inbound_max: count(4),
+        unreleased_max: count(6),
         outbound_max: count(3),
         admitting_max: count(2),
+        direct_max: count(4),
+        topic_alias_max: 2,
         page: count(8),
         ack_within: Duration::from_secs(60),
     }
@@ -46,8 +51,12 @@ fn asked(clean_start: bool) -> Connect {
     }
 }
 
-fn terminal() -> TerminalId {
-    TerminalId::new("T1").expect("a name")
+fn client() -> ClientId {
+    ClientId::new("T1").expect("short")
+}
+
+fn open() -> Rights {
+    Rights::Open { closed: Arc::from([ByteString::from_static("closed")]) }
 }
 
 fn at(seconds: i64) -> Time {
@@ -64,8 +73,12 @@ fn receipts() -> Subscription {
 }
 
 fn resumed(version: Version, connect: &Connect, loaded: Loaded) -> (Session, Vec<Effect>) {
-    let terms = Terms::of(connect, version, &limits()).expect("granted");
-    let mut session = Session::load(terminal(), terms, &limits(), loaded, at(0));
+    playing(Rights::Terminal, version, connect, loaded)
+}
+
+fn playing(rights: Rights, version: Version, connect: &Connect, loaded: Loaded) -> (Session, Vec<Effect>) {
+    let terms = Terms::of(connect, version, &limits(), &rights).expect("granted");
+    let mut session = Session::load(client(), rights, terms, &limits(), loaded, at(0));
     let mut effects = Vec::new();
     session.resume(&limits(), &mut effects);
     (session, effects)
@@ -73,7 +86,7 @@ fn resumed(version: Version, connect: &Connect, loaded: Loaded) -> (Session, Vec
 
 /// A session that goes on, with its subscription to receipts.
 fn going_on(version: Version, sent_to: i64) -> Session {
-    let loaded = Loaded { present: true, subscriptions: vec![receipts()], sent_to };
+    let loaded = Loaded { present: true, subscriptions: vec![receipts()], sent_to, ..Loaded::default() };
     resumed(version, &asked(false), loaded).0
 }
 
@@ -98,7 +111,7 @@ fn puback(packet_id: u16) -> Event {
 }
 
 fn receipt(seq: i64, payload: &'static str) -> Delivery {
-    Delivery { seq, what: What::Receipt, payload: Bytes::from_static(payload.as_bytes()) }
+    Delivery { seq, released: false, what: What::Receipt(Bytes::from_static(payload.as_bytes())) }
 }
 
 /// Effects as short texts.
@@ -109,6 +122,11 @@ fn told(effects: &[Effect]) -> Vec<String> {
 fn tell(effect: &Effect) -> String {
     match effect {
         Effect::Send(Packet::PublishAck(ack)) => format!("puback {} {:02x}", ack.packet_id, u8::from(ack.reason_code)),
+        Effect::Send(Packet::PublishReceived(ack)) => format!("pubrec {} {:02x}", ack.packet_id, u8::from(ack.reason_code)),
+        Effect::Send(Packet::PublishRelease(ack)) => format!("pubrel {} {:02x}", ack.packet_id, u8::from(ack.reason_code)),
+        Effect::Send(Packet::PublishComplete(ack)) => {
+            format!("pubcomp {} {:02x}", ack.packet_id, u8::from(ack.reason_code))
+        }
         Effect::Send(Packet::Disconnect(bye)) => format!("disconnect {:02x}", u8::from(bye.reason_code)),
         Effect::Send(Packet::SubscribeAck(ack)) => {
             format!("suback {:02x?}", ack.status.iter().map(|&code| u8::from(code)).collect::<Vec<_>>())
@@ -123,7 +141,20 @@ fn tell(effect: &Effect) -> String {
             let number = publish.packet_id.map_or(0, NonZeroU16::get);
             format!("publish {} {number}{dup} {}", publish.topic, String::from_utf8_lossy(payload))
         }
-        Effect::Admit { ticket, payload } => format!("admit {ticket} {}", String::from_utf8_lossy(payload)),
+        Effect::Admit { ticket, payload, remember } => {
+            format!("admit {ticket} {}{}", String::from_utf8_lossy(payload), remembering(*remember))
+        }
+        Effect::Route { ticket, message, remember } => {
+            let payload = String::from_utf8_lossy(&message.payload);
+            format!("route {ticket} {} {payload}{}", message.topic, remembering(*remember))
+        }
+        Effect::Forget { packet_id } => format!("forget {packet_id}"),
+        Effect::Received { seq } => format!("received {seq}"),
+        Effect::Subscribed { subscription, existed } => {
+            format!("{} {}", if *existed { "again" } else { "new" }, subscription.filter)
+        }
+        Effect::Unsubscribed { filter } => format!("left {filter}"),
+        Effect::Dropped => "dropped".to_owned(),
         Effect::Store(Change::Subscribe(new)) => format!("store +{}", new.len()),
         Effect::Store(Change::Unsubscribe(gone)) => format!("store -{}", gone.len()),
         Effect::Acked { seq, .. } => format!("acked {seq}"),
@@ -133,9 +164,13 @@ fn tell(effect: &Effect) -> String {
                 format!("fetch r{} c{}", receipts.unwrap_or(-1), messages.unwrap_or(-1))
             }
         },
-        Effect::TooLarge { seq } => format!("too large {seq}"),
+        Effect::TooLarge { seq } => format!("too large {}", seq.unwrap_or(0)),
         Effect::Close(_) => "close".to_owned(),
     }
+}
+
+fn remembering(packet_id: Option<NonZeroU16>) -> String {
+    packet_id.map(|packet_id| format!(" remember {packet_id}")).unwrap_or_default()
 }
 
 #[test]
@@ -202,7 +237,7 @@ fn what_was_in_flight_goes_out_again_with_dup_and_its_identifier() {
 #[test]
 fn a_hint_that_follows_without_a_gap_spares_the_database() {
     let mut session = going_on(Version::V5, 0);
-    let hint = |seq, text: &'static str| Event::Hint { seq, receipt: Some(Bytes::from_static(text.as_bytes())) };
+    let hint = |seq, text: &'static str| Event::Hint { seq, what: Some(What::Receipt(Bytes::from_static(text.as_bytes()))) };
     // The queue is being read: what the hint is about may or may not be in it.
     assert_eq!(told(&handle(&mut session, hint(4, "d"), 1)), [""; 0]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![], last: 3 }, 1);
@@ -233,7 +268,7 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
             topic_filters,
         }))
     };
-    assert_eq!(told(&handle(&mut session, Event::Hint { seq: 1, receipt: None }, 1)), [""; 0]);
+    assert_eq!(told(&handle(&mut session, Event::Hint { seq: 1, what: None }, 1)), [""; 0]);
     let all = [
         ("r/T1", QoS::ExactlyOnce),
         ("r/T1", QoS::AtMostOnce),
@@ -246,7 +281,7 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
     ];
     assert_eq!(told(&handle(&mut session, subscribe(&all), 1)), ["store +2"]);
     let effects = handle(&mut session, Event::Stored, 1);
-    assert_eq!(told(&effects), ["suback [01, 83, 00, 87, 87, a2, 9e, 87]", "fetch r0 c0"]);
+    assert_eq!(told(&effects), ["new r/T1", "new c/T1", "suback [01, 83, 00, 87, 87, a2, 9e, 87]", "fetch r0 c0"]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![receipt(1, "a")], last: 1 }, 1);
     let Effect::Publish(publish, _) = &effects[0] else { panic!("{effects:?}") };
     assert_eq!(publish.properties.subscription_ids, [NonZeroU32::new(77).expect("not zero")]);
@@ -256,12 +291,12 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
         topic_filters: vec!["r/T1".into(), "r/T9".into(), "r/T1".into()],
     };
     assert_eq!(told(&handle(&mut session, Event::Packet(Packet::Unsubscribe(gone)), 1)), ["store -1"]);
-    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["unsuback [00, 11, 11]"]);
-    let hint = Event::Hint { seq: 2, receipt: Some(Bytes::from_static(b"b")) };
+    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["left r/T1", "unsuback [00, 11, 11]"]);
+    let hint = Event::Hint { seq: 2, what: Some(What::Receipt(Bytes::from_static(b"b"))) };
     assert_eq!(told(&handle(&mut session, hint, 1)), ["fetch r-1 c1"], "kept while nobody subscribes to it");
     assert_eq!(told(&handle(&mut session, Event::Fetched { deliveries: vec![], last: 2 }, 1)), [""; 0]);
     assert_eq!(told(&handle(&mut session, subscribe(&all[..1]), 1)), ["store +1"]);
-    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["suback [01]", "fetch r1 c2"]);
+    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["new r/T1", "suback [01]", "fetch r1 c2"]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![receipt(2, "b")], last: 2 }, 1);
     assert_eq!(told(&effects), ["publish r/T1 2 b"]);
 }
@@ -272,14 +307,14 @@ fn a_clean_session_stores_no_subscription() {
     let topic_filters = vec![("r/T1".into(), receipts().options)];
     let subscribe = Subscribe { packet_id: id(1), id: None, user_properties: vec![], topic_filters };
     let effects = handle(&mut session, Event::Packet(Packet::Subscribe(subscribe)), 1);
-    assert_eq!(told(&effects), ["suback [01]", "fetch 0"]);
+    assert_eq!(told(&effects), ["new r/T1", "suback [01]", "fetch 0"]);
     assert_eq!(session.remains().expiry_s, 0);
 }
 
 #[test]
 fn a_delivery_that_the_client_cannot_take_stays_queued() {
     let connect = Connect { max_packet_size: NonZeroU32::new(24), ..asked(false) };
-    let loaded = Loaded { present: true, subscriptions: vec![receipts()], sent_to: 0 };
+    let loaded = Loaded { present: true, subscriptions: vec![receipts()], ..Loaded::default() };
     let (mut session, effects) = resumed(Version::V5, &connect, loaded);
     assert_eq!(told(&effects), ["connack present=true", "fetch 0"]);
     let deliveries = vec![receipt(1, "much too large for it"), receipt(2, "small")];
@@ -306,6 +341,8 @@ fn keep_alive_is_one_and_a_half_and_has_a_cap() {
         (Version::V5, 0, 900),
         (Version::V3, 0, 900),
         (Version::V5, 65_535, 900),
+        // It cannot be told of a cap.
+        (Version::V3, 1200, 1800),
     ] {
         let connect = Connect { keep_alive, ..asked(false) };
         let (mut session, effects) = resumed(version, &connect, Loaded::default());
@@ -340,14 +377,10 @@ fn a_will_is_kept_until_the_client_takes_its_leave() {
         assert_eq!(told(&effects), ["close"]);
         assert_eq!(session.remains().will.is_some(), kept);
     }
-    for (change, refusal) in [
-        (mqtt::LastWill { retain: true, ..will.clone() }, ConnectAckReason::RetainNotSupported),
-        (mqtt::LastWill { qos: QoS::ExactlyOnce, ..will }, ConnectAckReason::QosNotSupported),
-    ] {
-        let connect = Connect { last_will: Some(change), ..asked(false) };
-        assert_eq!(Terms::of(&connect, Version::V5, &limits()), Err(refusal));
-        assert!(Terms::of(&connect, Version::V3, &limits()).is_ok());
-    }
+    let connect = Connect { last_will: Some(mqtt::LastWill { retain: true, ..will }), ..asked(false) };
+    let terms = |version, rights| Terms::of(&connect, version, &limits(), &rights);
+    assert_eq!(terms(Version::V5, Rights::Terminal), Err(ConnectAckReason::RetainNotSupported));
+    assert!(terms(Version::V3, Rights::Terminal).is_ok() && terms(Version::V5, open()).is_ok());
 }
 
 #[test]
@@ -367,7 +400,7 @@ fn a_session_may_be_shortened_at_the_end_but_not_brought_to_life() {
 #[test]
 fn a_packet_identifier_is_never_zero_and_belongs_to_its_place() {
     for (seq, number) in
-        [(1, 1), (2, 2), (65_535, 65_535), (65_536, 1), (131_071, 1), (131_070, 65_535), (i64::MAX, 32_767)]
+        [(1, 1), (2, 2), (32_767, 32_767), (32_768, 1), (65_535, 1), (65_534, 32_767), (i64::MAX, 7)]
     {
         assert_eq!(packet_id(seq).get(), number, "{seq}");
     }
@@ -376,9 +409,9 @@ fn a_packet_identifier_is_never_zero_and_belongs_to_its_place() {
 #[test]
 fn a_place_whose_identifier_is_in_flight_waits() {
     let mut session = going_on(Version::V5, 0);
-    let deliveries = vec![receipt(1, "a"), receipt(65_535, "b"), receipt(65_536, "c")];
-    let effects = handle(&mut session, Event::Fetched { deliveries, last: 65_536 }, 1);
-    assert_eq!(told(&effects), ["publish r/T1 1 a", "publish r/T1 65535 b"]);
+    let deliveries = vec![receipt(1, "a"), receipt(32_767, "b"), receipt(32_768, "c")];
+    let effects = handle(&mut session, Event::Fetched { deliveries, last: 32_768 }, 1);
+    assert_eq!(told(&effects), ["publish r/T1 1 a", "publish r/T1 32767 b"]);
     assert_eq!(told(&handle(&mut session, puback(1), 1)), ["acked 1", "publish r/T1 1 c"]);
 }
 

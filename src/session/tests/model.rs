@@ -98,7 +98,7 @@ impl World {
             subscriptions.push(Subscription { filter: "c/T1".into(), ..receipts() });
         }
         self.rows.values_mut().filter(|row| row.kind == Kind::Unkept).for_each(|row| row.done = true);
-        let loaded = Loaded { present: true, subscriptions, sent_to };
+        let loaded = Loaded { present: true, subscriptions, sent_to, ..Loaded::default() };
         let (session, effects) = resumed(version, &asked(false), loaded);
         self.session = Some(session);
         self.sent_to = None;
@@ -160,7 +160,7 @@ impl World {
                     assert_eq!(self.unacknowledged.pop_front(), Some(number), "in the order of arrival");
                     assert!(self.durable.contains(&number), "only once it is durable");
                 }
-                Effect::Admit { ticket, payload } => {
+                Effect::Admit { ticket, payload, .. } => {
                     let number = std::str::from_utf8(payload).expect("text").parse().expect("a number");
                     self.admitting.push((*ticket, number));
                 }
@@ -169,12 +169,17 @@ impl World {
                     self.marks.push_back(*seq);
                 }
                 Effect::Fetch { beyond, max } => self.questions.push_back((*beyond, *max)),
-                Effect::Send(_) => {}
+                Effect::Send(_) | Effect::Subscribed { .. } | Effect::Unsubscribed { .. } => {}
                 Effect::Store(_) => {
                     self.subscribed = !self.subscribed;
                     self.event(Event::Stored);
                 }
-                Effect::TooLarge { .. } | Effect::Close(_) => panic!("{effect:?}"),
+                Effect::TooLarge { .. }
+                | Effect::Close(_)
+                | Effect::Route { .. }
+                | Effect::Forget { .. }
+                | Effect::Received { .. }
+                | Effect::Dropped => panic!("{effect:?}"),
             }
         }
     }
@@ -189,8 +194,8 @@ impl World {
                 self.rows.insert(seq, Row { kind: Kind::Receipt, done: false });
                 match hint {
                     0 => {}
-                    1 => self.event(Event::Hint { seq, receipt: None }),
-                    _ => self.event(Event::Hint { seq, receipt: Some(Bytes::from(seq.to_string())) }),
+                    1 => self.event(Event::Hint { seq, what: None }),
+                    _ => self.event(Event::Hint { seq, what: Some(What::Receipt(Bytes::from(seq.to_string()))) }),
                 }
             }
             Step::Tell(kept, look) => {
@@ -243,14 +248,18 @@ impl World {
                 after.is_some_and(|after| seq > after)
             };
             let waiting = self.rows.iter().filter(|(seq, row)| !row.done && wanted(**seq, row.kind));
-            let message = |qos| What::Message { qos, expires_at: None };
+            let message = |seq: i64, qos| {
+                let (topic, payload) = ("c/T1".into(), Bytes::from(seq.to_string()));
+                let message = Message { topic, payload, qos, retain: false, expires_at: None, properties: None };
+                What::Message(Addressed { message: Arc::new(message), qos, retain: false, identifiers: vec![] })
+            };
             let deliveries = waiting.take(usize::from(max)).map(|(&seq, row)| {
                 let what = match row.kind {
-                    Kind::Receipt => What::Receipt,
-                    Kind::Kept => message(QoS::AtLeastOnce),
-                    Kind::Unkept => message(QoS::AtMostOnce),
+                    Kind::Receipt => What::Receipt(Bytes::from(seq.to_string())),
+                    Kind::Kept => message(seq, QoS::AtLeastOnce),
+                    Kind::Unkept => message(seq, QoS::AtMostOnce),
                 };
-                Delivery { seq, what, payload: Bytes::from(seq.to_string()) }
+                Delivery { seq, released: false, what }
             });
             let deliveries = deliveries.collect();
             let last = i64::try_from(self.rows.len()).expect("few");

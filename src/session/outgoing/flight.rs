@@ -1,0 +1,329 @@
+//! From the queue to the client and back: the window, the packets of each QoS (4.3), and what fits.
+
+use std::num::{NonZeroU16, NonZeroU32};
+
+use ntex_bytes::Bytes;
+use ntex_mqtt::v5::codec::{
+    DisconnectReasonCode as Reason, Packet, Publish, PublishAck2, PublishAck2Reason, PublishAckReason,
+    PublishProperties, QoS,
+};
+
+use super::super::messages_topic;
+use super::super::strict::Flaw;
+use super::{Addressed, DIRECT_IDENTIFIERS, Effect, Outgoing, Place, Queued, ROW_IDENTIFIERS, State, What, packet_id};
+use crate::id::ClientId;
+
+/// A message as it goes out.
+struct Out {
+    publish: Publish,
+    payload: Bytes,
+}
+
+/// What became of one in the queue.
+enum Sent {
+    /// It stays until it is acknowledged.
+    Stays,
+    /// It is out of the queue.
+    Gone,
+}
+
+impl Outgoing {
+    /// Sends what the window has room for.
+    pub(super) fn fly(&mut self, effects: &mut Vec<Effect>) {
+        let mut rows = self.queue.iter().filter(|queued| queued.state.in_flight()).filter_map(row);
+        let first = rows.next();
+        let mut flying = first.map(|first| (first, rows.next_back().unwrap_or(first)));
+        let mut place = 0;
+        while self.in_flight < self.window
+            && let Some(queued) = self.queue.get(place)
+        {
+            if queued.state.in_flight() {
+                place += 1;
+                continue;
+            }
+            let seq = row(queued);
+            let span = seq.map(|seq| flying.map_or((seq, seq), |(first, last)| (first.min(seq), last.max(seq))));
+            // Two of them in flight would have one identifier.
+            if span.is_some_and(|(first, last)| last - first >= ROW_IDENTIFIERS) {
+                break;
+            }
+            match self.send(place, effects) {
+                Sent::Stays => {
+                    place += 1;
+                    flying = span.or(flying);
+                }
+                Sent::Gone => {}
+            }
+        }
+    }
+
+    /// Sends one that waits.
+    fn send(&mut self, place: usize, effects: &mut Vec<Effect>) -> Sent {
+        let Some(queued) = self.queue.get(place) else { return Sent::Gone };
+        let (row, owed) = (row(queued), queued.state == State::Owed);
+        if let Some(seq) = row.filter(|_| owed) {
+            let packet_id = packet_id(seq);
+            self.flies(place, State::Released(packet_id));
+            effects.push(release(packet_id, PublishAck2Reason::Success));
+            return Sent::Stays;
+        }
+        let what = queued.what.clone();
+        let receipt = matches!(what, What::Receipt(_));
+        let out = match self.out(&what, row) {
+            Ok(out) => out,
+            Err(Unsent::Over) => {
+                // [MQTT-3.3.2-5]: it must not be sent. A row is the housekeeping's to delete.
+                self.remove(place);
+                return Sent::Gone;
+            }
+            Err(Unsent::TooLarge) => {
+                // [MQTT-3.1.2-25]: it counts as delivered. But a receipt is never dropped, so it stays in the database.
+                self.remove(place);
+                effects.push(Effect::TooLarge { seq: row });
+                if let Some(seq) = row.filter(|_| !receipt) {
+                    effects.push(Effect::Acked { seq, receipt });
+                }
+                return Sent::Gone;
+            }
+        };
+        let sent = (out.publish.packet_id, out.publish.qos);
+        effects.push(Effect::Publish(out.publish, out.payload));
+        if let (Some(packet_id), qos) = sent {
+            self.sent_to = row.map_or(self.sent_to, |seq| self.sent_to.max(seq));
+            self.flies(place, State::Sent(packet_id, qos));
+            return Sent::Stays;
+        }
+        self.remove(place);
+        if let Some(seq) = row {
+            effects.push(Effect::Acked { seq, receipt });
+        }
+        Sent::Gone
+    }
+
+    pub(super) fn send_at_most_once(&mut self, addressed: &Addressed, effects: &mut Vec<Effect>) {
+        match self.out(&What::Message(addressed.clone()), None) {
+            Ok(out) => effects.push(Effect::Publish(out.publish, out.payload)),
+            Err(Unsent::Over) => {}
+            Err(Unsent::TooLarge) => effects.push(Effect::TooLarge { seq: None }),
+        }
+    }
+
+    fn flies(&mut self, place: usize, state: State) {
+        if let Some(queued) = self.queue.get_mut(place) {
+            queued.state = state;
+        }
+        if self.in_flight == 0 {
+            self.progress = self.now;
+        }
+        self.in_flight += 1;
+    }
+
+    fn remove(&mut self, place: usize) -> Option<Queued> {
+        let queued = self.queue.remove(place)?;
+        self.in_flight -= u16::from(queued.state.in_flight());
+        self.direct -= u16::from(queued.place == Place::Direct);
+        if self.queue.is_empty() && self.queue.capacity() > 8 {
+            self.queue = std::collections::VecDeque::new();
+        }
+        Some(queued)
+    }
+
+    /// The packet, if it may and can be sent.
+    fn out(&mut self, what: &What, row: Option<i64>) -> Result<Out, Unsent> {
+        let lane = self.lanes.of_row(what);
+        let (granted, identifier) = lane.granted.unwrap_or((QoS::AtLeastOnce, None));
+        let own_topic = lane.topic.clone();
+        let (topic, payload, qos, retain, mut properties) = match what {
+            What::Receipt(payload) => {
+                (None, payload.clone(), QoS::AtLeastOnce, false, PublishProperties::default())
+            }
+            What::Message(Addressed { message, qos, retain, identifiers }) => {
+                if message.is_over(self.now) {
+                    return Err(Unsent::Over);
+                }
+                let properties = PublishProperties {
+                    subscription_ids: identifiers.clone(),
+                    ..message.publish_properties(self.now)
+                };
+                let topic = Some(message.topic.clone());
+                (topic, message.payload.clone(), message.qos.min(*qos).min(granted), *retain, properties)
+            }
+        };
+        let bytes = what.property_bytes();
+        if own_topic.is_some() {
+            properties.subscription_ids = identifier.into_iter().collect();
+        }
+        let topic = own_topic.or(topic).unwrap_or_default();
+        let packet_id = match (qos, row) {
+            (QoS::AtMostOnce, _) => None,
+            (_, Some(seq)) => Some(packet_id(seq)),
+            (_, None) => Some(self.next_direct_id()),
+        };
+        let payload_size = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let dup = packet_id.is_some() && row.is_some_and(|seq| seq <= self.sent_before);
+        let mut publish = Publish { dup, retain, qos, packet_id, payload_size, properties, topic };
+        let (frame, max) = (frame_bytes(&publish, bytes), u64::from(self.packet_bytes_max));
+        if frame > max {
+            return Err(Unsent::TooLarge);
+        }
+        // With its topic beside it, a new alias makes the packet larger.
+        if frame + ALIAS_BYTES <= max {
+            (publish.topic, publish.properties.topic_alias) = self.aliases.shorten(&publish.topic);
+        }
+        Ok(Out { publish, payload })
+    }
+
+    fn next_direct_id(&mut self) -> NonZeroU16 {
+        loop {
+            self.direct_id = if self.direct_id == u16::MAX { *DIRECT_IDENTIFIERS.start() } else { self.direct_id + 1 };
+            let id = NonZeroU16::new(self.direct_id).unwrap_or(NonZeroU16::MAX);
+            // It ends: the window leaves most of them free.
+            if self.place_of(id).is_none() {
+                return id;
+            }
+        }
+    }
+
+    fn place_of(&self, packet_id: NonZeroU16) -> Option<usize> {
+        self.queue.iter().position(|queued| queued.state.packet_id() == Some(packet_id))
+    }
+
+    /// PUBACK.
+    pub(in crate::session) fn acked(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
+        // An acknowledgement of nothing that is in flight is one that came late: no fault (4.4).
+        let Some(place) = self.place_of(packet_id) else { return Ok(()) };
+        match self.queue.get(place).map(|queued| queued.state) {
+            Some(State::Sent(_, QoS::AtLeastOnce)) => self.done(place, effects),
+            _ => return Err(out_of_turn("PUBACK for what was sent at QoS 2 [MQTT-4.3.3-4]")),
+        }
+        Ok(())
+    }
+
+    /// PUBREC: the client has it, or will not have it.
+    pub(in crate::session) fn received(
+        &mut self,
+        packet_id: NonZeroU16,
+        reason: PublishAckReason,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Flaw> {
+        let Some(place) = self.place_of(packet_id) else {
+            effects.push(release(packet_id, PublishAck2Reason::PacketIdNotFound));
+            return Ok(());
+        };
+        let Some(queued) = self.queue.get_mut(place) else { return Ok(()) };
+        self.progress = self.now;
+        match (queued.state, queued.place) {
+            (State::Sent(_, QoS::ExactlyOnce), _) if u8::from(reason) >= 0x80 => self.done(place, effects),
+            (State::Sent(_, QoS::ExactlyOnce), Place::Row(seq)) => {
+                queued.state = State::Received(packet_id);
+                effects.push(Effect::Received { seq });
+            }
+            (State::Sent(_, QoS::ExactlyOnce), Place::Direct) | (State::Released(_), _) => {
+                queued.state = State::Released(packet_id);
+                effects.push(release(packet_id, PublishAck2Reason::Success));
+            }
+            (State::Received(_), _) => {}
+            _ => return Err(out_of_turn("PUBREC for what was sent at QoS 1 (4.3.2)")),
+        }
+        Ok(())
+    }
+
+    /// It is stored that the client has this row: from now on it is released, never sent again.
+    pub(in crate::session) fn kept(&mut self, seq: i64, effects: &mut Vec<Effect>) {
+        let packet_id = packet_id(seq);
+        if let Some(queued) = self.queue.iter_mut().find(|queued| queued.state == State::Received(packet_id)) {
+            queued.state = State::Released(packet_id);
+            effects.push(release(packet_id, PublishAck2Reason::Success));
+        }
+    }
+
+    /// PUBCOMP.
+    pub(in crate::session) fn completed(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
+        let Some(place) = self.place_of(packet_id) else { return Ok(()) };
+        match self.queue.get(place).map(|queued| queued.state) {
+            Some(State::Released(_)) => self.done(place, effects),
+            _ => return Err(out_of_turn("PUBCOMP for what was not released (4.3.3)")),
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, place: usize, effects: &mut Vec<Effect>) {
+        self.progress = self.now;
+        if let Some(queued) = self.remove(place)
+            && let Some(seq) = row(&queued)
+        {
+            effects.push(Effect::Acked { seq, receipt: matches!(queued.what, What::Receipt(_)) });
+        }
+    }
+}
+
+/// Why something is not sent.
+enum Unsent {
+    Over,
+    TooLarge,
+}
+
+impl What {
+    /// The bytes of the properties that the message brought along.
+    fn property_bytes(&self) -> usize {
+        match self {
+            Self::Receipt(_) => 0,
+            Self::Message(addressed) => addressed.message.properties.as_ref().map_or(0, |properties| properties.byte_len()),
+        }
+    }
+}
+
+fn row(queued: &Queued) -> Option<i64> {
+    match queued.place {
+        Place::Row(seq) => Some(seq),
+        Place::Direct => None,
+    }
+}
+
+fn release(packet_id: NonZeroU16, reason_code: PublishAck2Reason) -> Effect {
+    Effect::Send(Packet::PublishRelease(PublishAck2 { packet_id, reason_code, ..PublishAck2::default() }))
+}
+
+fn out_of_turn(why: &'static str) -> Flaw {
+    Flaw { reason: Reason::ProtocolError, why }
+}
+
+/// The largest payload of a message to this terminal in a packet of so many bytes.
+#[must_use]
+pub fn payload_bytes_max(terminal: &ClientId, packet_bytes_max: u32) -> u32 {
+    let properties = PublishProperties {
+        message_expiry_interval: NonZeroU32::new(1),
+        subscription_ids: vec![NonZeroU32::MAX],
+        ..PublishProperties::default()
+    };
+    let packet_id = Some(NonZeroU16::MIN);
+    let payload_size = packet_bytes_max;
+    let whole = Publish { topic: messages_topic(terminal), packet_id, payload_size, properties, ..Publish::default() };
+    let around = frame_bytes(&whole, 0) - u64::from(payload_size);
+    packet_bytes_max.saturating_sub(u32::try_from(around).unwrap_or(u32::MAX))
+}
+
+/// What a topic alias may add to a packet: the property, and a byte to each of two lengths.
+const ALIAS_BYTES: u64 = 5;
+
+/// The bytes of the packet on the wire (3.3); `properties` are those that the message brought along.
+fn frame_bytes(publish: &Publish, properties: usize) -> u64 {
+    let identifiers = publish.properties.subscription_ids.iter().map(|id| 1 + variable_bytes(u64::from(id.get())));
+    let expiry = if publish.properties.message_expiry_interval.is_some() { 5 } else { 0 };
+    let properties = u64::try_from(properties).unwrap_or(u64::MAX) + expiry + identifiers.sum::<u64>();
+    let topic = u64::try_from(publish.topic.len()).unwrap_or(u64::MAX);
+    let packet_id = if publish.packet_id.is_some() { 2 } else { 0 };
+    let payload = u64::from(publish.payload_size);
+    let remaining = 2 + topic + packet_id + variable_bytes(properties) + properties + payload;
+    1 + variable_bytes(remaining) + remaining
+}
+
+/// The bytes of a Variable Byte Integer (1.5.5).
+const fn variable_bytes(value: u64) -> u64 {
+    match value {
+        0..0x80 => 1,
+        0x80..0x4000 => 2,
+        0x4000..0x20_0000 => 3,
+        _ => 4,
+    }
+}

@@ -1,0 +1,95 @@
+//! What a client may do with topics, and so what its CONNACK offers.
+
+use std::sync::Arc;
+
+use ntex_bytes::ByteString;
+use ntex_mqtt::v5::codec::{QoS, SubscribeAckReason as Code};
+
+use crate::id::ClientId;
+use crate::topics::shared;
+
+/// The part that a client plays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// An enrolled terminal: it asks on `q/<itself>`, and hears its receipts on `r/<itself>` and what else is for it on
+    /// `c/<itself>`. No other topic, no wildcard, nothing retained.
+    Terminal,
+    /// A client of a general broker: every topic but these.
+    Open { closed: Arc<[ByteString]> },
+}
+
+/// Where a publish goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// It is a request: to be admitted and logged.
+    Intake,
+    /// To the subscribers of its topic.
+    Subscribers,
+    /// Nowhere, for this reason.
+    Nobody(&'static str),
+}
+
+/// What a CONNACK announces (3.2.2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offers {
+    pub(super) retained: bool,
+    pub(super) wildcards: bool,
+    pub(super) shared: bool,
+}
+
+impl Rights {
+    pub(super) fn offers(&self) -> Offers {
+        let all = matches!(self, Self::Open { .. });
+        Offers { retained: all, wildcards: all, shared: all }
+    }
+
+    pub(super) fn publish(&self, client: &ClientId, topic: &str) -> Target {
+        match self {
+            Self::Terminal if is_own(client, "q/", topic) => Target::Intake,
+            Self::Terminal => Target::Nobody("a terminal publishes on q/<its name> only"),
+            // 4.7.2: what begins with $ is the server's.
+            Self::Open { .. } if topic.starts_with('$') => Target::Nobody("topics that begin with $ are the server's"),
+            Self::Open { closed } if closed.iter().any(|closed| *closed == topic) => Target::Nobody("a closed topic"),
+            Self::Open { .. } => Target::Subscribers,
+        }
+    }
+
+    /// The granted QoS.
+    pub(super) fn subscribe(&self, client: &ClientId, filter: &str, asked: QoS) -> Result<QoS, (Code, &'static str)> {
+        match self {
+            Self::Terminal => terminal(client, filter, asked),
+            Self::Open { closed } => {
+                let inner = shared(filter).ok().flatten().map_or(filter, |shared| shared.filter);
+                if closed.iter().any(|closed| *closed == inner) {
+                    Err((Code::NotAuthorized, "a closed topic"))
+                } else {
+                    Ok(asked)
+                }
+            }
+        }
+    }
+}
+
+fn terminal(client: &ClientId, filter: &str, asked: QoS) -> Result<QoS, (Code, &'static str)> {
+    if filter.starts_with("$share/") {
+        Err((Code::SharedSubscriptionNotSupported, "shared subscriptions are not offered"))
+    } else if filter.contains(['+', '#']) {
+        Err((Code::WildcardSubscriptionsNotSupported, "wildcard subscriptions are not offered"))
+    } else if is_own(client, "r/", filter) {
+        match asked {
+            QoS::AtMostOnce => Err((Code::ImplementationSpecificError, "receipts need QoS 1")),
+            // A receipt is kept until it is acknowledged, and says itself which request it answers: QoS 2 would cost two
+            // packets more.
+            QoS::AtLeastOnce | QoS::ExactlyOnce => Ok(QoS::AtLeastOnce),
+        }
+    } else if is_own(client, "c/", filter) {
+        Ok(asked.min(QoS::AtLeastOnce))
+    } else {
+        Err((Code::NotAuthorized, "a terminal subscribes to r/<its name> and c/<its name> only"))
+    }
+}
+
+/// Whether `topic` is this client's own, such as `q/T1`.
+fn is_own(client: &ClientId, prefix: &str, topic: &str) -> bool {
+    topic.strip_prefix(prefix) == Some(client.as_str())
+}

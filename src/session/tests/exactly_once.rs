@@ -1,0 +1,169 @@
+//! QoS 2, method A of section 4.3.3, in both directions; every half-done exchange goes on after a reconnect.
+
+use ntex_mqtt::v5::codec::{PublishAck2, PublishAckReason};
+
+use super::*;
+
+fn publish_2(packet_id: u16, payload: &'static str) -> Event {
+    let publish = Publish { qos: QoS::ExactlyOnce, packet_id: Some(id(packet_id)), topic: "t".into(), ..Publish::default() };
+    Event::Publish(publish, Bytes::from_static(payload.as_bytes()))
+}
+
+fn pubrel(packet_id: u16) -> Event {
+    Event::Packet(Packet::PublishRelease(PublishAck2 { packet_id: id(packet_id), ..PublishAck2::default() }))
+}
+
+fn pubcomp(packet_id: u16) -> Event {
+    Event::Packet(Packet::PublishComplete(PublishAck2 { packet_id: id(packet_id), ..PublishAck2::default() }))
+}
+
+fn pubrec(packet_id: u16, reason_code: PublishAckReason) -> Event {
+    Event::Packet(Packet::PublishReceived(PublishAck { packet_id: id(packet_id), reason_code, ..PublishAck::default() }))
+}
+
+fn row(seq: i64, released: bool) -> Delivery {
+    let message = Message {
+        topic: "t".into(),
+        payload: Bytes::from(seq.to_string()),
+        qos: QoS::ExactlyOnce,
+        retain: false,
+        expires_at: None,
+        properties: None,
+    };
+    let addressed =
+        Addressed { message: Arc::new(message), qos: QoS::ExactlyOnce, retain: false, identifiers: Vec::new() };
+    Delivery { seq, released, what: What::Message(addressed) }
+}
+
+/// A session of a general broker's client, kept or not, and what an earlier connection left.
+fn session(clean: bool, received: &[u16], sent_to: i64) -> Session {
+    let received = received.iter().map(|&number| id(number)).collect();
+    let loaded = Loaded { present: !clean, received, sent_to, ..Loaded::default() };
+    playing(open(), Version::V5, &asked(clean), loaded).0
+}
+
+fn steps(session: &mut Session, steps: Vec<(Event, &[&str])>) {
+    for (event, wanted) in steps {
+        let what = format!("{event:?}");
+        assert_eq!(told(&handle(session, event, 1)), wanted, "{what}");
+    }
+}
+
+#[test]
+fn a_publish_is_taken_once_however_often_it_comes_and_completed_once_it_is_forgotten() {
+    steps(
+        &mut session(false, &[], 0),
+        vec![
+            (publish_2(7, "a"), &["route 0 t a remember 7"]),
+            (Event::Durable { ticket: 0 }, &["pubrec 7 00"]),
+            (publish_2(7, "a"), &["pubrec 7 00"]),
+            (pubrel(7), &["forget 7"]),
+            (pubrel(7), &[]),
+            (Event::Forgotten, &["pubcomp 7 00"]),
+            (pubrel(7), &["pubcomp 7 92"]),
+            (publish_2(7, "b"), &["route 2 t b remember 7"]),
+        ],
+    );
+}
+
+#[test]
+fn a_session_that_ends_with_its_connection_remembers_without_the_database() {
+    steps(
+        &mut session(true, &[], 0),
+        vec![
+            (publish_2(7, "a"), &["route 0 t a"]),
+            (Event::Durable { ticket: 0 }, &["pubrec 7 00"]),
+            (publish_2(7, "a"), &["pubrec 7 00"]),
+            (pubrel(7), &["pubcomp 7 00"]),
+        ],
+    );
+}
+
+#[test]
+fn what_was_taken_before_the_connection_broke_is_not_taken_again() {
+    steps(
+        &mut session(false, &[7, 9], 0),
+        vec![
+            (publish_2(9, "i"), &["pubrec 9 00"]),
+            (pubrel(7), &["forget 7"]),
+            (Event::Forgotten, &["pubcomp 7 00"]),
+            (publish_2(7, "b"), &["route 1 t b remember 7"]),
+        ],
+    );
+}
+
+#[test]
+fn identifiers_count_until_they_are_complete() {
+    // The Receive Maximum is 4.
+    let mut five = session(false, &[1, 2, 3, 4], 0);
+    assert_eq!(told(&handle(&mut five, publish_2(5, "x"), 1)), ["disconnect 93", "close"]);
+    let mut three = playing(open(), Version::V3, &asked(true), Loaded::default()).0;
+    for number in 1..=6 {
+        handle(&mut three, publish_2(number, "x"), 1);
+        handle(&mut three, Event::Durable { ticket: u32::from(number) - 1 }, 1);
+    }
+    assert_eq!(told(&handle(&mut three, publish_2(7, "x"), 1)), ["close"]);
+    for event in [publish(1, "x"), pubrel(2)] {
+        let mut session = session(false, &[1], 0);
+        handle(&mut session, publish_2(2, "y"), 1);
+        assert_eq!(told(&handle(&mut session, event, 1)), ["disconnect 82", "close"], "in use, or not received yet");
+    }
+}
+
+#[test]
+fn a_delivery_is_released_once_its_receipt_is_stored_and_done_with_when_it_is_complete() {
+    let mut session = session(false, &[], 0);
+    steps(
+        &mut session,
+        vec![
+            (Event::Fetched { deliveries: vec![row(1, false), row(2, false)], last: 2 }, &["publish t 1 1", "publish t 2 2"]),
+            (pubrec(1, PublishAckReason::Success), &["received 1"]),
+            (pubrec(1, PublishAckReason::Success), &[]),
+            (Event::Kept { seq: 1 }, &["pubrel 1 00"]),
+            (pubrec(1, PublishAckReason::Success), &["pubrel 1 00"]),
+            (pubrec(2, PublishAckReason::QuotaExceeded), &["acked 2"]),
+            (pubcomp(1), &["acked 1"]),
+            (pubcomp(1), &[]),
+            (pubrec(1, PublishAckReason::Success), &["pubrel 1 92"]),
+        ],
+    );
+}
+
+#[test]
+fn what_was_released_is_released_again_and_what_was_not_is_sent_again() {
+    let mut session = session(false, &[], 2);
+    steps(
+        &mut session,
+        vec![
+            (
+                Event::Fetched { deliveries: vec![row(1, true), row(2, false), row(3, false)], last: 3 },
+                &["pubrel 1 00", "publish t 2 dup 2", "publish t 3 3"],
+            ),
+            (pubcomp(1), &["acked 1"]),
+        ],
+    );
+    assert_eq!(session.remains().sent_to, 3);
+}
+
+#[test]
+fn acknowledgements_of_the_other_kind_are_refused() {
+    let rows = || Event::Fetched { deliveries: vec![row(1, false)], last: 1 };
+    for event in [puback(1), pubcomp(1)] {
+        let mut session = session(false, &[], 0);
+        handle(&mut session, rows(), 1);
+        assert_eq!(told(&handle(&mut session, event, 1)), ["disconnect 82", "close"]);
+    }
+    let mut terminal = going_on(Version::V5, 0);
+    handle(&mut terminal, Event::Fetched { deliveries: vec![receipt(1, "r")], last: 1 }, 1);
+    assert_eq!(told(&handle(&mut terminal, pubrec(1, PublishAckReason::Success), 1)), ["disconnect 82", "close"]);
+}
+
+#[test]
+fn a_terminal_may_ask_at_qos_2_too() {
+    let Event::Publish(publish, payload) = publish_2(5, "request") else { unreachable!() };
+    let asked = Event::Publish(Publish { topic: "q/T1".into(), ..publish }, payload);
+    steps(
+        &mut going_on(Version::V5, 0),
+        vec![(asked, &["admit 0 request remember 5"]), (Event::Durable { ticket: 0 }, &["pubrec 5 00"])],
+    );
+}

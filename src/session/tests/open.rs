@@ -1,0 +1,151 @@
+//! A client of a general broker: any topic, aliases both ways, messages that are not stored.
+
+use ntex_mqtt::v5::codec::{Codec, Encoded, PublishProperties};
+
+use super::*;
+use crate::message::Properties;
+
+fn connected(version: Version, connect: &Connect) -> Session {
+    playing(open(), version, connect, Loaded::default()).0
+}
+
+fn to(topic: &'static str, alias: u16) -> Event {
+    let properties = PublishProperties { topic_alias: NonZeroU16::new(alias), ..PublishProperties::default() };
+    Event::Publish(Publish { topic: topic.into(), properties, ..Publish::default() }, Bytes::from_static(b"x"))
+}
+
+fn for_it(topic: &'static str, qos: QoS, payload: &'static str) -> Event {
+    let payload = Bytes::from_static(payload.as_bytes());
+    let message =
+        Message { topic: topic.into(), payload, qos, retain: false, expires_at: None, properties: None };
+    let addressed = Addressed { message: Arc::new(message), qos: QoS::ExactlyOnce, retain: false, identifiers: vec![] };
+    Event::Message(addressed)
+}
+
+#[test]
+fn everything_is_offered_and_only_what_is_closed_is_refused() {
+    let (mut session, effects) = playing(open(), Version::V5, &asked(true), Loaded::default());
+    let Effect::Send(Packet::ConnectAck(ack)) = &effects[0] else { panic!("{effects:?}") };
+    assert!(ack.retain_available && ack.wildcard_subscription_available && ack.shared_subscription_available);
+    assert_eq!((ack.max_qos, ack.topic_alias_max), (QoS::ExactlyOnce, 2));
+    let filters = [("#", QoS::ExactlyOnce), ("closed", QoS::AtMostOnce), ("$share/g/closed", QoS::AtMostOnce), ("a", QoS::AtLeastOnce)];
+    let options = |qos| SubscriptionOptions { qos, ..SubscriptionOptions::default() };
+    let topic_filters = filters.map(|(filter, qos)| (filter.into(), options(qos))).to_vec();
+    let subscribe = || {
+        let topic_filters = topic_filters.clone();
+        Event::Packet(Packet::Subscribe(Subscribe { packet_id: id(1), id: None, user_properties: vec![], topic_filters }))
+    };
+    assert_eq!(told(&handle(&mut session, subscribe(), 1)), ["new #", "new a", "suback [02, 87, 87, 01]"]);
+    assert_eq!(told(&handle(&mut session, subscribe(), 1)), ["again #", "again a", "suback [02, 87, 87, 01]"]);
+    for topic in ["closed", "$SYS/uptime"] {
+        let at_1 = Publish { topic: topic.into(), qos: QoS::AtLeastOnce, packet_id: Some(id(1)), ..Publish::default() };
+        assert_eq!(told(&handle(&mut session, Event::Publish(at_1, Bytes::new()), 1)), ["puback 1 87"]);
+    }
+}
+
+#[test]
+fn a_clients_alias_stands_for_the_topic_that_it_came_with() {
+    let mut session = connected(Version::V5, &asked(true));
+    let steps: [(Event, &[&str]); 5] = [
+        (to("a", 1), &["route 0 a x"]),
+        (to("", 1), &["route 1 a x"]),
+        (to("b", 1), &["route 2 b x"]),
+        (to("", 1), &["route 3 b x"]),
+        (to("", 2), &["disconnect 82", "close"]),
+    ];
+    for (event, wanted) in steps {
+        assert_eq!(told(&handle(&mut session, event, 1)), wanted);
+    }
+    for (event, reason) in [(to("a", 3), "disconnect 94"), (to("", 0), "disconnect 82")] {
+        let mut session = connected(Version::V5, &asked(true));
+        assert_eq!(told(&handle(&mut session, event, 1)), [reason, "close"]);
+    }
+}
+
+#[test]
+fn the_first_topics_get_the_aliases_that_the_client_allows() {
+    for (allows, wanted) in [
+        (0, ["a -", "a -", "b -", "c -"]),
+        (1, ["a 1", " 1", "b -", "c -"]),
+        (9, ["a 1", " 1", "b 2", "c -"]),
+    ] {
+        let mut session = connected(Version::V5, &Connect { topic_alias_max: allows, ..asked(true) });
+        let sent = ["a", "a", "b", "c"].map(|topic| {
+            let effects = handle(&mut session, for_it(topic, QoS::AtMostOnce, "x"), 1);
+            let Effect::Publish(publish, _) = &effects[0] else { panic!("{effects:?}") };
+            let alias = publish.properties.topic_alias.map_or("-".to_owned(), |alias| alias.to_string());
+            format!("{} {alias}", publish.topic)
+        });
+        assert_eq!(sent, wanted, "{allows}");
+    }
+}
+
+#[test]
+fn what_is_not_stored_waits_for_the_window_up_to_a_limit_and_at_qos_0_for_nothing() {
+    let mut session = connected(Version::V5, &asked(true));
+    let wanted: [&[&str]; 8] = [
+        &["publish t 32768 a"], &["publish t 32769 b"], &["publish t 32770 c"], &[], &["dropped"], &["dropped"], &["dropped"], &["dropped"],
+    ];
+    for (payload, wanted) in ["a", "b", "c", "d", "e", "f", "g", "h"].into_iter().zip(wanted) {
+        assert_eq!(told(&handle(&mut session, for_it("t", QoS::AtLeastOnce, payload), 1)), wanted, "{payload}");
+    }
+    assert_eq!(told(&handle(&mut session, for_it("t", QoS::AtMostOnce, "0"), 1)), ["publish t 0 0"]);
+    assert_eq!(told(&handle(&mut session, puback(32_769), 1)), ["publish t 32771 d"]);
+    assert_eq!(told(&handle(&mut session, for_it("t", QoS::AtLeastOnce, "i"), 1)), [""; 0], "there is room again");
+}
+
+#[test]
+fn identifiers_that_are_in_flight_are_not_given_again() {
+    let mut session = connected(Version::V5, &asked(true));
+    handle(&mut session, for_it("t", QoS::AtLeastOnce, "stays"), 1);
+    for number in (32_769..=u16::MAX).chain([32_769]) {
+        let effects = handle(&mut session, for_it("t", QoS::AtLeastOnce, "x"), 1);
+        assert_eq!(told(&effects), [format!("publish t {number} x")]);
+        handle(&mut session, puback(number), 1);
+    }
+}
+
+/// Messages of every shape, and what the codec makes of them.
+#[test]
+fn what_fits_is_what_the_codec_writes() {
+    let text = ByteString::from_static;
+    let properties = |name: &'static str| Properties {
+        is_utf8_payload: true,
+        content_type: Some(text(name)),
+        response_topic: Some(text("r")),
+        correlation_data: Some(Bytes::from_static(b"123")),
+        user_properties: vec![(text("a"), text(name)), (text("b"), text(""))],
+    };
+    let long: &'static str = "x".repeat(150).leak();
+    for (payload, with, qos, expires) in [
+        (0, None, QoS::AtMostOnce, None),
+        (100, None, QoS::AtLeastOnce, None),
+        (121, Some(properties("n")), QoS::AtLeastOnce, Some(at(9))),
+        (20_000, Some(properties(long)), QoS::ExactlyOnce, Some(at(9))),
+    ] {
+        for identifier in [1, 127, 128, 268_435_455] {
+            let message = Message {
+                topic: "some/topic".into(),
+                payload: Bytes::from(vec![0; payload]),
+                qos,
+                retain: false,
+                expires_at: expires,
+                properties: with.clone().map(Box::new),
+            };
+            let identifiers = vec![NonZeroU32::new(identifier).expect("not zero")];
+            let addressed = Addressed { message: Arc::new(message), qos, retain: true, identifiers };
+            let sent = |max: u32| {
+                let connect = Connect { max_packet_size: NonZeroU32::new(max), ..asked(true) };
+                let mut session = connected(Version::V5, &connect);
+                handle(&mut session, Event::Message(addressed.clone()), 1).remove(0)
+            };
+            let Effect::Publish(publish, payload) = sent(1_000_000) else { panic!("it fits") };
+            let mut wire = ntex_bytes::BytePages::default();
+            let item = Encoded::Publish(publish, Some(payload));
+            ntex_codec::Encoder::encodev(&Codec::new(), item, &mut wire).expect("it can be written");
+            let bytes = u32::try_from(wire.len()).expect("short");
+            assert!(matches!(sent(bytes), Effect::Publish(..)), "{bytes}");
+            assert_eq!(tell(&sent(bytes - 1)), "too large 0", "{bytes}");
+        }
+    }
+}
