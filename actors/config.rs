@@ -15,7 +15,7 @@ use wakala::id::CoreId;
 
 use crate::adapters::{kafka, postgres_log, soft_hsm};
 use crate::supervision::Policy;
-use crate::{admin, banks, edge, listener, partitions, receipts, sessions, store};
+use crate::{admin, banks, edge, listener, partitions, receipts, router, sessions, store};
 
 mod said;
 
@@ -33,6 +33,7 @@ pub struct Config {
     pub log: Log,
     pub listener: listener::Options,
     pub sessions: sessions::Options,
+    pub open: router::Options,
     pub edge: edge::Options,
     pub keys: soft_hsm::Options,
     pub partitions: partitions::Options,

@@ -8,6 +8,7 @@
 pub mod frames;
 
 use std::cell::RefCell;
+use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,29 +18,33 @@ use ntex::io::{IoBoxed, IoRef};
 use ntex::tls::rustls::PeerCertChain;
 use ntex::util::Either;
 use ntex_bytes::Bytes;
-use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Packet};
+use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Packet, QoS};
 use rustls::pki_types::UnixTime;
 use tokio::sync::oneshot;
-use wakala::id::Epoch;
+use wakala::id::{ClientId, Epoch};
+use wakala::message::Message as Published;
 use wakala::session::strict::Flaw;
-use wakala::session::{Beyond, Effect, Event, Session as Twin};
+use wakala::session::{Addressed, Beyond, Effect, Event, Session as Twin, What};
 use wakala::time::Time;
 
 use self::frames::{Frames, Inbound, Outbound};
 use crate::sessions::{Away, Sessions, Vouch};
 use crate::store::Error;
+use crate::store::publications::{Mark, Publication, Remembered};
 use crate::store::sessions::{Acknowledged, Ended};
 use crate::supervision::{Exit, Link, Stop};
-use crate::terminal::Enrolled;
+use crate::terminal::Who;
 
 /// See the module's text.
 pub struct Session {
     twin: Twin,
     epoch: Epoch,
-    enrolled: Arc<Enrolled>,
+    who: Who,
     sessions: Sessions,
     io: IoRef,
     frames: Rc<Frames>,
+    /// A DISCONNECT is the last packet: the socket is closed a little later, so that the client can read it.
+    lingers: bool,
     /// Told when the socket may be read again.
     reading: Option<oneshot::Sender<()>>,
     /// For when the wake-up is set that comes first.
@@ -50,7 +55,7 @@ pub struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("terminal", &self.enrolled.terminal).field("epoch", &self.epoch).finish()
+        f.debug_struct("Session").field("client", self.twin.client()).field("epoch", &self.epoch).finish()
     }
 }
 
@@ -68,21 +73,22 @@ impl Session {
     pub fn start(
         twin: Twin,
         epoch: Epoch,
-        enrolled: Arc<Enrolled>,
+        who: Who,
         sessions: Sessions,
         io: IoBoxed,
         frames: Rc<Frames>,
     ) -> Addr<Self> {
-        let (registry, terminal) = (sessions.clone(), enrolled.terminal.clone());
-        let link = Link::new(move |exit: Exit| registry.exited(&terminal, epoch, &exit));
+        let (registry, client) = (sessions.clone(), twin.client().clone());
+        let link = Link::new(move |exit: Exit| registry.exited(&client, epoch, &exit));
         let (reader, codec) = (io.get_ref(), Rc::clone(&frames));
         let addr = Actor::start(Self {
             twin,
             epoch,
-            enrolled,
+            who,
             sessions,
             io: reader,
             frames,
+            lingers: false,
             reading: None,
             wakes_at: None,
             link,
@@ -104,30 +110,51 @@ impl Session {
 
     /// Carries out what was decided.
     fn act(&mut self, effects: &mut Vec<Effect>, ctx: &mut Context<Self>) {
+        let mut retained = Vec::new();
         for effect in effects.drain(..) {
             match effect {
-                Effect::Send(packet) => self.write(Outbound::Packet(packet), ctx),
+                Effect::Send(packet) => {
+                    self.lingers |= matches!(packet, Packet::Disconnect(_));
+                    self.write(Outbound::Packet(packet), ctx);
+                }
                 Effect::Publish(publish, payload) => self.write(Outbound::Publish(publish, payload), ctx),
-                Effect::Admit { ticket, payload } => self.admit(ticket, payload, ctx),
+                Effect::Admit { ticket, payload, remember } => self.admit(ticket, payload, remember, ctx),
+                Effect::Route { ticket, message, remember } => self.route(ticket, &message, remember, ctx),
+                Effect::Forget { packet_id } => {
+                    let remembered = Remembered { client: self.client(), packet_id };
+                    self.mark(Mark::Forget(remembered), Event::Forgotten, ctx);
+                }
+                Effect::Received { seq } => {
+                    let mark = Mark::Received { client: self.client(), epoch: self.epoch, seq };
+                    self.mark(mark, Event::Kept { seq }, ctx);
+                }
+                Effect::Subscribed { subscription, existed } => {
+                    if let Who::Guest { .. } = self.who {
+                        let (router, now) = (self.sessions.router(), self.now());
+                        retained.extend(router.subscribe(self.twin.client(), &subscription, existed, now));
+                    }
+                }
+                Effect::Unsubscribed { filter } => self.sessions.router().unsubscribe(self.twin.client(), &filter),
+                Effect::Dropped => self.sessions.router().dropped(),
                 Effect::Store(change) => {
-                    let (store, terminal, epoch) = (self.sessions.store().clone(), self.terminal(), self.epoch);
+                    let (store, client, epoch) = (self.sessions.store().clone(), self.client(), self.epoch);
                     self.ask(ctx, Event::Stored, move || {
-                        let (store, terminal, change) = (store.clone(), terminal.clone(), change.clone());
-                        async move { store.change_subscriptions(&terminal, epoch, change).await }
+                        let (store, client, change) = (store.clone(), client.clone(), change.clone());
+                        async move { store.change_subscriptions(&client, epoch, change).await }
                     });
                 }
                 Effect::Acked { seq, receipt } => self.acked(seq, receipt, ctx),
                 Effect::Fetch { beyond, max } => self.fetch(beyond, max, ctx),
                 Effect::TooLarge { seq } => {
-                    tracing::warn!(terminal = %self.enrolled.terminal, seq, "a delivery exceeds the terminal's maximum packet size");
+                    tracing::warn!(client = %self.twin.client(), seq, "a delivery exceeds the client's maximum packet size");
                 }
                 Effect::Close(why) => {
                     self.link.because(why);
-                    self.io.close();
                     ctx.stop();
                 }
             }
         }
+        self.deliver_retained(retained, ctx);
         if !self.twin.full()
             && let Some(reading) = self.reading.take()
         {
@@ -137,13 +164,13 @@ impl Session {
         self.set_wake_up(ctx);
     }
 
-    fn terminal(&self) -> wakala::id::TerminalId {
-        self.enrolled.terminal.clone()
+    fn client(&self) -> ClientId {
+        self.twin.client().clone()
     }
 
     fn write(&mut self, item: Outbound, ctx: &mut Context<Self>) {
         if let Err(error) = self.io.encode(item, &self.frames) {
-            tracing::error!(terminal = %self.enrolled.terminal, ?error, "a packet could not be encoded");
+            tracing::error!(client = %self.twin.client(), ?error, "a packet could not be encoded");
             self.link.because("a packet could not be encoded");
             self.io.close();
             ctx.stop();
@@ -152,8 +179,12 @@ impl Session {
 
     /// Has a request admitted and logged, however long the log is away; the PUBACK waits. The work outlives this actor,
     /// so that a request half-way is not left there; only the trying again ends with the connection.
-    fn admit(&self, ticket: u32, payload: Bytes, ctx: &mut Context<Self>) {
-        let (intake, enrolled, addr) = (self.sessions.intake(), Arc::clone(&self.enrolled), ctx.address());
+    fn admit(&self, ticket: u32, payload: Bytes, remember: Option<NonZeroU16>, ctx: &mut Context<Self>) {
+        // A guest's rights lead nowhere here.
+        let Who::Terminal(enrolled) = &self.who else { return };
+        let (sessions, enrolled, addr) = (self.sessions.clone(), Arc::clone(enrolled), ctx.address());
+        let (client, at) = (self.client(), self.now());
+        let intake = sessions.intake();
         tokio::task::spawn_local(async move {
             let mut wait = RETRY_MIN;
             while let Err(Away(why)) = intake.take(&enrolled, payload.clone()).await {
@@ -164,8 +195,72 @@ impl Session {
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(RETRY_MAX);
             }
+            if let Some(packet_id) = remember {
+                let remember = Some(Remembered { client, packet_id });
+                let publication = Publication { remember, ..Publication::at(at) };
+                store_publication(&sessions, publication, &addr).await;
+            }
             // Nobody is left to acknowledge it when the connection is gone; the terminal sends it again.
             let _ = addr.send(Done(Event::Durable { ticket })).await;
+        });
+    }
+
+    /// Sends a message on its way. Where nothing of it is to be stored, it is as durable as it will be.
+    fn route(&mut self, ticket: u32, message: &Arc<Published>, remember: Option<NonZeroU16>, ctx: &mut Context<Self>) {
+        let router = self.sessions.router();
+        match router.route(Some(self.twin.client()), message, remember, self.now()) {
+            None => self.event(Event::Durable { ticket }, ctx),
+            Some(publication) => {
+                let (sessions, addr) = (self.sessions.clone(), ctx.address());
+                tokio::task::spawn_local(async move {
+                    if store_publication(&sessions, publication, &addr).await {
+                        let _ = addr.send(Done(Event::Durable { ticket })).await;
+                    }
+                });
+            }
+        }
+    }
+
+    /// What was retained before a subscription: stored for a session that is kept, like what comes after it.
+    fn deliver_retained(&mut self, retained: Vec<Addressed>, ctx: &mut Context<Self>) {
+        let kept = self.sessions.router().keeps(self.twin.client());
+        let (stored, direct): (Vec<_>, Vec<_>) = retained
+            .into_iter()
+            .partition(|addressed| kept && addressed.qos.min(addressed.message.qos) != QoS::AtMostOnce);
+        for addressed in direct {
+            self.event(Event::Message(addressed), ctx);
+        }
+        if !stored.is_empty() {
+            let to = stored.into_iter().map(|addressed| (self.client(), addressed)).collect();
+            let publication = Publication { to, ..Publication::at(self.now()) };
+            let (sessions, addr) = (self.sessions.clone(), ctx.address());
+            tokio::task::spawn_local(async move { store_publication(&sessions, publication, &addr).await });
+        }
+    }
+
+    /// Stores what the client has done with a packet of QoS 2, however long the database is away.
+    fn mark(&self, mark: Mark, then: Event, ctx: &mut Context<Self>) {
+        let (marks, addr) = (self.sessions.marks(), ctx.address());
+        tokio::task::spawn_local(async move {
+            let mut wait = RETRY_MIN;
+            loop {
+                match marks.submit(mark.clone()).await {
+                    Ok(true) => {
+                        let _ = addr.send(Done(then)).await;
+                        return;
+                    }
+                    Ok(false) => {
+                        let _ = addr.send(End(Reason::SessionTakenOver, TAKEN_OVER)).await;
+                        return;
+                    }
+                    Err(_) if !addr.connected() => return,
+                    Err(error) => {
+                        tracing::debug!(%error, "a mark of QoS 2 waits");
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(RETRY_MAX);
+                    }
+                }
+            }
         });
     }
 
@@ -183,10 +278,10 @@ impl Session {
     }
 
     fn fetch(&self, beyond: Beyond, max: u16, ctx: &mut Context<Self>) {
-        let (store, terminal, clock) = (self.sessions.store().clone(), self.terminal(), self.sessions.clock());
+        let (store, client, clock) = (self.sessions.store().clone(), self.client(), self.sessions.clock());
         let fetched = insist(move || {
-            let (store, terminal, now) = (store.clone(), terminal.clone(), clock.now());
-            async move { store.queued(&terminal, beyond, max, now).await }
+            let (store, client, now) = (store.clone(), client.clone(), clock.now());
+            async move { store.queued(&client, beyond, max, now).await }
         });
         ctx.spawn(fetched.into_actor(self).map(|answer, this, ctx| match answer {
             Ok(queued) => this.event(Event::Fetched { deliveries: queued.deliveries, last: queued.last }, ctx),
@@ -197,7 +292,7 @@ impl Session {
     /// Marks a delivery. If the mark is lost, the delivery goes out again after the next CONNECT: at least once.
     fn acked(&self, seq: i64, receipt: bool, ctx: &mut Context<Self>) {
         let marks = self.sessions.acknowledgements();
-        let mark = Acknowledged { client: self.terminal(), epoch: self.epoch, seq, receipt, at: self.now() };
+        let mark = Acknowledged { client: self.client(), epoch: self.epoch, seq, receipt, at: self.now() };
         let addr = ctx.address();
         tokio::task::spawn_local(async move {
             let mut wait = RETRY_MIN;
@@ -209,11 +304,11 @@ impl Session {
                         return;
                     }
                     Err(error) if !addr.connected() => {
-                        tracing::warn!(terminal = %mark.client, seq, %error, "a delivery could not be marked");
+                        tracing::warn!(client = %mark.client, seq, %error, "a delivery could not be marked");
                         return;
                     }
                     Err(error) => {
-                        tracing::debug!(terminal = %mark.client, seq, %error, "a delivery's mark waits");
+                        tracing::debug!(client = %mark.client, seq, %error, "a delivery's mark waits");
                         tokio::time::sleep(wait).await;
                     }
                 }
@@ -227,7 +322,7 @@ impl Session {
         match error {
             Error::Fenced(_) => self.event(Event::End(Reason::SessionTakenOver, TAKEN_OVER), ctx),
             Error::Away(_) | Error::Broken(_) => {
-                tracing::error!(terminal = %self.enrolled.terminal, %error, "a session cannot go on");
+                tracing::error!(client = %self.twin.client(), %error, "a session cannot go on");
                 self.event(Event::End(Reason::UnspecifiedError, "the session's state could not be stored"), ctx);
             }
         }
@@ -247,6 +342,18 @@ impl Session {
             }
             this.event(Event::Wake, ctx);
         });
+    }
+}
+
+/// False when it was not stored: then its publisher is not told that it was.
+async fn store_publication(sessions: &Sessions, publication: Publication, addr: &Addr<Session>) -> bool {
+    match sessions.router().store(publication).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(%error, "a publish could not be stored");
+            let _ = addr.send(End(Reason::UnspecifiedError, "the message could not be stored")).await;
+            false
+        }
     }
 }
 
@@ -273,17 +380,33 @@ async fn read(io: IoBoxed, frames: Rc<Frames>, session: Addr<Session>) {
             Err(Either::Left(flaw)) => Received::Flaw(flaw),
             Err(Either::Right(_)) => Received::Gone("the connection broke"),
         };
-        let last = !matches!(received, Received::Inbound(_));
+        let (gone, last) = (matches!(received, Received::Gone(_)), !matches!(received, Received::Inbound(_)));
         match session.send(received).await {
-            Ok(_) if last => break,
-            Ok(None) => {}
+            Ok(_) if gone => break,
+            Ok(None) if !last => {}
             // The sender is dropped when the session ends.
-            Ok(Some(room)) => _ = room.await,
-            Err(_) => break,
+            Ok(Some(room)) if !last => _ = room.await,
+            // It has ended. What comes before the socket closes is nobody's.
+            Ok(_) | Err(_) => {
+                while let Ok(Some(())) = io.read_ready().await {
+                    io.with_read_buf(|unread| unread.clear());
+                }
+                break;
+            }
         }
     }
     // What was written before the end still goes out.
     let _ = io.shutdown().await;
+}
+
+/// How long a client has to read why its connection ends.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Closes a socket when its client has had time to read the DISCONNECT. What the client sends meanwhile is read and thrown
+/// away: a socket that is closed with bytes unread is reset, and the DISCONNECT with it (RFC 1122 §4.2.2.13).
+async fn close_later(io: IoRef) {
+    tokio::time::sleep(LINGER).await;
+    io.close();
 }
 
 /// What the reading task hands over; the answer is what to wait for before the next frame.
@@ -300,10 +423,15 @@ enum Received {
 #[rtype(result = "()")]
 struct Done(Event);
 
-/// A receipt was queued at this place, or something was at no place in particular. May be lost.
+/// Something was queued at this place, or at no place in particular. May be lost.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Hint(pub Option<(i64, Option<Bytes>)>);
+pub struct Hint(pub Option<(i64, Option<What>)>);
+
+/// A message that is not stored.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Deliver(pub Addressed);
 
 /// The connection is to end, with this reason for an MQTT 5 client.
 #[derive(Debug, Message)]
@@ -331,18 +459,26 @@ impl Actor for Session {
 impl Drop for Session {
     /// Runs after a panic too: the socket is closed, and what remains is stored, unless a newer connection fenced it.
     fn drop(&mut self) {
-        self.io.close();
-        let remains = self.twin.remains();
-        if let Some(will) = &remains.will {
-            tracing::info!(terminal = %self.enrolled.terminal, topic = %will.topic, "the connection ended with a will");
+        if self.lingers {
+            tokio::task::spawn_local(close_later(self.io.clone()));
+        } else {
+            self.io.close();
         }
+        let remains = self.twin.remains();
         let ended = Ended {
-            client: self.terminal(),
+            client: self.client(),
             epoch: self.epoch,
             expiry_s: remains.expiry_s,
             sent_to: remains.sent_to,
+            will: remains.will.is_some(),
             at: self.now(),
         };
+        if let Who::Guest { stored } = self.who {
+            self.sessions.router().gone(self.twin.client(), self.epoch, remains.expiry_s > 0);
+            if !stored {
+                return;
+            }
+        }
         self.sessions.ended(ended);
     }
 }
@@ -355,7 +491,7 @@ impl Handler<Received> for Session {
             Received::Inbound(Inbound::Packet(packet)) => self.event(Event::Packet(packet), ctx),
             Received::Inbound(Inbound::Publish(publish, payload)) => self.event(Event::Publish(publish, payload), ctx),
             Received::Flaw(flaw) => {
-                tracing::info!(terminal = %self.enrolled.terminal, why = flaw.why, "a frame was refused");
+                tracing::info!(client = %self.twin.client(), why = flaw.why, "a frame was refused");
                 self.event(Event::End(flaw.reason, flaw.why), ctx);
             }
             Received::Gone(why) => {
@@ -395,9 +531,17 @@ impl Handler<Hint> for Session {
 
     fn handle(&mut self, Hint(hint): Hint, ctx: &mut Context<Self>) {
         match hint {
-            Some((seq, receipt)) => self.event(Event::Hint { seq, receipt }, ctx),
+            Some((seq, what)) => self.event(Event::Hint { seq, what }, ctx),
             None => self.event(Event::Look, ctx),
         }
+    }
+}
+
+impl Handler<Deliver> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Deliver(addressed): Deliver, ctx: &mut Context<Self>) {
+        self.event(Event::Message(addressed), ctx);
     }
 }
 

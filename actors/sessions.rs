@@ -16,13 +16,16 @@ use actix::prelude::*;
 use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use serde::{Deserialize, Serialize};
-use wakala::id::{Epoch, TerminalId};
-use wakala::session::Limits;
+use tokio::sync::Notify;
+use wakala::id::{ClientId, Epoch, TerminalId};
+use wakala::session::{Limits, Rights, What};
 
 use crate::listener::tls::Papers;
 use crate::ports::{Clock, Wait};
+use crate::router::{self, Router};
 use crate::session::{End, Hint, Panic, Resume, Session};
-use crate::store::Store;
+use crate::store::publications::{Marks, Publication};
+use crate::store::{Error, Store};
 use crate::store::sessions::{Acknowledgements, Ended, Ends};
 use crate::supervision::{BranchState, Exit, Policy, Tree};
 use crate::terminal::Enrolled;
@@ -45,6 +48,12 @@ pub struct Options {
     pub inbound_max: NonZeroU16,
     /// Deliveries to one terminal that may wait for its PUBACK.
     pub outbound_max: NonZeroU16,
+    /// Publishes of a 3.1.1 client at QoS 1 and 2 that may be incomplete; more end its connection.
+    pub unreleased_max: NonZeroU16,
+    /// Messages for one client whose session ends with its connection that may wait for it; more are dropped.
+    pub direct_max: NonZeroU16,
+    /// Topic aliases of one connection, in each direction (MQTT 5: Topic Alias Maximum).
+    pub topic_alias_max: u16,
     /// Requests of one terminal that are on their way into the log at once. With 1 they enter it as they arrived.
     pub admitting_max: NonZeroU16,
     /// Deliveries of one terminal that are kept in memory, in rows.
@@ -92,6 +101,9 @@ impl Default for Options {
             packet_bytes_max: 64 * 1024,
             inbound_max: count(16),
             outbound_max: count(16),
+            unreleased_max: count(1000),
+            direct_max: count(1000),
+            topic_alias_max: 16,
             admitting_max: count(1),
             page: count(32),
             messages_max: 100,
@@ -116,6 +128,9 @@ impl Options {
             packet_bytes_max: self.packet_bytes_max,
             inbound_max: self.inbound_max,
             outbound_max: self.outbound_max,
+            unreleased_max: self.unreleased_max,
+            direct_max: self.direct_max,
+            topic_alias_max: self.topic_alias_max,
             admitting_max: self.admitting_max,
             page: self.page,
             ack_within: self.ack_within,
@@ -138,6 +153,7 @@ pub struct Away(pub String);
 /// What the sessions are given.
 pub struct Deps {
     pub options: Options,
+    pub open: router::Options,
     /// Of this node, in `wakala.session`.
     pub node: String,
     pub store: Store,
@@ -164,9 +180,15 @@ struct Inner {
     deps: Deps,
     limits: Limits,
     acknowledgements: Acknowledgements,
+    marks: Marks,
     ends: Ends,
-    connected: RwLock<BTreeMap<TerminalId, Connected>>,
+    router: Router,
+    /// What a guest may do; none where only terminals connect.
+    open: Option<Rights>,
+    connected: RwLock<BTreeMap<ClientId, Connected>>,
     panics: Mutex<VecDeque<Instant>>,
+    /// A connection has ended and left a will.
+    ended: Arc<Notify>,
 }
 
 struct Connected {
@@ -185,6 +207,9 @@ impl std::fmt::Debug for Sessions {
 /// Sessions in one look for later connections.
 const OVERTAKEN_PAGE: usize = 1000;
 
+/// Wills in one look for those that are due.
+const WILLS_PAGE: u32 = 100;
+
 /// The branch of all sessions in the tree: ten thousand branches would show nothing.
 const PATH: &str = "sessions";
 
@@ -194,14 +219,23 @@ impl Sessions {
         let (room, max) = (deps.options.acks_waiting_max, deps.options.acks_batch_max);
         let acknowledgements = deps.store.acknowledgements(room, max);
         let ends = deps.store.ends(room, max);
+        let marks = deps.store.marks(room, max);
+        let router = Router::new(&deps.open, &deps.store);
+        let open = deps.open.anonymous.then(|| Rights::Open {
+            closed: deps.open.closed.iter().map(|topic| topic.clone().into()).collect(),
+        });
         deps.tree.set(PATH, BranchState::Running);
         Self(Arc::new(Inner {
             limits: deps.options.limits(),
             acknowledgements,
+            marks,
+            router,
+            open,
             ends,
             deps,
             connected: RwLock::default(),
             panics: Mutex::default(),
+            ended: Arc::default(),
         }))
     }
 
@@ -214,6 +248,13 @@ impl Sessions {
             Ok(count) => tracing::info!(count, "connections ended with the node's last life"),
             // They say so themselves when they connect again.
             Err(error) => tracing::warn!(%error, "connections of the node's last life are still shown"),
+        }
+        if self.0.open.is_some() {
+            while let Err(error) = self.0.router.load(store, clock.now()).await {
+                tracing::warn!(%error, "waiting for the database: what is subscribed and retained");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            self.send_wills();
         }
         self.look_for_overtaken();
         self.look_for_blocked();
@@ -229,12 +270,55 @@ impl Sessions {
                     Err(error) => tracing::warn!(%error, "messages that have expired are kept for now"),
                 }
                 match sessions.deps.store.expire_sessions(now, batch_max).await {
-                    Ok(0) => {}
-                    Ok(count) => tracing::info!(count, "sessions ended whose time was over"),
+                    Ok(over) if over.is_empty() => {}
+                    Ok(over) => {
+                        sessions.router.over(&over);
+                        tracing::info!(count = over.len(), "sessions ended whose time was over");
+                    }
                     Err(error) => tracing::warn!(%error, "sessions whose time is over are kept for now"),
                 }
             }
         });
+    }
+
+    /// Sends wills that are due, and has those look that missed a hint.
+    fn send_wills(&self) {
+        let Deps { store, open, .. } = &self.0.deps;
+        let (sessions, every) = (Arc::downgrade(&self.0), open.wills_every);
+        let ended = Arc::clone(&self.0.ended);
+        store.handle().spawn(async move {
+            loop {
+                let _ = tokio::time::timeout(every, ended.notified()).await;
+                let Some(sessions) = sessions.upgrade() else { break };
+                sessions.router.hint_again();
+                if let Err(error) = Self(sessions).send_due_wills().await {
+                    tracing::warn!(%error, "wills wait for the database");
+                }
+            }
+        });
+    }
+
+    async fn send_due_wills(&self) -> Result<(), Error> {
+        let (store, router, clock) = (&self.0.deps.store, &self.0.router, &self.0.deps.clock);
+        loop {
+            let due = store.wills_due(clock.now(), WILLS_PAGE).await?;
+            let all = due.len() < usize::try_from(WILLS_PAGE).unwrap_or(usize::MAX);
+            for will in due {
+                let message = Arc::new(will.message);
+                let closed = self.0.deps.open.closed.iter().any(|closed| **closed == *message.topic);
+                let publication = if closed || message.topic.starts_with("$SYS/") {
+                    tracing::info!(client = %will.client, topic = &*message.topic, "a will went nowhere: a closed topic");
+                    None
+                } else {
+                    router.route(Some(&will.client), &message, None, clock.now())
+                };
+                let publication = publication.unwrap_or_else(|| Publication::at(clock.now()));
+                router.store(Publication { will: Some((will.client, will.epoch)), ..publication }).await?;
+            }
+            if all {
+                return Ok(());
+            }
+        }
     }
 
     /// Looks again and again for sessions of this node that a later connection has opened elsewhere.
@@ -245,7 +329,9 @@ impl Sessions {
             loop {
                 tokio::time::sleep(every).await;
                 let Some(sessions) = sessions.upgrade() else { break };
-                Self(sessions).end_overtaken().await;
+                let sessions = Self(sessions);
+                sessions.end_overtaken().await;
+                sessions.bury().await;
             }
         });
     }
@@ -253,7 +339,7 @@ impl Sessions {
     /// Ends the sessions of this node that a later connection has opened elsewhere. Their terminals are served here as far as
     /// they can tell, but their receipts are another node's to deliver, or nobody's when that connection is gone too.
     async fn end_overtaken(&self) {
-        let held: Vec<(TerminalId, Epoch)> = {
+        let held: Vec<(ClientId, Epoch)> = {
             let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
             connected.iter().map(|(terminal, each)| (terminal.clone(), each.epoch)).collect()
         };
@@ -265,8 +351,21 @@ impl Sessions {
         }
     }
 
+    /// Says of the connections of nodes that died, and have not come back, that they are gone: their wills fall due.
+    async fn bury(&self) {
+        let Deps { store, node, clock, .. } = &self.0.deps;
+        match store.bury_nodes(node, clock.now()).await {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!(count, "connections ended with another node's life");
+                self.0.ended.notify_one();
+            }
+            Err(error) => tracing::warn!(%error, "could not look for nodes that died"),
+        }
+    }
+
     /// Ends a session if it is still the one of this epoch.
-    fn end_if(&self, terminal: &TerminalId, epoch: Epoch) {
+    fn end_if(&self, terminal: &ClientId, epoch: Epoch) {
         let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(present) = connected.get(terminal).filter(|present| present.epoch == epoch) {
             // A full mailbox: the next look finds it again.
@@ -277,16 +376,17 @@ impl Sessions {
     /// A receipt was queued for a terminal at this place. From any thread; lossy, and nothing if it is not connected
     /// here. With the bytes, and if nothing else waits before it, the database is not read.
     pub fn hint(&self, terminal: &TerminalId, seq: i64, envelope: Option<Vec<u8>>) {
-        if let Some(addr) = self.addr(terminal) {
+        if let Some(addr) = self.addr(&terminal.into()) {
             // A full mailbox: the sweeper looks again.
-            let _ = addr.try_send(Hint(Some((seq, envelope.map(Bytes::from)))));
+            let what = envelope.map(|envelope| What::Receipt(Bytes::from(envelope)));
+            let _ = addr.try_send(Hint(Some((seq, what))));
         }
     }
 
     /// Something may be queued for a terminal. From any thread; lossy. False when it is not connected here.
     #[expect(clippy::must_use_candidate, reason = "who wakes need not know")]
     pub fn wake(&self, terminal: &str) -> bool {
-        let addr = TerminalId::new(terminal).ok().and_then(|terminal| self.addr(&terminal));
+        let addr = ClientId::new(terminal).ok().and_then(|terminal| self.addr(&terminal));
         // A full mailbox: the sweeper looks again.
         addr.is_some_and(|addr| !matches!(addr.try_send(Hint(None)), Err(SendError::Closed(_))))
     }
@@ -305,9 +405,15 @@ impl Sessions {
     }
 
     /// Whether one more may connect; a terminal that is connected already takes nobody's place.
-    pub(crate) fn has_room_for(&self, terminal: &TerminalId, connections_max: usize) -> bool {
+    pub(crate) fn has_room_for(&self, terminal: &ClientId, connections_max: usize) -> bool {
         let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
         connected.len() < connections_max || connected.contains_key(terminal)
+    }
+
+    /// The epoch of a client's connection here, or 0: a later one has a higher.
+    pub(crate) fn epoch_of(&self, client: &ClientId) -> Epoch {
+        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
+        connected.get(client).map_or(Epoch(0), |present| present.epoch)
     }
 
     /// How many terminals are connected here.
@@ -336,7 +442,7 @@ impl Sessions {
         Session: Handler<M>,
         <Session as Actor>::Context: dev::ToEnvelope<Session, M>,
     {
-        let addr = match TerminalId::new(terminal) {
+        let addr = match ClientId::new(terminal) {
             Ok(terminal) => self.addr(&terminal),
             Err(_) if terminal.is_empty() => self.any(),
             Err(_) => None,
@@ -344,7 +450,7 @@ impl Sessions {
         addr.is_some_and(|addr| addr.try_send(message()).is_ok())
     }
 
-    fn addr(&self, terminal: &TerminalId) -> Option<Addr<Session>> {
+    fn addr(&self, terminal: &ClientId) -> Option<Addr<Session>> {
         let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
         connected.get(terminal).map(|each| each.addr.clone())
     }
@@ -366,7 +472,7 @@ impl Sessions {
     }
 
     /// Registers a session. The one before it is told to go; if that one is the later, this one is.
-    pub(crate) fn register(&self, terminal: TerminalId, epoch: Epoch, addr: Addr<Session>, papers: Option<Papers>) {
+    pub(crate) fn register(&self, terminal: ClientId, epoch: Epoch, addr: Addr<Session>, papers: Option<Papers>) {
         let taken_over = End(Reason::SessionTakenOver, "the session was taken over");
         let mut connected = self.0.connected.write().unwrap_or_else(PoisonError::into_inner);
         let leaves = match connected.get(&terminal) {
@@ -387,7 +493,7 @@ impl Sessions {
     }
 
     /// A session has ended, however.
-    pub(crate) fn exited(&self, terminal: &TerminalId, epoch: Epoch, exit: &Exit) {
+    pub(crate) fn exited(&self, terminal: &ClientId, epoch: Epoch, exit: &Exit) {
         let mut connected = self.0.connected.write().unwrap_or_else(PoisonError::into_inner);
         if connected.get(terminal).is_some_and(|present| present.epoch == epoch) {
             connected.remove(terminal);
@@ -424,14 +530,28 @@ impl Sessions {
 
     /// Has the end of a connection stored. It is the database's to keep trying: whoever dropped is gone.
     pub(crate) fn ended(&self, ended: Ended) {
-        let ends = self.0.ends.clone();
+        let (ends, noticed) = (self.0.ends.clone(), Arc::clone(&self.0.ended));
         self.0.deps.store.handle().spawn(async move {
-            let client = ended.client.clone();
+            let (client, will) = (ended.client.clone(), ended.will);
             // If it is lost, the session counts as cut: what was in flight goes out with DUP.
             if let Err(error) = ends.submit(ended).await {
-                tracing::warn!(terminal = %client, %error, "the end of a connection could not be stored");
+                tracing::warn!(%client, %error, "the end of a connection could not be stored");
+            } else if will {
+                noticed.notify_one();
             }
         });
+    }
+
+    pub(crate) fn router(&self) -> &Router {
+        &self.0.router
+    }
+
+    pub(crate) fn marks(&self) -> Marks {
+        self.0.marks.clone()
+    }
+
+    pub(crate) fn rights(&self) -> Option<Rights> {
+        self.0.open.clone()
     }
 
     pub(crate) fn limits(&self) -> &Limits {

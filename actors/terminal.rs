@@ -1,6 +1,16 @@
 //! A terminal as it was enrolled: who it is for the edge, once its connection has proved it.
 
+use std::sync::Arc;
+
 use wakala::id::{AgentId, CoreId, TerminalId};
+
+/// Who is connected.
+#[derive(Clone, Debug)]
+pub enum Who {
+    Terminal(Arc<Enrolled>),
+    /// Anybody, at a general broker. Its session is stored if it outlives the connection or has a will.
+    Guest { stored: bool },
+}
 
 /// One row of `wakala.terminal`, without what only its authentication needs.
 #[derive(Clone, Debug, PartialEq, Eq)]

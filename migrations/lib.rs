@@ -54,6 +54,7 @@ mod m0013_due;
 mod m0014_blocked_terminals;
 mod m0015_sums;
 mod m0016_ledger_columns;
+mod m0017_broker;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -78,6 +79,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0014_blocked_terminals::Step),
             Box::new(m0015_sums::Step),
             Box::new(m0016_ledger_columns::Step),
+            Box::new(m0017_broker::Step),
         ]
     }
 }

@@ -53,7 +53,7 @@ pub async fn run(
     output: Output,
 ) -> anyhow::Result<()> {
     let Arguments { terminal, text, file, qos, expires } = arguments;
-    let bytes_max = payload_bytes_max(&terminal, config.sessions.packet_bytes_max);
+    let bytes_max = payload_bytes_max(&(&terminal).into(), config.sessions.packet_bytes_max);
     let payload = match file {
         Some(file) => read(&file, bytes_max)?,
         None => text.unwrap_or_default().into_bytes(),
@@ -82,7 +82,7 @@ pub async fn run(
     // Whoever holds its connection finds the row by itself; this spares the wait.
     let woken = place.connected && super::status::wake(config.admin.address, terminal.as_str()).await;
     let value = json!({
-        "terminal": terminal, "topic": &*messages_topic(&terminal), "qos": qos, "bytes": bytes, "seq": place.seq,
+        "terminal": terminal, "topic": &*messages_topic(&(&terminal).into()), "qos": qos, "bytes": bytes, "seq": place.seq,
         "waiting": place.waiting, "connected": place.connected, "connected_here": woken,
         "persistent": place.persistent, "expires_at": expires_at.map(rfc3339),
     });

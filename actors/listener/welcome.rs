@@ -9,10 +9,10 @@ use ntex::tls::rustls::PeerCertChain;
 use ntex_bytes::BytesMut;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal, Packet};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use wakala::id::TerminalId;
+use wakala::id::{ClientId, Epoch, NoClientId, TerminalId};
 use wakala::session::connect::{Terms, refuse};
 use wakala::session::strict::{self, Flaw};
-use wakala::session::{Session as Twin, Version};
+use wakala::session::{Loaded, Rights, Session as Twin, Version};
 
 use super::Options;
 use super::password::{Passwords, Verdict};
@@ -22,7 +22,7 @@ use crate::session::{Session, say};
 use crate::sessions::Sessions;
 use crate::store::sessions::Opening;
 use crate::store::terminals::Terminal;
-use crate::terminal::Enrolled;
+use crate::terminal::{Enrolled, Who};
 
 /// What every connection passes.
 #[derive(Clone)]
@@ -113,13 +113,33 @@ impl Door {
 
     async fn admit(&self, io: IoBoxed, frames: Frames, mut connect: Box<Connect>, handshake: Option<Handshake>) {
         let password = connect.password.take();
-        match self.authenticate(&io, &connect, password, handshake).await {
-            Ok((terminal, papers)) => match Terms::of(&connect, frames.version(), self.sessions.limits()) {
-                Ok(terms) => self.open(io, frames, terms, terminal, papers).await,
-                Err(refusal) => self.turn_away(&io, &frames, &connect, refusal).await,
-            },
+        let limits = self.sessions.limits();
+        let admitted = match self.sessions.rights() {
+            Some(rights) => self.guest(&connect, &frames, rights),
+            None => self.authenticate(&io, &connect, password, handshake).await.and_then(|(terminal, papers)| {
+                let terms = Terms::of(&connect, frames.version(), limits, &Rights::Terminal)?;
+                Ok(Admitted::terminal(terminal, terms, papers))
+            }),
+        };
+        match admitted {
+            Ok(admitted) => self.open(io, frames, admitted).await,
             Err(refusal) => self.turn_away(&io, &frames, &connect, refusal).await,
         }
+    }
+
+    /// Anybody, under the name that it gives itself or under one that it is given.
+    fn guest(&self, connect: &Connect, frames: &Frames, rights: Rights) -> Result<Admitted, Refusal> {
+        let terms = Terms::of(connect, frames.version(), self.sessions.limits(), &rights)?;
+        let client = match &*connect.client_id {
+            "" => assigned(),
+            named => ClientId::new(named),
+        };
+        let client = client.map_err(|_| Refusal::ClientIdentifierNotValid)?;
+        if !self.sessions.has_room_for(&client, self.connections_max) {
+            return Err(Refusal::ServerBusy);
+        }
+        let stored = terms.expiry_s > 0 || terms.will.is_some() || self.sessions.router().keeps(&client);
+        Ok(Admitted { client, rights, who: Who::Guest { stored }, terms, papers: None })
     }
 
     async fn turn_away(&self, io: &IoBoxed, frames: &Frames, connect: &Connect, refusal: Refusal) {
@@ -153,7 +173,7 @@ impl Door {
         if terminal.sandbox && !self.sessions.sandbox() {
             return Err(Refusal::NotAuthorized);
         }
-        if !self.sessions.has_room_for(&terminal.id, self.connections_max) {
+        if !self.sessions.has_room_for(&ClientId::from(&terminal.id), self.connections_max) {
             return Err(Refusal::ServerBusy);
         }
         Ok((terminal, papers))
@@ -192,34 +212,75 @@ impl Door {
     }
 
     /// Opens what is stored of the session and hands the connection to its actor.
-    async fn open(&self, io: IoBoxed, frames: Frames, terms: Terms, terminal: Terminal, papers: Option<Papers>) {
-        let limits = self.sessions.limits();
-        let now = self.sessions.clock().now();
-        let opening = Opening {
-            client: terminal.id.clone(),
-            node: self.sessions.node().to_owned(),
-            clean_start: terms.clean_start,
-            expiry_s: terms.expiry_s,
-            at: now,
+    async fn open(&self, io: IoBoxed, frames: Frames, admitted: Admitted) {
+        let Admitted { client, rights, who, terms, papers } = admitted;
+        let (now, guest) = (self.sessions.clock().now(), matches!(who, Who::Guest { .. }));
+        let above = self.sessions.epoch_of(&client);
+        let opened = if matches!(who, Who::Guest { stored: false }) {
+            Ok((Epoch(above.0 + 1), Loaded::default()))
+        } else {
+            let opening = Opening {
+                client: client.clone(),
+                guest,
+                node: self.sessions.node().to_owned(),
+                above,
+                clean_start: terms.clean_start,
+                expiry_s: terms.expiry_s,
+                // A terminal's will has no topic that it may go to.
+                will: terms.will.clone().filter(|_| guest),
+                at: now,
+            };
+            self.sessions.store().open_session(opening).await
         };
-        let (epoch, loaded) = match self.sessions.store().open_session(opening).await {
+        let (epoch, loaded) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                tracing::warn!(terminal = %terminal.id, %error, "a session could not be opened");
+                tracing::warn!(%client, %error, "a session could not be opened");
                 say(&io.get_ref(), &frames, Packet::ConnectAck(Box::new(refuse(Refusal::ServerUnavailable))));
                 return end(&io).await;
             }
         };
-        let twin = Twin::load(terminal.id.clone(), terms, limits, loaded, now);
+        let (kept, with) = (terms.expiry_s > 0, loaded.subscriptions.clone());
+        let twin = Twin::load(client.clone(), rights, terms, self.sessions.limits(), loaded, now);
+        let addr = Session::start(twin, epoch, who, self.sessions.clone(), io, Rc::new(frames));
+        if guest {
+            self.sessions.router().connected(&client, epoch, addr.clone(), kept, &with);
+        }
+        self.sessions.register(client, epoch, addr, papers);
+    }
+}
+
+/// Who is let in, and on which terms.
+struct Admitted {
+    client: ClientId,
+    rights: Rights,
+    who: Who,
+    terms: Terms,
+    /// Of its certificate, where it has one that may be revoked.
+    papers: Option<Papers>,
+}
+
+impl Admitted {
+    fn terminal(terminal: Terminal, terms: Terms, papers: Option<Papers>) -> Self {
+        let client = ClientId::from(&terminal.id);
         let enrolled = Arc::new(Enrolled {
-            terminal: terminal.id.clone(),
+            terminal: terminal.id,
             agent: terminal.agent,
             core: terminal.core,
             sandbox: terminal.sandbox,
             blocked: false,
         });
-        let addr = Session::start(twin, epoch, enrolled, self.sessions.clone(), io, Rc::new(frames));
-        self.sessions.register(terminal.id, epoch, addr, papers);
+        Self { client, rights: Rights::Terminal, who: Who::Terminal(enrolled), terms, papers }
+    }
+}
+
+/// A client identifier for one that brought none (3.1.3.1), which nobody else has.
+fn assigned() -> Result<ClientId, NoClientId> {
+    let mut drawn = [0; 12];
+    // Without randomness it would be somebody else's; an empty one is refused.
+    match getrandom::fill(&mut drawn) {
+        Ok(()) => ClientId::new(&format!("auto-{}", hex::encode(drawn))),
+        Err(_) => ClientId::new(""),
     }
 }
 

@@ -2,15 +2,20 @@
 //! receipts, and unlike these are part of its MQTT session: they end with it.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 
+use ntex_bytes::Bytes;
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
-use wakala::id::TerminalId;
-use wakala::session::messages_topic;
+use wakala::id::{ClientId, TerminalId};
+use wakala::message as mqtt;
+use wakala::session::{Addressed, Delivery, What, messages_topic};
 use wakala::time::Time;
 
-use super::{Error, Store, decision, timestamp};
+use super::sessions::qos_of;
+use super::{Error, Store, decision, time_of, timestamp};
 
 /// A message to be queued.
 #[derive(Clone, Debug)]
@@ -88,6 +93,47 @@ impl Store {
     }
 }
 
+/// The last place of the queue, and a row of it: its place, payload, QoS, topic, retain, properties, expiry, released and
+/// subscription identifiers. A receipt has no QoS.
+pub(super) type Row = (
+    i64,
+    Option<i64>,
+    Option<Vec<u8>>,
+    Option<i16>,
+    Option<String>,
+    Option<bool>,
+    Option<Vec<u8>>,
+    Option<OffsetDateTime>,
+    Option<bool>,
+    Option<Vec<i32>>,
+);
+
+pub(super) fn delivery(row: Row) -> Result<Option<Delivery>, Error> {
+    let (_, Some(seq), Some(payload), qos, topic, retain, properties, expires_at, released, identifiers) = row else {
+        return Ok(None);
+    };
+    let payload = Bytes::from(payload);
+    let Some(qos) = qos else { return Ok(Some(Delivery { seq, released: false, what: What::Receipt(payload) })) };
+    let (qos, retain) = (qos_of(qos), retain.unwrap_or(false));
+    let message = mqtt::Message {
+        topic: topic.unwrap_or_default().into(),
+        payload,
+        qos,
+        retain,
+        expires_at: expires_at.map(time_of),
+        properties: read_properties(properties)?,
+    };
+    let identifiers = identifiers.unwrap_or_default().into_iter();
+    let identifiers = identifiers.filter_map(|id| u32::try_from(id).ok().and_then(NonZeroU32::new)).collect();
+    let addressed = Addressed { message: Arc::new(message), qos, retain, identifiers };
+    Ok(Some(Delivery { seq, released: released.unwrap_or(false), what: What::Message(addressed) }))
+}
+
+pub(super) fn read_properties(stored: Option<Vec<u8>>) -> Result<Option<Box<mqtt::Properties>>, Error> {
+    let read = |bytes: Vec<u8>| mqtt::Properties::from_bytes(&bytes).map(Box::new);
+    stored.map(read).transpose().map_err(|error| Error::Broken(error.to_string()))
+}
+
 async fn queue(db: &mut PgConnection, message: &Message, waiting_max: u32) -> Result<Queueing, Error> {
     let (terminal, now) = (message.terminal.as_str(), timestamp(message.at));
     // Locked as whoever draws a place locks it, so that what is found holds until the commit.
@@ -126,7 +172,7 @@ async fn queue(db: &mut PgConnection, message: &Message, waiting_max: u32) -> Re
     )
     .bind(terminal)
     .bind(seq)
-    .bind(&*messages_topic(&message.terminal))
+    .bind(&*messages_topic(&ClientId::from(&message.terminal)))
     .bind(i16::from(message.kept))
     .bind(&message.payload)
     .bind(message.expires_at.map(timestamp))

@@ -13,10 +13,12 @@ pub mod ledger;
 pub mod messages;
 mod name;
 pub mod partitions;
+pub mod publications;
 pub mod receipts;
 pub mod sessions;
 pub mod terminals;
 mod transactions;
+pub mod wills;
 
 pub use name::NotHeld;
 

@@ -76,6 +76,16 @@ async fn keep(mut held: Held, store: Store, name: String, lost: impl FnOnce(&str
     }
 }
 
+/// Whether nobody holds the name; then nobody can until this transaction ends.
+pub(super) async fn is_free(transaction: &mut PgConnection, name: &str) -> Result<bool, Error> {
+    let (free,): (bool,) = sqlx::query_as("select pg_try_advisory_xact_lock($1, hashtext($2))")
+        .bind(CLASS)
+        .bind(name)
+        .fetch_one(transaction)
+        .await?;
+    Ok(free)
+}
+
 /// Takes the name on a new connection. `mine` is what held it for this node before, and may not have let go.
 async fn take(store: &Store, name: &str, mine: Option<i32>) -> Result<Held, NotHeld> {
     let mut connection = connect(store).await?;

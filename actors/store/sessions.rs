@@ -1,23 +1,30 @@
 //! MQTT sessions as they are stored. Every write names the epoch that the connection raised when it opened the session;
 //! under an older one it changes no row.
 
-use ntex_bytes::{ByteString, Bytes};
-use ntex_mqtt::v5::codec::{QoS, RetainHandling, SubscriptionOptions};
+use std::num::NonZeroU16;
+
+use ntex_bytes::ByteString;
+use ntex_mqtt::v5::codec::{LastWill, QoS, RetainHandling, SubscriptionOptions};
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
-use wakala::id::{Epoch, TerminalId};
-use wakala::session::{Beyond, Change, Delivery, Loaded, Subscription, What};
+use wakala::id::{ClientId, Epoch};
+use wakala::session::{Beyond, Change, Delivery, Loaded, Subscription};
 use wakala::time::Time;
 
 use super::batch::Batcher;
-use super::{Error, Store, time_of, timestamp};
+use super::{Error, Store, messages, name, timestamp, wills};
 
 /// What a CONNECT opens a session with.
 #[derive(Clone, Debug)]
 pub struct Opening {
-    pub client: TerminalId,
+    pub client: ClientId,
+    /// Not enrolled: its session is made by its CONNECT, and nothing of it stays when it ends.
+    pub guest: bool,
     pub node: String,
+    /// A connection of this client that is not stored has this epoch.
+    pub above: Epoch,
+    pub will: Option<Box<LastWill>>,
     pub clean_start: bool,
     /// How long the session outlives the connection, in seconds.
     pub expiry_s: u32,
@@ -35,7 +42,7 @@ pub struct Queued {
 /// A delivery that a client acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
-    pub client: TerminalId,
+    pub client: ClientId,
     pub epoch: Epoch,
     pub seq: i64,
     /// A receipt, not another message.
@@ -46,12 +53,14 @@ pub struct Acknowledged {
 /// A connection that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    pub client: TerminalId,
+    pub client: ClientId,
     pub epoch: Epoch,
     /// How long the session lives on, in seconds; 0 if it ended too.
     pub expiry_s: u32,
     /// Deliveries up to this place were sent.
     pub sent_to: i64,
+    /// The will is to be sent, when its delay is over.
+    pub will: bool,
     pub at: Time,
 }
 
@@ -70,6 +79,16 @@ impl Store {
     pub async fn open_session(&self, opening: Opening) -> Result<(Epoch, Loaded), Error> {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
+            if opening.guest {
+                sqlx::query(
+                    "insert into wakala.session (client_id, epoch, created_at) \
+                     values ($1, nextval('wakala.guest_epoch'), $2) on conflict do nothing",
+                )
+                .bind(opening.client.as_str())
+                .bind(timestamp(opening.at))
+                .execute(&mut *opened)
+                .await?;
+            }
             let (expiry_s, expires_at, sent_to): (i64, Option<OffsetDateTime>, i64) = sqlx::query_as(
                 // Where nobody can say how far an earlier connection sent, all of it may have been.
                 "select expiry_s, expires_at, coalesce(sent_seq, next_seq - 1) from wakala.session \
@@ -81,9 +100,11 @@ impl Store {
             .ok_or_else(|| Error::Broken(format!("{} has no session", opening.client)))?;
             let now = timestamp(opening.at);
             let present = !opening.clean_start && expiry_s > 0 && expires_at.is_none_or(|at| at > now);
+            wills::overtake(&mut opened, &opening.client, present, now).await?;
             let loaded = if present {
                 let subscriptions = subscriptions(&mut opened, &opening.client).await?;
-                Loaded { present, subscriptions, sent_to }
+                let received = received(&mut opened, &opening.client).await?;
+                Loaded { present, subscriptions, received, sent_to }
             } else {
                 discard(&mut opened, &[opening.client.as_str().to_owned()]).await?;
                 Loaded::default()
@@ -93,15 +114,19 @@ impl Store {
             // While a connection lives, nobody can say how far it sent: `sent_seq` is null until it ends.
             let (epoch,): (i64,) = sqlx::query_as(
                 "with gone as (delete from wakala.message where client_id = $1 and qos = 0) \
-                 update wakala.session set epoch = epoch + 1, node = $2, connected = true, connected_at = $3, \
+                 update wakala.session set epoch = greatest(epoch, $5) + 1, node = $2, connected = true, connected_at = $3, \
                  expiry_s = $4, expires_at = null, sent_seq = null where client_id = $1 returning epoch",
             )
             .bind(opening.client.as_str())
             .bind(&opening.node)
             .bind(now)
             .bind(i64::from(opening.expiry_s))
+            .bind(opening.above.0)
             .fetch_one(&mut *opened)
             .await?;
+            if let Some(will) = &opening.will {
+                wills::keep(&mut opened, &opening.client, Epoch(epoch), will).await?;
+            }
             opened.commit().await?;
             Ok((Epoch(epoch), loaded))
         })
@@ -112,19 +137,21 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn queued(&self, client: &TerminalId, beyond: Beyond, max: u16, now: Time) -> Result<Queued, Error> {
+    pub async fn queued(&self, client: &ClientId, beyond: Beyond, max: u16, now: Time) -> Result<Queued, Error> {
         let client = client.clone();
         self.run(move |db| async move {
             // One statement, so one snapshot: every row up to `last` is in it, for a place is given out under the lock
             // of the session's row, which is held until the commit.
-            let rows: Vec<Row> = sqlx::query_as(
-                "select s.next_seq - 1, q.seq, q.qos, q.expires_at, q.payload from wakala.session s \
+            let rows: Vec<messages::Row> = sqlx::query_as(
+                "select s.next_seq - 1, q.* from wakala.session s \
                  left join lateral ( \
-                   (select seq, null::smallint as qos, null::timestamptz as expires_at, envelope as payload \
+                   (select seq, envelope as payload, null::smallint as qos, null::text as topic, false as retain, \
+                    null::bytea as properties, null::timestamptz as expires_at, false as released, '{}'::integer[] as identifiers \
                     from wakala.receipt where terminal = s.client_id and seq > $2 \
                     and delivered_at is null and withdrawn_at is null order by seq limit $4) \
                    union all \
-                   (select seq, qos, expires_at, payload from wakala.message \
+                   (select seq, payload, qos, topic, retain, properties, expires_at, released, identifiers \
+                    from wakala.message \
                     where client_id = s.client_id and seq > $3 and (expires_at is null or expires_at > $5) \
                     order by seq limit $4) \
                    order by seq limit $4) q on true \
@@ -138,8 +165,8 @@ impl Store {
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
             let last = rows.first().map_or(0, |row| row.0);
-            let deliveries = rows.into_iter().filter_map(delivery).collect();
-            Ok(Queued { deliveries, last })
+            let deliveries = rows.into_iter().map(messages::delivery).filter_map(Result::transpose);
+            Ok(Queued { deliveries: deliveries.collect::<Result<_, _>>()?, last })
         })
         .await
     }
@@ -148,7 +175,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Fenced`] when a later connection owns the session.
-    pub async fn change_subscriptions(&self, client: &TerminalId, epoch: Epoch, change: Change) -> Result<(), Error> {
+    pub async fn change_subscriptions(&self, client: &ClientId, epoch: Epoch, change: Change) -> Result<(), Error> {
         let client = client.clone();
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
@@ -257,10 +284,12 @@ impl Store {
             .bind(ended.iter().map(|e| timestamp(e.at)).collect::<Vec<_>>())
             .fetch_all(&mut *opened)
             .await?;
+            wills::end(&mut opened, &ended).await?;
             let over: Vec<String> =
                 owned.iter().filter(|(_, _, expiry_s)| *expiry_s == 0).map(|(_, client, _)| client.clone()).collect();
             if !over.is_empty() {
                 discard(&mut opened, &over).await?;
+                forget_guests(&mut opened, &over).await?;
             }
             opened.commit().await?;
             Ok(nth_true(ended.len(), &owned.iter().map(|(nth, ..)| (*nth,)).collect::<Vec<_>>()))
@@ -272,7 +301,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn overtaken(&self, held: Vec<(TerminalId, Epoch)>) -> Result<Vec<(TerminalId, Epoch)>, Error> {
+    pub async fn overtaken(&self, held: Vec<(ClientId, Epoch)>) -> Result<Vec<(ClientId, Epoch)>, Error> {
         self.run(move |db| async move {
             let nths: Vec<(i64,)> = sqlx::query_as(
                 "select h.nth from unnest($1::text[], $2::bigint[]) with ordinality h (client_id, epoch, nth) \
@@ -288,6 +317,28 @@ impl Store {
         .await
     }
 
+    /// The subscriptions of all clients that are not enrolled: whoever publishes must reach them, there or not.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn guest_subscriptions(&self) -> Result<Vec<(ClientId, Subscription)>, Error> {
+        self.run(|db| async move {
+            let rows: Vec<(String, String, i16, i16, Option<i32>)> = sqlx::query_as(
+                "select client_id, filter, qos, options, identifier from wakala.subscription s \
+                 where not exists (select from wakala.terminal t where t.id = s.client_id)",
+            )
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            let read = |(client, filter, qos, options, identifier)| {
+                let client: String = client;
+                let client = ClientId::new(&client).map_err(|error| Error::Broken(error.to_string()))?;
+                Ok((client, subscription((filter, qos, options, identifier))))
+            };
+            rows.into_iter().map(read).collect()
+        })
+        .await
+    }
+
     /// Says of the sessions that this node held when it died that they are not connected. To be called before the
     /// listener starts.
     ///
@@ -296,17 +347,37 @@ impl Store {
     pub async fn forget_connections(&self, node: &str, now: Time) -> Result<u64, Error> {
         let node = node.to_owned();
         self.run(move |db| async move {
-            let forgotten = sqlx::query(
-                "update wakala.session set connected = false, node = null, disconnected_at = $2, \
-                 expires_at = $2 + make_interval(secs => expiry_s) where client_id in ( \
-                   select client_id from wakala.session where node = $1 and connected \
-                   order by client_id for no key update)",
-            )
-            .bind(node)
-            .bind(timestamp(now))
-            .execute(db.get_postgres_connection_pool())
-            .await?;
-            Ok(forgotten.rows_affected())
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let forgotten = forget(&mut opened, &node, timestamp(now)).await?;
+            opened.commit().await?;
+            Ok(forgotten)
+        })
+        .await
+    }
+
+    /// Says the same of sessions of other nodes that are dead: nobody holds their names.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn bury_nodes(&self, but: &str, now: Time) -> Result<u64, Error> {
+        let but = but.to_owned();
+        self.run(move |db| async move {
+            let pool = db.get_postgres_connection_pool();
+            let nodes: Vec<(String,)> =
+                sqlx::query_as("select distinct node from wakala.session where connected and node <> $1")
+                    .bind(but)
+                    .fetch_all(pool)
+                    .await?;
+            let mut forgotten = 0;
+            for (node,) in nodes {
+                let mut opened = pool.begin().await?;
+                // Held until the commit: the node does not begin its next life meanwhile.
+                if name::is_free(&mut opened, &node).await? {
+                    forgotten += forget(&mut opened, &node, timestamp(now)).await?;
+                }
+                opened.commit().await?;
+            }
+            Ok(forgotten)
         })
         .await
     }
@@ -315,7 +386,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database does not do it.
-    pub async fn expire_sessions(&self, now: Time, limit: u32) -> Result<u64, Error> {
+    pub async fn expire_sessions(&self, now: Time, limit: u32) -> Result<Vec<ClientId>, Error> {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
             let over: Vec<(String,)> = sqlx::query_as(
@@ -332,24 +403,15 @@ impl Store {
                 .bind(&over)
                 .execute(&mut *opened)
                 .await?;
+            forget_guests(&mut opened, &over).await?;
             opened.commit().await?;
-            Ok(u64::try_from(over.len()).unwrap_or(u64::MAX))
+            Ok(over.iter().filter_map(|client| ClientId::new(client).ok()).collect())
         })
         .await
     }
 }
 
-type Row = (i64, Option<i64>, Option<i16>, Option<OffsetDateTime>, Option<Vec<u8>>);
-
-fn delivery((_, seq, qos, expires_at, payload): Row) -> Option<Delivery> {
-    let what = match qos {
-        None => What::Receipt,
-        Some(qos) => What::Message { qos: qos_of(qos), expires_at: expires_at.map(time_of) },
-    };
-    Some(Delivery { seq: seq?, what, payload: Bytes::from(payload?) })
-}
-
-fn qos_of(number: i16) -> QoS {
+pub(super) fn qos_of(number: i16) -> QoS {
     match number {
         0 => QoS::AtMostOnce,
         1 => QoS::AtLeastOnce,
@@ -367,9 +429,26 @@ fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
     results
 }
 
+async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Result<u64, Error> {
+    wills::node_died(db, node, now).await?;
+    let forgotten = sqlx::query(
+        "update wakala.session set connected = false, node = null, disconnected_at = $2, \
+         expires_at = $2 + make_interval(secs => expiry_s) where client_id in ( \
+           select client_id from wakala.session where node = $1 and connected order by client_id for no key update)",
+    )
+    .bind(node)
+    .bind(now)
+    .execute(db)
+    .await?;
+    Ok(forgotten.rows_affected())
+}
+
 /// Removes what ends with a session. Receipts are no part of it: they wait for the terminal, session or not.
 async fn discard(db: &mut PgConnection, clients: &[String]) -> Result<(), Error> {
-    sqlx::query("delete from wakala.subscription where client_id = any($1)").bind(clients).execute(&mut *db).await?;
+    for table in ["subscription", "received"] {
+        let text = format!("delete from wakala.{table} where client_id = any($1)");
+        sqlx::query(sqlx::AssertSqlSafe(text)).bind(clients).execute(&mut *db).await?;
+    }
     // In the order in which acknowledgements lock them, for these do not wait for the session's row.
     sqlx::query(
         "with m as (select client_id, seq from wakala.message where client_id = any($1) \
@@ -382,22 +461,46 @@ async fn discard(db: &mut PgConnection, clients: &[String]) -> Result<(), Error>
     Ok(())
 }
 
-async fn subscriptions(db: &mut PgConnection, client: &TerminalId) -> Result<Vec<Subscription>, Error> {
+/// Removes the sessions of clients that are not enrolled; one with a will is removed when that is sent.
+async fn forget_guests(db: &mut PgConnection, clients: &[String]) -> Result<(), Error> {
+    sqlx::query(
+        "delete from wakala.session s where client_id = any($1) \
+         and not exists (select from wakala.terminal t where t.id = s.client_id) \
+         and not exists (select from wakala.will w where w.client_id = s.client_id)",
+    )
+    .bind(clients)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+async fn subscriptions(db: &mut PgConnection, client: &ClientId) -> Result<Vec<Subscription>, Error> {
     let rows: Vec<(String, i16, i16, Option<i32>)> = sqlx::query_as(
         "select filter, qos, options, identifier from wakala.subscription where client_id = $1 order by filter",
     )
     .bind(client.as_str())
     .fetch_all(db)
     .await?;
-    let read = |(filter, qos, options, identifier): (String, i16, i16, Option<i32>)| Subscription {
+    Ok(rows.into_iter().map(subscription).collect())
+}
+
+fn subscription((filter, qos, options, identifier): (String, i16, i16, Option<i32>)) -> Subscription {
+    Subscription {
         filter: ByteString::from(filter),
         options: options_of(qos, options),
         identifier: identifier.and_then(|number| u32::try_from(number).ok()).and_then(std::num::NonZeroU32::new),
-    };
-    Ok(rows.into_iter().map(read).collect())
+    }
 }
 
-async fn subscribe(db: &mut PgConnection, client: &TerminalId, new: &[Subscription]) -> Result<(), Error> {
+async fn received(db: &mut PgConnection, client: &ClientId) -> Result<Vec<NonZeroU16>, Error> {
+    let rows: Vec<(i32,)> = sqlx::query_as("select packet_id from wakala.received where client_id = $1 order by packet_id")
+        .bind(client.as_str())
+        .fetch_all(db)
+        .await?;
+    Ok(rows.into_iter().filter_map(|(number,)| u16::try_from(number).ok().and_then(NonZeroU16::new)).collect())
+}
+
+async fn subscribe(db: &mut PgConnection, client: &ClientId, new: &[Subscription]) -> Result<(), Error> {
     sqlx::query(
         "insert into wakala.subscription (client_id, filter, qos, options, identifier) \
          select $1, n.* from unnest($2::text[], $3::smallint[], $4::smallint[], $5::integer[]) n \

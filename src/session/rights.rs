@@ -47,8 +47,8 @@ impl Rights {
         match self {
             Self::Terminal if is_own(client, "q/", topic) => Target::Intake,
             Self::Terminal => Target::Nobody("a terminal publishes on q/<its name> only"),
-            // 4.7.2: what begins with $ is the server's.
-            Self::Open { .. } if topic.starts_with('$') => Target::Nobody("topics that begin with $ are the server's"),
+            // 4.7.2: what begins with $ is the server's to give a meaning to.
+            Self::Open { .. } if topic.starts_with("$SYS/") => Target::Nobody("topics below $SYS are the server's"),
             Self::Open { closed } if closed.iter().any(|closed| *closed == topic) => Target::Nobody("a closed topic"),
             Self::Open { .. } => Target::Subscribers,
         }
@@ -61,7 +61,8 @@ impl Rights {
             Self::Open { closed } => {
                 let inner = shared(filter).ok().flatten().map_or(filter, |shared| shared.filter);
                 if closed.iter().any(|closed| *closed == inner) {
-                    Err((Code::NotAuthorized, "a closed topic"))
+                    // The one code for it that MQTT 3.1.1 has, and so the one that all clients know.
+                    Err((Code::UnspecifiedError, "a closed topic"))
                 } else {
                     Ok(asked)
                 }

@@ -1,0 +1,340 @@
+//! From a publisher to the subscribers of a general broker: who they are, what is retained, what is stored on the way.
+//!
+//! The subscriptions of all clients are in memory, of those that are away too: whoever publishes finds them without the
+//! database. A message goes directly to the session of a subscriber if that ends with its connection, or if it is at
+//! QoS 0; else it is a row of its queue, and the session has a hint. Terminals have no part in this: a terminal's topics
+//! are its own, and its receipts are rows from the start.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::Duration;
+
+use actix::prelude::*;
+use ntex_bytes::ByteString;
+use ntex_mqtt::v5::codec::{QoS, RetainHandling};
+use serde::{Deserialize, Serialize};
+use wakala::id::{ClientId, Epoch};
+use wakala::message::Message as Published;
+use wakala::session::{Addressed, Subscription, What};
+use wakala::time::Time;
+use wakala::topics::{Granted, Match, Retained, Subscriptions, shared};
+
+use crate::session::{Deliver, Hint, Session};
+use crate::store::publications::{Publication, Publications, Remembered};
+use crate::store::{Error, Store};
+
+/// A general broker, with no bank behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Anybody may connect, under any client identifier, and use every topic. Then nobody is a terminal.
+    pub anonymous: bool,
+    /// Topics that nobody may publish or subscribe to.
+    pub closed: Vec<String>,
+    /// Publishes that may wait to be stored, of all clients together; who comes then waits to be let in.
+    pub waiting_max: usize,
+    /// Publishes in one commit, at most.
+    pub batch_max: usize,
+    /// How often wills are looked for that are due. One whose delay is 0 is sent at once, unless its node died.
+    #[serde(with = "humantime_serde")]
+    pub wills_every: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { anonymous: false, closed: Vec::new(), waiting_max: 16_384, batch_max: 1000, wills_every: Duration::from_secs(1) }
+    }
+}
+
+/// The subscribers of this node. Clones are the same ones, for any thread.
+#[derive(Clone)]
+pub struct Router(Arc<Inner>);
+
+struct Inner {
+    table: Arc<Shared>,
+    retained: RwLock<Retained<Arc<Published>>>,
+    publications: Publications,
+}
+
+/// What the hints after a commit need too.
+#[derive(Default)]
+struct Shared {
+    table: RwLock<Table>,
+    counts: Counts,
+    /// Whose mailbox had no room for a hint: they are to look.
+    unhinted: Mutex<BTreeSet<ClientId>>,
+}
+
+#[derive(Default)]
+struct Table {
+    subscriptions: Subscriptions<ClientId>,
+    clients: BTreeMap<ClientId, Client>,
+}
+
+/// A client that is connected here, or whose session is kept.
+struct Client {
+    filters: Vec<ByteString>,
+    /// The session outlives the connection.
+    kept: bool,
+    connected: Option<(Epoch, Addr<Session>)>,
+}
+
+/// What became of messages, since the node started.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub published: AtomicU64,
+    /// Handed to sessions, one for each subscriber.
+    pub direct: AtomicU64,
+    /// Queued as rows, one for each subscriber.
+    pub stored: AtomicU64,
+    /// For a subscriber at QoS 0 that is not there.
+    pub away: AtomicU64,
+    /// For a subscriber whose session had no room.
+    pub full: AtomicU64,
+}
+
+impl std::fmt::Debug for Router {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Router").field("counts", &self.0.table.counts).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, which: impl Fn(&Counts) -> &AtomicU64) {
+        which(&self.counts).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// After a commit, in its order: whoever is there is told, and has the message already.
+    fn hint(&self, publication: &Publication, places: &[Option<i64>]) {
+        let table = self.read();
+        for ((client, addressed), seq) in publication.to.iter().zip(places) {
+            let Some(seq) = seq else { continue };
+            self.count(|counts| &counts.stored);
+            if let Some((_, addr)) = table.clients.get(client).and_then(|client| client.connected.as_ref()) {
+                if addr.try_send(Hint(Some((*seq, Some(What::Message(addressed.clone())))))).is_err() {
+                    self.unhinted.lock().unwrap_or_else(PoisonError::into_inner).insert(client.clone());
+                }
+            }
+        }
+    }
+}
+
+impl Router {
+    /// An empty one; [`Router::load`] fills it.
+    #[must_use]
+    pub fn new(options: &Options, store: &Store) -> Self {
+        let table = Arc::<Shared>::default();
+        let hints: Weak<Shared> = Arc::downgrade(&table);
+        let publications = store.publications(options.waiting_max, options.batch_max, move |publication, places| {
+            if let Some(shared) = hints.upgrade() {
+                shared.hint(publication, places);
+            }
+        });
+        Self(Arc::new(Inner { table, retained: RwLock::default(), publications }))
+    }
+
+    /// What is kept from earlier lives: subscriptions of sessions, and retained messages.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn load(&self, store: &Store, now: Time) -> Result<(), Error> {
+        let (subscriptions, retained) = (store.guest_subscriptions().await?, store.retained(now).await?);
+        let mut table = self.0.table.write();
+        for (client, subscription) in subscriptions {
+            table.clients.entry(client.clone()).or_insert_with(Client::away);
+            table.subscribe(&client, &subscription);
+        }
+        drop(table);
+        let mut kept = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
+        for message in retained {
+            kept.keep(&message.topic.clone(), Arc::new(message));
+        }
+        Ok(())
+    }
+
+    /// Whether a session of this client is kept or lives here, which a connection that is not stored must end first.
+    #[must_use]
+    pub fn keeps(&self, client: &ClientId) -> bool {
+        self.0.table.read().clients.get(client).is_some_and(|client| client.kept)
+    }
+
+    /// A client is connected here, with these subscriptions and no others.
+    pub fn connected(&self, client: &ClientId, epoch: Epoch, addr: Addr<Session>, kept: bool, with: &[Subscription]) {
+        let mut table = self.0.table.write();
+        if table.clients.get(client).and_then(|present| present.connected.as_ref()).is_some_and(|(there, _)| *there > epoch) {
+            return;
+        }
+        table.remove(client);
+        table.clients.insert(client.clone(), Client { filters: Vec::new(), kept, connected: Some((epoch, addr)) });
+        for subscription in with {
+            table.subscribe(client, subscription);
+        }
+    }
+
+    /// A connection has ended; its session with it, or not.
+    pub fn gone(&self, client: &ClientId, epoch: Epoch, kept: bool) {
+        let mut table = self.0.table.write();
+        let Some(present) = table.clients.get_mut(client) else { return };
+        if present.connected.as_ref().is_some_and(|(there, _)| *there == epoch) {
+            present.connected = None;
+            if !kept {
+                table.remove(client);
+            }
+        }
+    }
+
+    /// Sessions that were kept are over.
+    pub fn over(&self, clients: &[ClientId]) {
+        let mut table = self.0.table.write();
+        for client in clients {
+            if table.clients.get(client).is_some_and(|present| present.connected.is_none()) {
+                table.remove(client);
+            }
+        }
+    }
+
+    /// Messages that match are for this client from now on. Gives what is retained for it now (3.8.3.1).
+    #[must_use]
+    pub fn subscribe(&self, client: &ClientId, new: &Subscription, existed: bool, now: Time) -> Vec<Addressed> {
+        self.0.table.write().subscribe(client, new);
+        let wanted = match new.options.retain_handling {
+            RetainHandling::AtSubscribe => true,
+            RetainHandling::AtSubscribeNew => !existed,
+            RetainHandling::NoAtSubscribe => false,
+        };
+        if !wanted || matches!(shared(&new.filter), Ok(Some(_))) {
+            return Vec::new();
+        }
+        let retained = self.0.retained.read().unwrap_or_else(PoisonError::into_inner);
+        let found = retained.matching(&new.filter).filter(|(_, message)| !message.is_over(now));
+        let addressed = |message: &Arc<Published>| Addressed {
+            message: Arc::clone(message),
+            qos: new.options.qos,
+            retain: true,
+            identifiers: new.identifier.into_iter().collect(),
+        };
+        found.map(|(_, message)| addressed(message)).collect()
+    }
+
+    pub fn unsubscribe(&self, client: &ClientId, filter: &ByteString) {
+        let mut table = self.0.table.write();
+        table.subscriptions.unsubscribe(client, filter);
+        if let Some(present) = table.clients.get_mut(client) {
+            present.filters.retain(|other| other != filter);
+        }
+    }
+
+    /// Sends a message on its way. Gives what is to be stored of it, if anything is: it is done when that is.
+    #[must_use]
+    pub fn route(
+        &self,
+        publisher: Option<&ClientId>,
+        message: &Arc<Published>,
+        remember: Option<NonZeroU16>,
+        now: Time,
+    ) -> Option<Publication> {
+        self.0.table.count(|counts| &counts.published);
+        let to = self.send(publisher, message);
+        let retain = message.retain.then(|| Arc::clone(message));
+        if let Some(message) = &retain {
+            self.retain(message);
+        }
+        let remember = publisher.zip(remember);
+        let remember = remember.map(|(client, packet_id)| Remembered { client: client.clone(), packet_id });
+        let stored = !to.is_empty() || retain.is_some() || remember.is_some();
+        stored.then_some(Publication { to, retain, remember, will: None, at: now })
+    }
+
+    /// Done when it is stored.
+    ///
+    /// # Errors
+    /// What the database said.
+    pub async fn store(&self, publication: Publication) -> Result<(), Error> {
+        self.0.publications.submit(publication).await.map(drop)
+    }
+
+    /// Has the sessions look whose mailbox was full when something was queued for them.
+    pub fn hint_again(&self) {
+        let unhinted = std::mem::take(&mut *self.0.table.unhinted.lock().unwrap_or_else(PoisonError::into_inner));
+        let table = self.0.table.read();
+        for client in unhinted {
+            if let Some((_, addr)) = table.clients.get(&client).and_then(|client| client.connected.as_ref())
+                && addr.try_send(Hint(None)).is_err()
+            {
+                self.0.table.unhinted.lock().unwrap_or_else(PoisonError::into_inner).insert(client);
+            }
+        }
+    }
+
+    /// A session had no room for a message.
+    pub fn dropped(&self) {
+        self.0.table.count(|counts| &counts.full);
+    }
+
+    /// To whoever is there; gives for whom it is to be stored.
+    fn send(&self, publisher: Option<&ClientId>, message: &Arc<Published>) -> Vec<(ClientId, Addressed)> {
+        let (shared, mut found, mut to) = (&self.0.table, Vec::new(), Vec::new());
+        let table = shared.read();
+        let able = |client: &ClientId| table.clients.get(client).is_some_and(|client| client.connected.is_some());
+        table.subscriptions.route(&message.topic, publisher, able, &mut found);
+        for Match { client, qos, retain_as_published, identifiers, .. } in found {
+            let Some(present) = table.clients.get(&client) else { continue };
+            let retain = retain_as_published && message.retain;
+            let addressed = Addressed { message: Arc::clone(message), qos, retain, identifiers };
+            if present.kept && message.qos.min(qos) != QoS::AtMostOnce {
+                to.push((client, addressed));
+                continue;
+            }
+            let counts = &shared.counts;
+            let count = match &present.connected {
+                None => &counts.away,
+                Some((_, addr)) if addr.try_send(Deliver(addressed)).is_ok() => &counts.direct,
+                Some(_) => &counts.full,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        to
+    }
+
+    fn retain(&self, message: &Arc<Published>) {
+        let mut retained = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
+        if message.payload.is_empty() {
+            retained.forget(&message.topic);
+        } else {
+            retained.keep(&message.topic, Arc::clone(message));
+        }
+    }
+}
+
+impl Client {
+    fn away() -> Self {
+        Self { filters: Vec::new(), kept: true, connected: None }
+    }
+}
+
+impl Table {
+    fn subscribe(&mut self, client: &ClientId, new: &Subscription) {
+        let granted = Granted { options: new.options, identifier: new.identifier };
+        let Some(present) = self.clients.get_mut(client) else { return };
+        // The filter was checked when it came.
+        if self.subscriptions.subscribe(client.clone(), &new.filter, granted) == Ok(false) {
+            present.filters.push(new.filter.clone());
+        }
+    }
+
+    fn remove(&mut self, client: &ClientId) {
+        for filter in self.clients.remove(client).map(|client| client.filters).unwrap_or_default() {
+            self.subscriptions.unsubscribe(client, &filter);
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! What clients publish, as far as it is to be stored: for sessions that outlive their connection, as retained messages,
+//! and packet identifiers of QoS 2. Many publishes go into one commit, in the order in which they came.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sea_orm::sqlx;
+use sea_orm::sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+use wakala::id::{ClientId, Epoch};
+use wakala::message::Message;
+use wakala::session::Addressed;
+use wakala::time::Time;
+
+use super::batch::Batcher;
+use super::messages::read_properties;
+use super::sessions::qos_of;
+use super::{Error, Store, decision, timestamp};
+
+/// One publish, as far as it is to be stored.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// For whom, of those whose session outlives their connection.
+    pub to: Vec<(ClientId, Addressed)>,
+    /// It is its topic's retained message now, or with an empty payload removes that.
+    pub retain: Option<Arc<Message>>,
+    /// A packet identifier that its publisher used at QoS 2.
+    pub remember: Option<Remembered>,
+    /// It is the will of this connection.
+    pub will: Option<(ClientId, Epoch)>,
+    pub at: Time,
+}
+
+impl Publication {
+    /// One of which nothing is to be stored.
+    #[must_use]
+    pub fn at(at: Time) -> Self {
+        Self { to: Vec::new(), retain: None, remember: None, will: None, at }
+    }
+}
+
+/// A packet identifier of QoS 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    pub client: ClientId,
+    pub packet_id: NonZeroU16,
+}
+
+/// Stores publishes. For each the places in the queues of `to`; none where a session is gone.
+pub type Publications = Batcher<Publication, Vec<Option<i64>>>;
+
+/// Something that a client has done with a packet of QoS 2.
+#[derive(Clone, Debug)]
+pub enum Mark {
+    /// It released what it had published.
+    Forget(Remembered),
+    /// It has the delivery at this place.
+    Received { client: ClientId, epoch: Epoch, seq: i64 },
+}
+
+/// Stores marks. False when a later connection owns the session.
+pub type Marks = Batcher<Mark, bool>;
+
+/// The wait between tries while the database is away.
+const RETRY: Duration = Duration::from_millis(200);
+
+type RetainedRow = (String, i16, Vec<u8>, Option<Vec<u8>>, Option<OffsetDateTime>);
+
+impl Store {
+    /// A batcher that stores publishes, and then calls `stored` for each with its places, in their order: at most `room`
+    /// wait, at most `max` go into one commit. While the database is away
+    /// it tries again with the same ones, so that none overtakes another.
+    #[must_use]
+    pub fn publications(
+        &self,
+        room: usize,
+        max: usize,
+        stored: impl Fn(&Publication, &[Option<i64>]) + Send + Sync + 'static,
+    ) -> Publications {
+        let (store, stored) = (self.clone(), Arc::new(stored));
+        Batcher::new(self.handle(), room, max, move |publications| {
+            let (store, stored) = (store.clone(), Arc::clone(&stored));
+            let publications = Arc::new(publications);
+            async move {
+                loop {
+                    match store.publish(Arc::clone(&publications)).await {
+                        Err(Error::Away(why)) => {
+                            tracing::warn!(why, publishes = publications.len(), "publishes wait for the database");
+                            tokio::time::sleep(RETRY).await;
+                        }
+                        Ok(places) => {
+                            publications.iter().zip(&places).for_each(|(each, places)| stored(each, places));
+                            return Ok(places);
+                        }
+                        refused => return refused,
+                    }
+                }
+            }
+        })
+    }
+
+    async fn publish(&self, publications: Arc<Vec<Publication>>) -> Result<Vec<Vec<Option<i64>>>, Error> {
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let sent = settle_wills(&mut opened, &publications).await?;
+            let places = queue(&mut opened, &publications, &sent).await?;
+            retain(&mut opened, &publications).await?;
+            remember(&mut opened, &publications).await?;
+            opened.commit().await?;
+            Ok(places)
+        })
+        .await
+    }
+
+    /// A batcher for what clients have done with packets of QoS 2: at most `room` wait, at most `max` go into one commit.
+    #[must_use]
+    pub fn marks(&self, room: usize, max: usize) -> Marks {
+        let store = self.clone();
+        Batcher::new(self.handle(), room, max, move |marks| {
+            let store = store.clone();
+            async move { store.mark(marks).await }
+        })
+    }
+
+    async fn mark(&self, marks: Vec<Mark>) -> Result<Vec<bool>, Error> {
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let (mut forgets, mut received) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new(), Vec::new()));
+            for mark in &marks {
+                match mark {
+                    Mark::Forget(remembered) => {
+                        forgets.0.push(remembered.client.as_str().to_owned());
+                        forgets.1.push(i32::from(remembered.packet_id.get()));
+                    }
+                    Mark::Received { client, epoch, seq } => {
+                        received.0.push(client.as_str().to_owned());
+                        received.1.push(epoch.0);
+                        received.2.push(*seq);
+                    }
+                }
+            }
+            sqlx::query(
+                "delete from wakala.received r using unnest($1::text[], $2::integer[]) f (client_id, packet_id) \
+                 where r.client_id = f.client_id and r.packet_id = f.packet_id",
+            )
+            .bind(forgets.0)
+            .bind(forgets.1)
+            .execute(&mut *opened)
+            .await?;
+            let kept: Vec<(String, i64)> = sqlx::query_as(
+                "update wakala.message m set released = true \
+                 from unnest($1::text[], $2::bigint[], $3::bigint[]) r (client_id, epoch, seq) \
+                 join wakala.session s using (client_id) \
+                 where s.epoch = r.epoch and m.client_id = r.client_id and m.seq = r.seq returning m.client_id, m.seq",
+            )
+            .bind(received.0)
+            .bind(received.1)
+            .bind(received.2)
+            .fetch_all(&mut *opened)
+            .await?;
+            opened.commit().await?;
+            let kept: std::collections::BTreeSet<(String, i64)> = kept.into_iter().collect();
+            let done = marks.iter().map(|mark| match mark {
+                Mark::Forget(_) => true,
+                Mark::Received { client, seq, .. } => kept.contains(&(client.as_str().to_owned(), *seq)),
+            });
+            Ok(done.collect())
+        })
+        .await
+    }
+
+    /// All retained messages that are not over.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn retained(&self, now: Time) -> Result<Vec<Message>, Error> {
+        self.run(move |db| async move {
+            let rows: Vec<RetainedRow> = sqlx::query_as(
+                "select topic, qos, payload, properties, expires_at from wakala.retained \
+                 where expires_at is null or expires_at > $1",
+            )
+            .bind(timestamp(now))
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            let read = |(topic, qos, payload, properties, expires_at): RetainedRow| {
+                let properties = read_properties(properties)?;
+                let expires_at = expires_at.map(super::time_of);
+                let (topic, payload) = (topic.into(), payload.into());
+                Ok(Message { topic, payload, qos: qos_of(qos), retain: true, expires_at, properties })
+            };
+            rows.into_iter().map(read).collect()
+        })
+        .await
+    }
+}
+
+/// Deletes the rows of wills that are sent with this batch. For each publish whether it is to be sent: a will that another
+/// node has sent meanwhile is not.
+async fn settle_wills(db: &mut PgConnection, publications: &[Publication]) -> Result<Vec<bool>, Error> {
+    let wills: Vec<&(ClientId, Epoch)> = publications.iter().filter_map(|each| each.will.as_ref()).collect();
+    if wills.is_empty() {
+        return Ok(vec![true; publications.len()]);
+    }
+    let gone: Vec<(String, i64)> = sqlx::query_as(
+        "delete from wakala.will w using unnest($1::text[], $2::bigint[]) s (client_id, epoch) \
+         where w.client_id = s.client_id and w.epoch = s.epoch returning w.client_id, w.epoch",
+    )
+    .bind(wills.iter().map(|(client, _)| client.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(wills.iter().map(|(_, epoch)| epoch.0).collect::<Vec<_>>())
+    .fetch_all(&mut *db)
+    .await?;
+    sqlx::query(
+        "delete from wakala.session s where client_id = any($1) and not connected and expiry_s = 0 \
+         and not exists (select from wakala.terminal t where t.id = s.client_id) \
+         and not exists (select from wakala.will w where w.client_id = s.client_id)",
+    )
+    .bind(gone.iter().map(|(client, _)| client.clone()).collect::<Vec<_>>())
+    .execute(db)
+    .await?;
+    let ours = |will: &(ClientId, Epoch)| gone.iter().any(|(client, epoch)| *client == *will.0.as_str() && *epoch == will.1.0);
+    Ok(publications.iter().map(|each| each.will.as_ref().is_none_or(ours)).collect())
+}
+
+/// One message for one session, as a row.
+#[derive(Default)]
+struct Rows {
+    clients: Vec<String>,
+    seqs: Vec<i64>,
+    topics: Vec<String>,
+    qos: Vec<i16>,
+    retain: Vec<bool>,
+    payloads: Vec<Vec<u8>>,
+    properties: Vec<Option<Vec<u8>>>,
+    identifiers: Vec<String>,
+    expires: Vec<Option<OffsetDateTime>>,
+    at: Vec<OffsetDateTime>,
+}
+
+async fn queue(
+    db: &mut PgConnection,
+    publications: &[Publication],
+    sent: &[bool],
+) -> Result<Vec<Vec<Option<i64>>>, Error> {
+    let mut wanted: BTreeMap<&str, i64> = BTreeMap::new();
+    for (publication, _) in publications.iter().zip(sent).filter(|(_, sent)| **sent) {
+        for (client, _) in &publication.to {
+            *wanted.entry(client.as_str()).or_default() += 1;
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(publications.iter().map(|each| vec![None; each.to.len()]).collect());
+    }
+    let mut next = decision::draw_existing(db, &wanted).await?;
+    let (mut rows, mut places) = (Rows::default(), Vec::with_capacity(publications.len()));
+    for (publication, sent) in publications.iter().zip(sent) {
+        let mut at = Vec::with_capacity(publication.to.len());
+        for (client, addressed) in &publication.to {
+            let Some(seq) = next.get_mut(client.as_str()).filter(|_| *sent) else {
+                at.push(None);
+                continue;
+            };
+            rows.push(client, *seq, addressed, timestamp(publication.at));
+            at.push(Some(*seq));
+            *seq += 1;
+        }
+        places.push(at);
+    }
+    rows.insert(db).await?;
+    Ok(places)
+}
+
+impl Rows {
+    fn push(&mut self, client: &ClientId, seq: i64, addressed: &Addressed, at: OffsetDateTime) {
+        let message = &addressed.message;
+        self.clients.push(client.as_str().to_owned());
+        self.seqs.push(seq);
+        self.topics.push(message.topic.to_string());
+        self.qos.push(message.qos.min(addressed.qos) as i16);
+        self.retain.push(addressed.retain);
+        self.payloads.push(message.payload.to_vec());
+        self.properties.push(message.properties.as_ref().map(|properties| properties.to_bytes()));
+        // An array of arrays would have to be rectangular.
+        let identifiers: Vec<String> = addressed.identifiers.iter().map(ToString::to_string).collect();
+        self.identifiers.push(format!("{{{}}}", identifiers.join(",")));
+        self.expires.push(message.expires_at.map(timestamp));
+        self.at.push(at);
+    }
+
+    async fn insert(self, db: &mut PgConnection) -> Result<(), Error> {
+        sqlx::query(
+            "insert into wakala.message (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at) \
+             select client_id, seq, topic, qos, retain, payload, properties, identifiers::integer[], expires_at, at \
+             from unnest($1::text[], $2::bigint[], $3::text[], $4::smallint[], $5::bool[], $6::bytea[], $7::bytea[], \
+             $8::text[], $9::timestamptz[], $10::timestamptz[]) \
+             m (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at)",
+        )
+        .bind(self.clients)
+        .bind(self.seqs)
+        .bind(self.topics)
+        .bind(self.qos)
+        .bind(self.retain)
+        .bind(self.payloads)
+        .bind(self.properties)
+        .bind(self.identifiers)
+        .bind(self.expires)
+        .bind(self.at)
+        .execute(db)
+        .await?;
+        Ok(())
+    }
+}
+
+async fn retain(db: &mut PgConnection, publications: &[Publication]) -> Result<(), Error> {
+    // Of several for one topic the last counts; sorted, so that two nodes lock in one order.
+    let last: BTreeMap<&str, (&Message, Time)> = publications
+        .iter()
+        .filter_map(|each| each.retain.as_ref().map(|message| (&*message.topic, (&**message, each.at))))
+        .collect();
+    if last.is_empty() {
+        return Ok(());
+    }
+    let (kept, gone): (Vec<_>, Vec<_>) = last.into_iter().partition(|(_, (message, _))| !message.payload.is_empty());
+    sqlx::query(
+        "insert into wakala.retained (topic, qos, payload, properties, expires_at, at) \
+         select * from unnest($1::text[], $2::smallint[], $3::bytea[], $4::bytea[], $5::timestamptz[], $6::timestamptz[]) \
+         on conflict (topic) do update set qos = excluded.qos, payload = excluded.payload, \
+         properties = excluded.properties, expires_at = excluded.expires_at, at = excluded.at",
+    )
+    .bind(kept.iter().map(|(topic, _)| (*topic).to_owned()).collect::<Vec<_>>())
+    .bind(kept.iter().map(|(_, (message, _))| message.qos as i16).collect::<Vec<_>>())
+    .bind(kept.iter().map(|(_, (message, _))| message.payload.to_vec()).collect::<Vec<_>>())
+    .bind(kept.iter().map(|(_, (message, _))| message.properties.as_ref().map(|p| p.to_bytes())).collect::<Vec<_>>())
+    .bind(kept.iter().map(|(_, (message, _))| message.expires_at.map(timestamp)).collect::<Vec<_>>())
+    .bind(kept.iter().map(|(_, (_, at))| timestamp(*at)).collect::<Vec<_>>())
+    .execute(&mut *db)
+    .await?;
+    sqlx::query("delete from wakala.retained where topic = any($1)")
+        .bind(gone.iter().map(|(topic, _)| (*topic).to_owned()).collect::<Vec<_>>())
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+async fn remember(db: &mut PgConnection, publications: &[Publication]) -> Result<(), Error> {
+    let remembered: Vec<&Remembered> = publications.iter().filter_map(|each| each.remember.as_ref()).collect();
+    if remembered.is_empty() {
+        return Ok(());
+    }
+    // A session that has ended meanwhile needs none.
+    sqlx::query(
+        "insert into wakala.received (client_id, packet_id) \
+         select r.* from unnest($1::text[], $2::integer[]) r (client_id, packet_id) \
+         where exists (select from wakala.session s where s.client_id = r.client_id) on conflict do nothing",
+    )
+    .bind(remembered.iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(remembered.iter().map(|each| i32::from(each.packet_id.get())).collect::<Vec<_>>())
+    .execute(db)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Wills (3.1.2.5): kept with the session from CONNECT on, so that one whose node died is sent all the same.
+//!
+//! A row is of one connection. It is deleted when the client takes its leave, or when its delay is not over and the client
+//! is back; it falls due at the end of the connection, after the delay or with the session, whichever is first
+//! [MQTT-3.1.3-9]. Whoever sends it deletes it in the commit that carries the message.
+
+use std::time::Duration;
+
+use ntex_mqtt::v5::codec::LastWill;
+use sea_orm::sqlx;
+use sea_orm::sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+use wakala::id::{ClientId, Epoch};
+use wakala::message::{Message, Properties};
+use wakala::time::Time;
+
+use super::messages::read_properties;
+use super::sessions::{Ended, qos_of};
+use super::{Error, Store, timestamp};
+
+/// A will that is to be sent.
+#[derive(Clone, Debug)]
+pub struct Will {
+    pub client: ClientId,
+    pub epoch: Epoch,
+    pub message: Message,
+}
+
+type Row = (String, i64, String, i16, bool, Vec<u8>, Option<Vec<u8>>, Option<i64>);
+
+impl Store {
+    /// At most `limit` wills that are due, oldest first. Their rows stay until they are sent.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn wills_due(&self, now: Time, limit: u32) -> Result<Vec<Will>, Error> {
+        self.run(move |db| async move {
+            let rows: Vec<Row> = sqlx::query_as(
+                "select client_id, epoch, topic, qos, retain, payload, properties, expiry_s from wakala.will \
+                 where due_at <= $1 order by due_at limit $2",
+            )
+            .bind(timestamp(now))
+            .bind(i64::from(limit))
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            rows.into_iter().map(|row| read(row, now)).collect()
+        })
+        .await
+    }
+}
+
+fn read((client, epoch, topic, qos, retain, payload, properties, expiry_s): Row, now: Time) -> Result<Will, Error> {
+    let seconds = |seconds: i64| now + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    let message = Message {
+        topic: topic.into(),
+        payload: payload.into(),
+        qos: qos_of(qos),
+        retain,
+        expires_at: expiry_s.map(seconds),
+        properties: read_properties(properties)?,
+    };
+    let client = ClientId::new(&client).map_err(|error| Error::Broken(error.to_string()))?;
+    Ok(Will { client, epoch: Epoch(epoch), message })
+}
+
+/// A CONNECT came: wills of earlier connections are sent now, or not at all if the session goes on before their delay is
+/// over.
+pub(super) async fn overtake(
+    db: &mut PgConnection,
+    client: &ClientId,
+    present: bool,
+    now: OffsetDateTime,
+) -> Result<(), Error> {
+    sqlx::query("delete from wakala.will where client_id = $1 and $2 and delay_s > 0 and (due_at is null or due_at > $3)")
+        .bind(client.as_str())
+        .bind(present)
+        .bind(now)
+        .execute(&mut *db)
+        .await?;
+    sqlx::query("update wakala.will set due_at = $2 where client_id = $1 and (due_at is null or due_at > $2)")
+        .bind(client.as_str())
+        .bind(now)
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn keep(db: &mut PgConnection, client: &ClientId, epoch: Epoch, will: &LastWill) -> Result<(), Error> {
+    let properties = Properties {
+        is_utf8_payload: will.is_utf8_payload.unwrap_or(false),
+        content_type: will.content_type.clone(),
+        response_topic: will.response_topic.clone(),
+        correlation_data: will.correlation_data.clone(),
+        user_properties: will.user_properties.clone(),
+    };
+    sqlx::query(
+        "insert into wakala.will (client_id, epoch, topic, qos, retain, payload, properties, expiry_s, delay_s) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(client.as_str())
+    .bind(epoch.0)
+    .bind(&*will.topic)
+    .bind(will.qos as i16)
+    .bind(will.retain)
+    .bind(will.message.to_vec())
+    .bind((properties != Properties::default()).then(|| properties.to_bytes()))
+    .bind(will.message_expiry_interval.map(|seconds| i64::from(seconds.get())))
+    .bind(will.will_delay_interval_sec.map_or(0, i64::from))
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Connections have ended: their wills fall due, or are gone with the client's leave.
+pub(super) async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<(), Error> {
+    sqlx::query(
+        "with e as (select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bool[], $5::timestamptz[]) \
+           as e (client_id, epoch, expiry_s, sent, at)), \
+         gone as (delete from wakala.will w using e where w.client_id = e.client_id and w.epoch = e.epoch and not e.sent) \
+         update wakala.will w set due_at = e.at + make_interval(secs => least(w.delay_s, e.expiry_s)) \
+         from e where w.client_id = e.client_id and w.epoch = e.epoch and w.due_at is null and e.sent",
+    )
+    .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| e.epoch.0).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| i64::from(e.expiry_s)).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| e.will).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| timestamp(e.at)).collect::<Vec<_>>())
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Connections have ended with their node.
+pub(super) async fn node_died(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Result<(), Error> {
+    sqlx::query(
+        "update wakala.will w set due_at = $2 + make_interval(secs => least(w.delay_s, s.expiry_s)) \
+         from wakala.session s where s.node = $1 and s.connected and w.client_id = s.client_id and w.epoch = s.epoch \
+         and w.due_at is null",
+    )
+    .bind(node)
+    .bind(now)
+    .execute(db)
+    .await?;
+    Ok(())
+}
