@@ -8,7 +8,9 @@ use std::time::Duration;
 use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::{ConnectAckReason, DisconnectReasonCode as Reason, Packet};
 use wakala::session::connect::{Terms, refuse};
-use wakala::session::{Beyond, Change, Delivery, Effect, Event as Twinned, Limits, Loaded, Session as Twin, Version};
+use wakala::session::{
+    Beyond, Change, Delivery, Effect, Event as Twinned, Limits, Loaded, Rights, Session as Twin, Version, What,
+};
 use wakala::time::Time;
 
 use super::mqtt::{Mqtt, Raised};
@@ -65,6 +67,9 @@ pub(crate) const LIMITS: Limits = Limits {
     inbound_max: count(3),
     outbound_max: count(2),
     admitting_max: count(1),
+    unreleased_max: count(3),
+    direct_max: count(1),
+    topic_alias_max: 0,
     page: count(3),
     ack_within: Duration::from_secs(20),
 };
@@ -113,7 +118,7 @@ impl Node {
             Event::Marked(_, Ok(false), _) => return self.session(wire, TAKEN_OVER, stage),
             Event::Marked(seq, Err(error), wait) => return self.retry(wire, Again::Mark(seq), error, wait, stage),
             Event::Again(again, wait) => return self.again(wire, again, (wait * 2).min(RETRY_MAX), stage),
-            Event::Hint(seq, envelope) => Twinned::Hint { seq, receipt: Some(Bytes::from(envelope)) },
+            Event::Hint(seq, envelope) => Twinned::Hint { seq, what: Some(What::Receipt(Bytes::from(envelope))) },
             Event::Look => Twinned::Look,
             Event::Wake => {
                 session.wakes_at = None;
@@ -156,7 +161,7 @@ impl Node {
         let Some(enrolled) = stage.village.enrolled(&connect.client_id).cloned() else {
             return self.end_session(wire, stage);
         };
-        let terms = Terms::of(connect, version, &LIMITS).expect("terminals here ask for what is offered");
+        let terms = Terms::of(connect, version, &LIMITS, &Rights::Terminal).expect("terminals here ask for what is offered");
         let opening = Opening {
             terminal: enrolled.id.clone(),
             node: self.no,
@@ -184,7 +189,7 @@ impl Node {
             return self.end_session(wire, stage);
         };
         let terminal = enrolled.id;
-        let mut twin = Twin::load(terminal.clone(), terms, &LIMITS, loaded, stage.now);
+        let mut twin = Twin::load((&terminal).into(), Rights::Terminal, terms, &LIMITS, loaded, stage.now);
         session.epoch = epoch;
         match self.registry.get(&terminal) {
             Some(&(present, _)) if present > epoch => {
@@ -220,11 +225,14 @@ impl Node {
                 Effect::Publish(publish, payload) => {
                     stage.send(wire, 1, Payload::Mqtt(Mqtt::publish(version, publish, payload)));
                 }
-                Effect::Admit { ticket, payload } => self.admit(wire, ticket, enrolled, payload, stage),
+                Effect::Admit { ticket, payload, remember: _ } => self.admit(wire, ticket, enrolled, payload, stage),
                 Effect::Store(change) => self.again(wire, Again::Store(change), RETRY_MIN, stage),
                 Effect::Acked { seq, receipt: _ } => self.again(wire, Again::Mark(seq), RETRY_MIN, stage),
                 Effect::Fetch { beyond, max } => self.again(wire, Again::Fetch(beyond, max), RETRY_MIN, stage),
-                Effect::TooLarge { .. } => {}
+                Effect::TooLarge { .. } | Effect::Subscribed { .. } | Effect::Unsubscribed { .. } => {}
+                Effect::Route { .. } | Effect::Forget { .. } | Effect::Received { .. } | Effect::Dropped => {
+                    unreachable!("a terminal here uses neither QoS 2 nor other topics: {effect:?}")
+                }
                 Effect::Close(why) => {
                     self.told(&enrolled.id, || format!("closes: {why}"), stage);
                     self.end_session(wire, stage);

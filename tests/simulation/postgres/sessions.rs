@@ -95,6 +95,8 @@ impl Postgres {
             Loaded {
                 present,
                 subscriptions: row.subscriptions.clone(),
+                // No terminal of this village asks at QoS 2.
+                received: Vec::new(),
                 sent_to: row.sent_to.unwrap_or(row.next_seq - 1),
             }
         } else {

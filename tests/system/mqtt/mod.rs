@@ -87,6 +87,7 @@ impl Broker {
         let taken = Arc::<Taken>::default();
         let sessions = Sessions::new(sessions::Deps {
             options: sessions::Options::default(),
+            open: Default::default(),
             node: "n1".to_owned(),
             store: store.clone(),
             intake: Arc::new(Edge(Arc::clone(&taken))),

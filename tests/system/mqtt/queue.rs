@@ -104,8 +104,8 @@ async fn a_session_whose_time_is_over_is_gone_and_its_receipts_are_not() {
     until(&database, "select connected from wakala.session", "f").await;
     queue_receipt(&database, "T1", "a");
     let later = wakala_system_tests::now() + std::time::Duration::from_secs(7200);
-    assert_eq!(broker.store.expire_sessions(later, 10).await, Ok(1));
-    assert_eq!(broker.store.expire_sessions(later, 10).await, Ok(0));
+    assert_eq!(broker.store.expire_sessions(later, 10).await, Ok(vec![client("T1")]));
+    assert_eq!(broker.store.expire_sessions(later, 10).await, Ok(vec![]));
     assert_eq!(database.rows("select count(*) from wakala.subscription"), "0");
     let (mut wire, connack) = Wire::connect(broker.plain(), true, "T1", false).await;
     assert_eq!(connack, [0, 0]);
@@ -118,10 +118,19 @@ async fn a_session_whose_time_is_over_is_gone_and_its_receipts_are_not() {
 async fn a_session_that_was_overtaken_at_another_node_ends_and_its_receipt_arrives() {
     let database = Database::new();
     let broker = Broker::start(&database, None).await;
-    let terminal = broker.enrol("T1").await;
+    broker.enrol("T1").await;
     let (mut wire, _) = Wire::connect(broker.plain(), true, "T1", false).await;
     assert_eq!(wire.subscribe("r/T1", 1).await, 1);
-    let late = Opening { client: terminal, node: "n2".to_owned(), clean_start: false, expiry_s: 3600, at: now() };
+    let late = Opening {
+        client: client("T1"),
+        guest: false,
+        node: "n2".to_owned(),
+        above: wakala::id::Epoch(0),
+        will: None,
+        clean_start: false,
+        expiry_s: 3600,
+        at: now(),
+    };
     broker.store.open_session(late).await.expect("opened");
     broker.store.forget_connections("n2", now()).await.expect("and gone");
     queue_receipt(&database, "T1", "a");
@@ -132,4 +141,8 @@ async fn a_session_that_was_overtaken_at_another_node_ends_and_its_receipt_arriv
     let (mut wire, connack) = Wire::connect(broker.plain(), true, "T1", false).await;
     assert_eq!(connack, [1, 0]);
     assert_eq!(wire.delivery().await, (true, 1, "a".to_owned()), "how far the other node sent, nobody can say: DUP");
+}
+
+fn client(name: &str) -> wakala::id::ClientId {
+    wakala::id::ClientId::new(name).expect("short")
 }

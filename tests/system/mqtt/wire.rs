@@ -351,7 +351,7 @@ async fn a_later_connection_takes_over_and_the_earlier_one_is_fenced() {
     broker.connected(1).await;
     // What the first connection still writes changes nothing.
     let late = wakala::session::Change::Unsubscribe(vec!["r/T1".into()]);
-    let fenced = broker.store.change_subscriptions(&t1, wakala::id::Epoch(1), late).await;
+    let fenced = broker.store.change_subscriptions(&(&t1).into(), wakala::id::Epoch(1), late).await;
     assert!(matches!(fenced, Err(wakala_node::store::Error::Fenced(_))), "{fenced:?}");
     assert_eq!(database.rows("select epoch, connected from wakala.session where client_id = 'T1'"), "2|t");
     super::queue_receipt(&database, "T1", "one");
