@@ -22,7 +22,7 @@ use wakala::time::Time;
 use wakala::topics::{Granted, Match, Retained, Subscriptions, shared};
 
 use crate::session::{Deliver, Hint, Session};
-use crate::store::publications::{Publication, Publications, Remembered};
+use crate::store::publications::{Publication, Publications, Remembered, Stored};
 use crate::store::{Error, Store};
 
 /// A general broker, with no bank behind it.
@@ -110,22 +110,35 @@ impl Shared {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count(&self, which: impl Fn(&Counts) -> &AtomicU64) {
+    fn count(&self, which: impl FnOnce(&Counts) -> &AtomicU64) {
         which(&self.counts).fetch_add(1, Ordering::Relaxed);
     }
 
     /// After a commit, in its order: whoever is there is told, and has the message already.
-    fn hint(&self, publication: &Publication, places: &[Option<i64>]) {
+    fn stored(&self, publication: &Publication, stored: &Stored) {
+        let Stored::At(places) = stored else { return };
         let table = self.read();
         for ((client, addressed), seq) in publication.to.iter().zip(places) {
             let Some(seq) = seq else { continue };
             self.count(|counts| &counts.stored);
-            if let Some((_, addr)) = table.clients.get(client).and_then(|client| client.connected.as_ref()) {
-                if addr.try_send(Hint(Some((*seq, Some(What::Message(addressed.clone())))))).is_err() {
-                    self.unhinted.lock().unwrap_or_else(PoisonError::into_inner).insert(client.clone());
-                }
+            if let Some(addr) = table.addr(client)
+                && addr.try_send(Hint(Some((*seq, Some(What::Message(addressed.clone())))))).is_err()
+            {
+                self.unhinted.lock().unwrap_or_else(PoisonError::into_inner).insert(client.clone());
             }
         }
+        for (client, addressed) in &publication.then {
+            self.hand(table.addr(client), addressed.clone());
+        }
+    }
+
+    /// Hands a message that is not stored to a session.
+    fn hand(&self, to: Option<&Addr<Session>>, addressed: Addressed) {
+        self.count(|counts| match to {
+            None => &counts.away,
+            Some(addr) if addr.try_send(Deliver(addressed)).is_ok() => &counts.direct,
+            Some(_) => &counts.full,
+        });
     }
 }
 
@@ -135,9 +148,9 @@ impl Router {
     pub fn new(options: &Options, store: &Store) -> Self {
         let table = Arc::<Shared>::default();
         let hints: Weak<Shared> = Arc::downgrade(&table);
-        let publications = store.publications(options.waiting_max, options.batch_max, move |publication, places| {
+        let publications = store.publications(options.waiting_max, options.batch_max, move |publication, stored| {
             if let Some(shared) = hints.upgrade() {
-                shared.hint(publication, places);
+                shared.stored(publication, stored);
             }
         });
         Self(Arc::new(Inner { table, retained: RwLock::default(), publications }))
@@ -244,7 +257,9 @@ impl Router {
         now: Time,
     ) -> Option<Publication> {
         self.0.table.count(|counts| &counts.published);
-        let to = self.send(publisher, message);
+        // At QoS 2 nobody has it before it is sure that it did not come before.
+        let waits = remember.is_some();
+        let (to, then) = self.send(publisher, message, waits);
         let retain = message.retain.then(|| Arc::clone(message));
         if let Some(message) = &retain {
             self.retain(message);
@@ -252,7 +267,7 @@ impl Router {
         let remember = publisher.zip(remember);
         let remember = remember.map(|(client, packet_id)| Remembered { client: client.clone(), packet_id });
         let stored = !to.is_empty() || retain.is_some() || remember.is_some();
-        stored.then_some(Publication { to, retain, remember, will: None, at: now })
+        stored.then_some(Publication { to, then, retain, remember, will: None, at: now })
     }
 
     /// Done when it is stored.
@@ -268,7 +283,7 @@ impl Router {
         let unhinted = std::mem::take(&mut *self.0.table.unhinted.lock().unwrap_or_else(PoisonError::into_inner));
         let table = self.0.table.read();
         for client in unhinted {
-            if let Some((_, addr)) = table.clients.get(&client).and_then(|client| client.connected.as_ref())
+            if let Some(addr) = table.addr(&client)
                 && addr.try_send(Hint(None)).is_err()
             {
                 self.0.table.unhinted.lock().unwrap_or_else(PoisonError::into_inner).insert(client);
@@ -281,29 +296,24 @@ impl Router {
         self.0.table.count(|counts| &counts.full);
     }
 
-    /// To whoever is there; gives for whom it is to be stored.
-    fn send(&self, publisher: Option<&ClientId>, message: &Arc<Published>) -> Vec<(ClientId, Addressed)> {
-        let (shared, mut found, mut to) = (&self.0.table, Vec::new(), Vec::new());
+    /// To whoever is there, unless that `waits`; gives for whom it is to be stored, and who waits.
+    fn send(&self, publisher: Option<&ClientId>, message: &Arc<Published>, waits: bool) -> (To, To) {
+        let (shared, mut found, mut to, mut then) = (&self.0.table, Vec::new(), Vec::new(), Vec::new());
         let table = shared.read();
-        let able = |client: &ClientId| table.clients.get(client).is_some_and(|client| client.connected.is_some());
-        table.subscriptions.route(&message.topic, publisher, able, &mut found);
+        table.subscriptions.route(&message.topic, publisher, |client| table.addr(client).is_some(), &mut found);
         for Match { client, qos, retain_as_published, identifiers, .. } in found {
             let Some(present) = table.clients.get(&client) else { continue };
             let retain = retain_as_published && message.retain;
             let addressed = Addressed { message: Arc::clone(message), qos, retain, identifiers };
             if present.kept && message.qos.min(qos) != QoS::AtMostOnce {
                 to.push((client, addressed));
-                continue;
+            } else if waits {
+                then.push((client, addressed));
+            } else {
+                shared.hand(table.addr(&client), addressed);
             }
-            let counts = &shared.counts;
-            let count = match &present.connected {
-                None => &counts.away,
-                Some((_, addr)) if addr.try_send(Deliver(addressed)).is_ok() => &counts.direct,
-                Some(_) => &counts.full,
-            };
-            count.fetch_add(1, Ordering::Relaxed);
         }
-        to
+        (to, then)
     }
 
     fn retain(&self, message: &Arc<Published>) {
@@ -316,6 +326,9 @@ impl Router {
     }
 }
 
+/// Clients, and how each is to be sent a message.
+type To = Vec<(ClientId, Addressed)>;
+
 impl Client {
     fn away() -> Self {
         Self { filters: Vec::new(), kept: true, connected: None }
@@ -323,6 +336,10 @@ impl Client {
 }
 
 impl Table {
+    fn addr(&self, client: &ClientId) -> Option<&Addr<Session>> {
+        self.clients.get(client)?.connected.as_ref().map(|(_, addr)| addr)
+    }
+
     fn subscribe(&mut self, client: &ClientId, new: &Subscription) {
         let granted = Granted { options: new.options, identifier: new.identifier };
         let Some(present) = self.clients.get_mut(client) else { return };

@@ -1,7 +1,7 @@
 //! What clients publish, as far as it is to be stored: for sessions that outlive their connection, as retained messages,
 //! and packet identifiers of QoS 2. Many publishes go into one commit, in the order in which they came.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,8 @@ use super::{Error, Store, decision, timestamp};
 pub struct Publication {
     /// For whom, of those whose session outlives their connection.
     pub to: Vec<(ClientId, Addressed)>,
+    /// To whom it is handed when it is stored, of the others: a message at QoS 2 that came before is for nobody.
+    pub then: Vec<(ClientId, Addressed)>,
     /// It is its topic's retained message now, or with an empty payload removes that.
     pub retain: Option<Arc<Message>>,
     /// A packet identifier that its publisher used at QoS 2.
@@ -37,7 +39,7 @@ impl Publication {
     /// One of which nothing is to be stored.
     #[must_use]
     pub fn at(at: Time) -> Self {
-        Self { to: Vec::new(), retain: None, remember: None, will: None, at }
+        Self { to: Vec::new(), then: Vec::new(), retain: None, remember: None, will: None, at }
     }
 }
 
@@ -48,8 +50,17 @@ pub struct Remembered {
     pub packet_id: NonZeroU16,
 }
 
-/// Stores publishes. For each the places in the queues of `to`; none where a session is gone.
-pub type Publications = Batcher<Publication, Vec<Option<i64>>>;
+/// What became of a publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// In these places of the queues of [`Publication::to`]; none where a session is gone.
+    At(Vec<Option<i64>>),
+    /// It is stored already: its publisher sent it again while it was on its way, or another node sent the will.
+    Before,
+}
+
+/// Stores publishes.
+pub type Publications = Batcher<Publication, Stored>;
 
 /// Something that a client has done with a packet of QoS 2.
 #[derive(Clone, Debug)]
@@ -69,7 +80,7 @@ const RETRY: Duration = Duration::from_millis(200);
 type RetainedRow = (String, i16, Vec<u8>, Option<Vec<u8>>, Option<OffsetDateTime>);
 
 impl Store {
-    /// A batcher that stores publishes, and then calls `stored` for each with its places, in their order: at most `room`
+    /// A batcher that stores publishes, and then calls `stored` for each, in their order: at most `room`
     /// wait, at most `max` go into one commit. While the database is away
     /// it tries again with the same ones, so that none overtakes another.
     #[must_use]
@@ -77,7 +88,7 @@ impl Store {
         &self,
         room: usize,
         max: usize,
-        stored: impl Fn(&Publication, &[Option<i64>]) + Send + Sync + 'static,
+        stored: impl Fn(&Publication, &Stored) + Send + Sync + 'static,
     ) -> Publications {
         let (store, stored) = (self.clone(), Arc::new(stored));
         Batcher::new(self.handle(), room, max, move |publications| {
@@ -90,9 +101,9 @@ impl Store {
                             tracing::warn!(why, publishes = publications.len(), "publishes wait for the database");
                             tokio::time::sleep(RETRY).await;
                         }
-                        Ok(places) => {
-                            publications.iter().zip(&places).for_each(|(each, places)| stored(each, places));
-                            return Ok(places);
+                        Ok(all) => {
+                            publications.iter().zip(&all).for_each(|(each, one)| stored(each, one));
+                            return Ok(all);
                         }
                         refused => return refused,
                     }
@@ -101,15 +112,16 @@ impl Store {
         })
     }
 
-    async fn publish(&self, publications: Arc<Vec<Publication>>) -> Result<Vec<Vec<Option<i64>>>, Error> {
+    async fn publish(&self, publications: Arc<Vec<Publication>>) -> Result<Vec<Stored>, Error> {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
-            let sent = settle_wills(&mut opened, &publications).await?;
-            let places = queue(&mut opened, &publications, &sent).await?;
-            retain(&mut opened, &publications).await?;
-            remember(&mut opened, &publications).await?;
+            let wills = settle_wills(&mut opened, &publications).await?;
+            let identifiers = remember(&mut opened, &publications).await?;
+            let new: Vec<bool> = wills.into_iter().zip(identifiers).map(|(will, identifier)| will && identifier).collect();
+            let stored = queue(&mut opened, &publications, &new).await?;
+            retain(&mut opened, &publications, &new).await?;
             opened.commit().await?;
-            Ok(places)
+            Ok(stored)
         })
         .await
     }
@@ -161,7 +173,7 @@ impl Store {
             .fetch_all(&mut *opened)
             .await?;
             opened.commit().await?;
-            let kept: std::collections::BTreeSet<(String, i64)> = kept.into_iter().collect();
+            let kept: BTreeSet<(String, i64)> = kept.into_iter().collect();
             let done = marks.iter().map(|mark| match mark {
                 Mark::Forget(_) => true,
                 Mark::Received { client, seq, .. } => kept.contains(&(client.as_str().to_owned(), *seq)),
@@ -238,37 +250,37 @@ struct Rows {
     at: Vec<OffsetDateTime>,
 }
 
-async fn queue(
-    db: &mut PgConnection,
-    publications: &[Publication],
-    sent: &[bool],
-) -> Result<Vec<Vec<Option<i64>>>, Error> {
+async fn queue(db: &mut PgConnection, publications: &[Publication], new: &[bool]) -> Result<Vec<Stored>, Error> {
     let mut wanted: BTreeMap<&str, i64> = BTreeMap::new();
-    for (publication, _) in publications.iter().zip(sent).filter(|(_, sent)| **sent) {
+    for (publication, _) in publications.iter().zip(new).filter(|(_, new)| **new) {
         for (client, _) in &publication.to {
             *wanted.entry(client.as_str()).or_default() += 1;
         }
     }
-    if wanted.is_empty() {
-        return Ok(publications.iter().map(|each| vec![None; each.to.len()]).collect());
+    let mut next = BTreeMap::new();
+    if !wanted.is_empty() {
+        next = decision::draw_existing(db, &wanted).await?;
     }
-    let mut next = decision::draw_existing(db, &wanted).await?;
-    let (mut rows, mut places) = (Rows::default(), Vec::with_capacity(publications.len()));
-    for (publication, sent) in publications.iter().zip(sent) {
-        let mut at = Vec::with_capacity(publication.to.len());
-        for (client, addressed) in &publication.to {
-            let Some(seq) = next.get_mut(client.as_str()).filter(|_| *sent) else {
-                at.push(None);
-                continue;
-            };
-            rows.push(client, *seq, addressed, timestamp(publication.at));
-            at.push(Some(*seq));
-            *seq += 1;
+    let mut rows = Rows::default();
+    let stored = publications.iter().zip(new).map(|(publication, new)| {
+        if !new {
+            return Stored::Before;
         }
-        places.push(at);
+        let at = timestamp(publication.at);
+        let places = publication.to.iter().map(|(client, addressed)| {
+            let seq = next.get_mut(client.as_str())?;
+            let place = *seq;
+            rows.push(client, place, addressed, at);
+            *seq += 1;
+            Some(place)
+        });
+        Stored::At(places.collect())
+    });
+    let stored = stored.collect();
+    if !rows.clients.is_empty() {
+        rows.insert(db).await?;
     }
-    rows.insert(db).await?;
-    Ok(places)
+    Ok(stored)
 }
 
 impl Rows {
@@ -312,11 +324,13 @@ impl Rows {
     }
 }
 
-async fn retain(db: &mut PgConnection, publications: &[Publication]) -> Result<(), Error> {
+async fn retain(db: &mut PgConnection, publications: &[Publication], new: &[bool]) -> Result<(), Error> {
     // Of several for one topic the last counts; sorted, so that two nodes lock in one order.
     let last: BTreeMap<&str, (&Message, Time)> = publications
         .iter()
-        .filter_map(|each| each.retain.as_ref().map(|message| (&*message.topic, (&**message, each.at))))
+        .zip(new)
+        .filter(|(_, new)| **new)
+        .filter_map(|(each, _)| each.retain.as_ref().map(|message| (&*message.topic, (&**message, each.at))))
         .collect();
     if last.is_empty() {
         return Ok(());
@@ -343,20 +357,28 @@ async fn retain(db: &mut PgConnection, publications: &[Publication]) -> Result<(
     Ok(())
 }
 
-async fn remember(db: &mut PgConnection, publications: &[Publication]) -> Result<(), Error> {
+/// Remembers identifiers. For each publish whether it is to be sent: at QoS 2 it is not if its identifier is known, for then
+/// its publisher has sent it again, on a later connection, while it was on its way.
+async fn remember(db: &mut PgConnection, publications: &[Publication]) -> Result<Vec<bool>, Error> {
     let remembered: Vec<&Remembered> = publications.iter().filter_map(|each| each.remember.as_ref()).collect();
     if remembered.is_empty() {
-        return Ok(());
+        return Ok(vec![true; publications.len()]);
     }
-    // A session that has ended meanwhile needs none.
-    sqlx::query(
+    let added: Vec<(String, i32)> = sqlx::query_as(
         "insert into wakala.received (client_id, packet_id) \
          select r.* from unnest($1::text[], $2::integer[]) r (client_id, packet_id) \
-         where exists (select from wakala.session s where s.client_id = r.client_id) on conflict do nothing",
+         where exists (select from wakala.session s where s.client_id = r.client_id) \
+         order by 1, 2 on conflict do nothing returning client_id, packet_id",
     )
     .bind(remembered.iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
     .bind(remembered.iter().map(|each| i32::from(each.packet_id.get())).collect::<Vec<_>>())
-    .execute(db)
+    .fetch_all(db)
     .await?;
-    Ok(())
+    let mut added: BTreeSet<(String, i32)> = added.into_iter().collect();
+    // Of two in one batch the first is the one.
+    let new = |each: &Remembered| added.remove(&(each.client.as_str().to_owned(), i32::from(each.packet_id.get())));
+    Ok(publications.iter().map(|each| each.remember.as_ref()).map({
+        let mut new = new;
+        move |remembered| remembered.is_none_or(&mut new)
+    }).collect())
 }

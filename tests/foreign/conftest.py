@@ -1,7 +1,7 @@
-"""One installation for all foreign tests of a run."""
+"""One bank and one general broker for all foreign tests of a run."""
 import pytest
 
-from installation import Installation
+from installation import ROOT, VAR, Installation, Node, free_port
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +13,17 @@ def wakala(tmp_path_factory):
     finally:
         installation.close()
         installation.write_secrets()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory):
+    """A general broker, of config/open.toml."""
+    port = free_port()
+    profile = ["--config", ROOT / "config/open.toml", "--port", str(port)]
+    node = Node(tmp_path_factory.mktemp("broker"), VAR / "foreign-broker", "wakala_open", *profile)
+    node.port = port
+    try:
+        node.start_node(first=True)
+        yield node
+    finally:
+        node.close()

@@ -104,88 +104,25 @@ class Terminal:
         return self.counter
 
 
-class Installation:
-    """Everything that runs, and the folder where it keeps its things."""
+class Node:
+    """One that scripts/run --server-only starts, with its private Postgres."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        self.output = VAR / "foreign"
-        shutil.rmtree(self.output, ignore_errors=True)
-        self.output.mkdir(parents=True)
-        self.journal = self.output / "core.jsonl"
+    def __init__(self, folder, output, database, *arguments, **environment):
+        self.folder, self.output, self.arguments = folder, output, ["--database", database, *arguments]
+        self.output.mkdir(parents=True, exist_ok=True)
         self.admin = free_port()
-        self.secrets = []
-        self.script = self.core = None
+        self.environment = {"WAKALA_VAR": str(folder), "WAKALA_ADMIN__ADDRESS": f"127.0.0.1:{self.admin}", **environment}
+        self.script = None
         self.own_postgres = subprocess.run(
             [ROOT / "scripts/postgres", "status"], capture_output=True, check=False, timeout=60
         ).returncode
-        self.terminals = 0
-
-    def set_up(self):
         postgres("start")
-        sql("postgres", f"drop database if exists {DATABASE} with (force)", "postgres")
-        self.papers()
-        core_port = self.start_core()
-        (self.folder / "wakala.toml").write_text(self.configuration(core_port), encoding="utf-8")
-        self.start_node(first=True)
-        self.make_keys()
-        self.wakala("ledger", "floor", AGENT, f"-{CREDIT_LINE}", fails="no account")
-        # A node reads its keys when it starts.
-        self.stop_node()
-        self.start_node()
-
-    def configuration(self, core_port):
-        return f"""
-[node]
-sandbox = true
-[listener]
-plain = "127.0.0.1:{free_port()}"
-[listener.tls]
-address = "127.0.0.1:{free_port()}"
-[listener.tls.files]
-certificate = "{self.folder}/server.pem"
-key = "{self.folder}/server.key"
-[cores.bank]
-dialect = "{ROOT}/config/banks/sandbox.toml"
-address = "127.0.0.1:{core_port}"
-backoff_min = "100ms"
-backoff_max = "1s"
-[partitions]
-lease = "2s"
-renew = "500ms"
-answer_patience = "5s"
-reversal_first = "500ms"
-reversal_max = "2s"
-[admin]
-address = "127.0.0.1:{self.admin}"
-"""
-
-    def papers(self):
-        """Certificates: an authority, the server's under it, and a terminal's that nobody signed but itself."""
-        at = self.folder
-
-        def openssl(*command):
-            subprocess.run(["openssl", *command], check=True, capture_output=True, timeout=60)
-
-        new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        openssl(*new, "-keyout", at / "ca.key", "-out", at / "ca.pem", "-subj", "/CN=an authority")
-        openssl(
-            *new, "-keyout", at / "server.key", "-out", at / "server.pem", "-subj", "/CN=wakala",
-            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
-            "-CA", at / "ca.pem", "-CAkey", at / "ca.key",
-        )  # fmt: skip
-        openssl(*new, "-keyout", at / "terminal.key", "-out", at / "terminal.pem", "-subj", "/CN=a terminal")
-
-    def start_core(self):
-        self.core = subprocess.Popen(
-            [sys.executable, HERE / "core.py", "--port", "0", "--journal", self.journal], stdout=subprocess.PIPE, text=True
-        )
-        return int(self.core.stdout.readline())
+        sql("postgres", f"drop database if exists {database} with (force)", "postgres")
 
     def start_node(self, first=False):
-        command = [ROOT / "scripts/run", "--server-only", "--config", self.folder / "wakala.toml", "--database", DATABASE]
+        command = [ROOT / "scripts/run", "--server-only", *self.arguments]
         with open(self.output / "node.log", "ab") as log:
-            environment = {**os.environ, "WAKALA_VAR": str(self.folder)}
+            environment = {**os.environ, **self.environment}
             self.script = subprocess.Popen(command, stderr=log, stdout=log, env=environment, start_new_session=True)
         # The script builds first.
         until(self.is_ready, "the node is ready", within=300 if first else 60)
@@ -223,12 +160,87 @@ address = "127.0.0.1:{self.admin}"
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(self.script.pid, signal.SIGKILL)
         finally:
+            if self.own_postgres != 0:
+                postgres("stop")
+
+
+class Installation(Node):
+    """Everything that runs at a bank, and the folder where it keeps its things."""
+
+    def __init__(self, folder):
+        output = VAR / "foreign"
+        shutil.rmtree(output, ignore_errors=True)
+        super().__init__(folder, output, DATABASE, "--config", folder / "wakala.toml")
+        self.journal = self.output / "core.jsonl"
+        self.secrets = []
+        self.core = None
+        self.terminals = 0
+
+    def set_up(self):
+        self.papers()
+        core_port = self.start_core()
+        (self.folder / "wakala.toml").write_text(self.configuration(core_port), encoding="utf-8")
+        self.start_node(first=True)
+        self.make_keys()
+        self.wakala("ledger", "floor", AGENT, f"-{CREDIT_LINE}", fails="no account")
+        # A node reads its keys when it starts.
+        self.stop_node()
+        self.start_node()
+
+    def configuration(self, core_port):
+        return f"""
+[node]
+sandbox = true
+[listener]
+plain = "127.0.0.1:{free_port()}"
+[listener.tls]
+address = "127.0.0.1:{free_port()}"
+[listener.tls.files]
+certificate = "{self.folder}/server.pem"
+key = "{self.folder}/server.key"
+[cores.bank]
+dialect = "{ROOT}/config/banks/sandbox.toml"
+address = "127.0.0.1:{core_port}"
+backoff_min = "100ms"
+backoff_max = "1s"
+[partitions]
+lease = "2s"
+renew = "500ms"
+answer_patience = "5s"
+reversal_first = "500ms"
+reversal_max = "2s"
+"""
+
+    def papers(self):
+        """Certificates: an authority, the server's under it, and a terminal's that nobody signed but itself."""
+        at = self.folder
+
+        def openssl(*command):
+            subprocess.run(["openssl", *command], check=True, capture_output=True, timeout=60)
+
+        new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+        openssl(*new, "-keyout", at / "ca.key", "-out", at / "ca.pem", "-subj", "/CN=an authority")
+        openssl(
+            *new, "-keyout", at / "server.key", "-out", at / "server.pem", "-subj", "/CN=wakala",
+            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+            "-CA", at / "ca.pem", "-CAkey", at / "ca.key",
+        )  # fmt: skip
+        openssl(*new, "-keyout", at / "terminal.key", "-out", at / "terminal.pem", "-subj", "/CN=a terminal")
+
+    def start_core(self):
+        self.core = subprocess.Popen(
+            [sys.executable, HERE / "core.py", "--port", "0", "--journal", self.journal], stdout=subprocess.PIPE, text=True
+        )
+        return int(self.core.stdout.readline())
+
+    def close(self):
+        try:
+            super().close()
+        finally:
             if self.core:
                 self.core.send_signal(signal.SIGCONT)
                 self.core.terminate()
                 self.core.wait(10)
-            if self.own_postgres != 0:
-                postgres("stop")
 
     def wakala(self, *command, given="", fails=None):
         """A command in another shell, as scripts/run tells to."""

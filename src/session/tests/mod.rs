@@ -5,6 +5,7 @@ mod frames;
 mod lanes;
 mod model;
 mod open;
+mod pair;
 
 use std::num::{NonZeroU16, NonZeroU32};
 

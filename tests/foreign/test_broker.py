@@ -1,0 +1,182 @@
+"""A general broker: what clients of Paho's tell each other, and what kill -9 of the node does to it.
+
+    scripts/test foreign
+    WAKALA_KILLS=100 … pytest tests/foreign/test_broker.py -k kill_9     as often as that
+"""
+import contextlib
+import os
+import queue
+import random
+import time
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from installation import sql, until
+
+KILLS = int(os.environ.get("WAKALA_KILLS", "3"))
+MESSAGES = 1000
+VERSIONS = {"3.1.1": paho.MQTTv311, "5": paho.MQTTv5}
+
+
+class Client:
+    """One of Paho's, with its own thread, that comes back by itself when its connection ends."""
+
+    def __init__(self, broker, name, version="5", keep=False, will=None, delay=None):
+        kept = {} if VERSIONS[version] == paho.MQTTv5 else {"clean_session": not keep}
+        self.paho = paho.Client(paho.CallbackAPIVersion.VERSION2, name, protocol=VERSIONS[version], **kept)
+        self.heard, self.granted, self.connects = queue.Queue(), queue.Queue(), queue.Queue()
+        self.paho.on_message = lambda client, data, message: self.heard.put(message)
+        self.paho.on_subscribe = lambda client, data, mid, codes, properties: self.granted.put(codes)
+        self.paho.on_connect = lambda client, data, flags, code, properties: self.connects.put((flags, code))
+        self.paho.reconnect_delay_set(0.05, 0.2)
+        self.paho.max_inflight_messages_set(20)
+        self.version, self.broker, self.keep = version, broker, keep
+        if will:
+            properties = Properties(PacketTypes.WILLMESSAGE)
+            if delay:
+                properties.WillDelayInterval = delay
+            self.paho.will_set(*will, properties=properties if version == "5" else None)
+
+    def __enter__(self):
+        more = {}
+        if self.version == "5":
+            properties = Properties(PacketTypes.CONNECT)
+            if self.keep:
+                properties.SessionExpiryInterval = 3600
+            more = {"clean_start": not self.keep, "properties": properties}
+        self.paho.connect("127.0.0.1", self.broker.port, keepalive=30, **more)
+        self.paho.loop_start()
+        self.flags, code = self.connects.get(timeout=30)
+        assert not code.is_failure, code
+        return self
+
+    def __exit__(self, *exc):
+        self.paho.disconnect()
+        self.paho.loop_stop()
+
+    def cut(self):
+        """The link breaks, and nobody takes leave."""
+        self.paho.loop_stop()
+        with contextlib.suppress(OSError):
+            self.paho.socket().close()
+
+    def subscribe(self, topic, qos=2, **options):
+        if self.version == "5":
+            self.paho.subscribe(topic, options=SubscribeOptions(qos=qos, **options))
+        else:
+            self.paho.subscribe(topic, qos)
+        (code,) = self.granted.get(timeout=30)
+        return code.value
+
+    def publish(self, topic, payload, qos=1, retain=False):
+        self.paho.publish(topic, payload, qos, retain).wait_for_publish(30)
+
+    def hear(self, within=30):
+        return self.heard.get(timeout=within)
+
+    def hears_nothing(self, for_seconds=0.5):
+        with pytest.raises(queue.Empty):
+            self.heard.get(timeout=for_seconds)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_qos_and_wildcards(broker, version):
+    with Client(broker, f"listens-{version}", version) as listens, Client(broker, f"speaks-{version}", version) as speaks:
+        assert listens.subscribe(f"{version}/+/#") == 2
+        assert listens.subscribe("test/nosubscribe") == 0x80
+        for qos in [0, 1, 2]:
+            speaks.publish(f"{version}/a/{qos}", f"at {qos}", qos)
+            message = listens.hear()
+            assert (message.topic, message.payload, message.qos) == (f"{version}/a/{qos}", f"at {qos}".encode(), qos)
+            assert not message.retain and not message.dup
+        speaks.publish(f"{version}", "too short for the filter")
+        speaks.publish(f"{version}/a", "and this is not")
+        assert listens.hear().payload == b"and this is not"
+
+
+def test_retained_messages_outlive_the_node(broker):
+    with Client(broker, "keeps") as keeps:
+        keeps.publish("kept/1", "old", retain=True)
+        keeps.publish("kept/1", "new", retain=True)
+        keeps.publish("kept/2", "gone", retain=True)
+        keeps.publish("kept/2", "", retain=True)
+    broker.kill_node()
+    broker.start_node()
+    with Client(broker, "comes later") as later:
+        later.subscribe("kept/#")
+        message = later.hear()
+        assert (message.topic, message.payload, message.retain) == ("kept/1", b"new", True)
+        later.hears_nothing()
+        later.subscribe("kept/#", retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+        later.hears_nothing()
+        later.publish("kept/1", "", retain=True)
+        assert not later.hear().retain, "it came as it was published, to a subscription that was there"
+
+
+def test_a_shared_subscription_has_each_message_once(broker):
+    with contextlib.ExitStack() as stack:
+        members = [stack.enter_context(Client(broker, f"member-{n}")) for n in range(3)]
+        for member in members:
+            member.subscribe("$share/team/work/#")
+        with Client(broker, "gives work") as gives:
+            for n in range(30):
+                gives.publish(f"work/{n}", str(n))
+        until(lambda: sum(member.heard.qsize() for member in members) == 30, "all was heard", within=10)
+        assert all(member.heard.qsize() == 10 for member in members), "in turn"
+
+
+def test_a_will_is_sent_unless_its_client_takes_leave_or_comes_back_in_time(broker):
+    with Client(broker, "heir") as heir:
+        heir.subscribe("will/#")
+        with Client(broker, "leaves", will=("will/leaves", "x", 1)):
+            pass
+        dies = Client(broker, "dies", will=("will/dies", "x", 2)).__enter__()
+        dies.cut()
+        assert heir.hear().topic == "will/dies"
+        late = Client(broker, "late", keep=True, will=("will/late", "x", 1), delay=2).__enter__()
+        late.cut()
+        time.sleep(0.5)
+        with Client(broker, "late", keep=True) as back:
+            assert back.flags.session_present
+            heir.hears_nothing(3)
+
+
+def test_a_will_whose_node_died_is_sent_when_it_starts_again(broker):
+    with Client(broker, "heir of nodes", keep=True) as heir:
+        heir.subscribe("node/will")
+        dies = Client(broker, "with the node", will=("node/will", "after the node", 1)).__enter__()
+        dies.paho.loop_stop()
+        broker.kill_node()
+        broker.start_node()
+        assert heir.hear().payload == b"after the node"
+    assert sql("postgres", "select count(*) from wakala.will", "wakala_open") == [["0"]]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("qos", [1, 2])
+def test_kill_9_loses_nothing_and_at_qos_2_repeats_nothing(broker, version, qos):
+    rounds = max(1, KILLS * 2 // 4 if qos == 2 else KILLS // 4)
+    for nth in range(rounds):
+        name = f"{version}-{qos}-{nth}"
+        with Client(broker, f"sub-{name}", version, keep=True) as subscriber:
+            subscriber.subscribe(f"sent/{name}", qos)
+            with Client(broker, f"pub-{name}", version, keep=True) as publisher:
+                sent = [publisher.paho.publish(f"sent/{name}", str(n), qos) for n in range(MESSAGES)]
+                time.sleep(random.random() * 0.4)
+                broker.kill_node()
+                broker.start_node()
+                until(lambda: all(message.is_published() for message in sent), "all is acknowledged", within=120)
+            until(lambda: subscriber.heard.qsize() >= MESSAGES, "all is heard", within=60)
+            time.sleep(0.3)
+            heard = [int(message.payload) for message in subscriber.heard.queue]
+            assert set(heard) == set(range(MESSAGES)), f"lost: {set(range(MESSAGES)) - set(heard)}"
+            first = list(dict.fromkeys(heard))
+            assert first == sorted(first), "in order"
+            if qos == 2:
+                assert len(heard) == MESSAGES, "each once"
+    left = "select (select count(*) from wakala.message), (select count(*) from wakala.received)"
+    until(lambda: sql("postgres", left, "wakala_open") == [["0", "0"]], "nothing is left behind")
