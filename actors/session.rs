@@ -462,7 +462,7 @@ impl Handler<Vouch> for Session {
         let chain = self.io.query::<PeerCertChain<'static>>();
         let Some(PeerCertChain(chain)) = chain.as_ref() else { return };
         if let Err(objection) = trust.vouch(chain, &papers, UnixTime::now()) {
-            tracing::info!(terminal = %self.enrolled.terminal, why = objection.text(), "a session was ended");
+            tracing::info!(client = %self.twin.client(), why = objection.text(), "a session was ended");
             self.event(Event::End(Reason::NotAuthorized, objection.text()), ctx);
         }
     }

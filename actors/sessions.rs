@@ -456,7 +456,7 @@ impl Sessions {
     }
 
     /// Shows the sessions that came with a certificate, one by one.
-    fn each_with_papers(&self, mut show: impl FnMut(&TerminalId, &Arc<Papers>, &Addr<Session>)) {
+    fn each_with_papers(&self, mut show: impl FnMut(&ClientId, &Arc<Papers>, &Addr<Session>)) {
         let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
         for (terminal, each) in connected.iter() {
             if let Some(papers) = &each.papers {

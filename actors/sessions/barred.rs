@@ -8,7 +8,7 @@ use std::sync::Arc;
 use actix::prelude::*;
 use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use rustls::pki_types::UnixTime;
-use wakala::id::TerminalId;
+use wakala::id::{ClientId, TerminalId};
 
 use super::Sessions;
 use crate::listener::tls::{Papers, Trust};
@@ -65,16 +65,17 @@ impl Sessions {
     fn end_blocked(&self, blocked: &[TerminalId]) {
         for terminal in blocked {
             // Not here when it has just gone, or is just coming: then the next look finds it.
-            if let Some(addr) = self.addr(terminal) {
-                end(terminal, &addr, "the terminal is blocked");
+            let client = ClientId::from(terminal);
+            if let Some(addr) = self.addr(&client) {
+                end(&client, &addr, "the terminal is blocked");
             }
         }
     }
 }
 
-fn end(terminal: &TerminalId, addr: &Addr<Session>, why: &'static str) {
+fn end(client: &ClientId, addr: &Addr<Session>, why: &'static str) {
     // A full mailbox: the next look finds it again.
     if addr.try_send(End(Reason::NotAuthorized, why)).is_ok() {
-        tracing::info!(%terminal, why, "a session was ended");
+        tracing::info!(%client, why, "a session was ended");
     }
 }
