@@ -53,6 +53,9 @@ pub struct Status {
     /// Where it is offered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<crate::listener::tls::Report>,
+    /// Of a general broker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<crate::router::Traffic>,
     pub cores: std::collections::BTreeMap<String, crate::banks::Load>,
     pub actors: std::collections::BTreeMap<String, crate::supervision::Branch>,
 }

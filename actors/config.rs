@@ -165,6 +165,10 @@ impl Config {
                 fault(&key, "must be at least 1ms".to_owned());
             }
         }
+        if self.open.anonymous && !self.cores.is_empty() {
+            let text = "where anybody may connect there are no terminals, and no bank behind them: remove [cores]";
+            fault("open.anonymous", text.to_owned());
+        }
         if let Err(text) = store::check_address(&self.database.url) {
             fault("database.url", text);
         }
@@ -274,7 +278,7 @@ impl<P: Provider> Provider for WithoutMaster<P> {
 }
 
 /// What may be none at all: panics that are borne, messages that are kept, answers that nobody waits for.
-const MAY_BE_ZERO: [&str; 3] = ["intensity", "messages_max", "unmatched_per_second"];
+const MAY_BE_ZERO: [&str; 4] = ["intensity", "messages_max", "topic_alias_max", "unmatched_per_second"];
 
 /// The keys below `key` whose value is `wrong`.
 fn wrong_keys(value: &serde_json::Value, key: &str, wrong: fn(&str, &serde_json::Value) -> bool) -> Vec<String> {

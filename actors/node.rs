@@ -307,6 +307,7 @@ impl admin::Node for Node {
             uptime_seconds: self.started.elapsed().as_secs(),
             sessions: self.sessions.len(),
             tls: self.credentials.as_ref().map(Credentials::report),
+            messages: self.config.open.anonymous.then(|| self.sessions.router().traffic()),
             cores: self.banks.load(),
             actors: self.tree.branches(),
         }

@@ -37,6 +37,12 @@ pub struct Options {
     pub waiting_max: usize,
     /// Publishes in one commit, at most.
     pub batch_max: usize,
+    /// Rows that may wait for one client; messages that come then are dropped for it, and counted.
+    pub queue_max: u32,
+    /// Sessions of guests that outlive their connection; more are refused.
+    pub kept_max: usize,
+    /// Topics that have a retained message; of more topics none is retained, and that is counted.
+    pub retained_max: usize,
     /// How often wills are looked for that are due. One whose delay is 0 is sent at once, unless its node died.
     #[serde(with = "humantime_serde")]
     pub wills_every: Duration,
@@ -44,7 +50,16 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { anonymous: false, closed: Vec::new(), waiting_max: 16_384, batch_max: 1000, wills_every: Duration::from_secs(1) }
+        Self {
+            anonymous: false,
+            closed: Vec::new(),
+            waiting_max: 16_384,
+            batch_max: 1000,
+            queue_max: 10_000,
+            kept_max: 100_000,
+            retained_max: 100_000,
+            wills_every: Duration::from_secs(1),
+        }
     }
 }
 
@@ -56,6 +71,8 @@ struct Inner {
     table: Arc<Shared>,
     retained: RwLock<Retained<Arc<Published>>>,
     publications: Publications,
+    retained_max: usize,
+    kept_max: usize,
 }
 
 /// What the hints after a commit need too.
@@ -71,6 +88,8 @@ struct Shared {
 struct Table {
     subscriptions: Subscriptions<ClientId>,
     clients: BTreeMap<ClientId, Client>,
+    /// How many of them have a session that is kept.
+    kept: usize,
 }
 
 /// A client that is connected here, or whose session is kept.
@@ -83,16 +102,29 @@ struct Client {
 
 /// What became of messages, since the node started.
 #[derive(Debug, Default)]
-pub struct Counts {
-    pub published: AtomicU64,
-    /// Handed to sessions, one for each subscriber.
-    pub direct: AtomicU64,
-    /// Queued as rows, one for each subscriber.
-    pub stored: AtomicU64,
-    /// For a subscriber at QoS 0 that is not there.
-    pub away: AtomicU64,
-    /// For a subscriber whose session had no room.
-    pub full: AtomicU64,
+struct Counts {
+    published: AtomicU64,
+    direct: AtomicU64,
+    stored: AtomicU64,
+    away: AtomicU64,
+    full: AtomicU64,
+    unretained: AtomicU64,
+}
+
+/// What became of messages, since the node started. All but the first and the last count each subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub published: u64,
+    /// Handed to sessions.
+    pub direct: u64,
+    /// Queued as rows.
+    pub stored: u64,
+    /// For a subscriber at QoS 0 that was not there.
+    pub away: u64,
+    /// For a subscriber whose session or queue had no room.
+    pub full: u64,
+    /// Not retained: there were too many topics.
+    pub unretained: u64,
 }
 
 impl std::fmt::Debug for Router {
@@ -119,7 +151,10 @@ impl Shared {
         let Stored::At(places) = stored else { return };
         let table = self.read();
         for ((client, addressed), seq) in publication.to.iter().zip(places) {
-            let Some(seq) = seq else { continue };
+            let Some(seq) = seq else {
+                self.count(|counts| &counts.full);
+                continue;
+            };
             self.count(|counts| &counts.stored);
             if let Some(addr) = table.addr(client)
                 && addr.try_send(Hint(Some((*seq, Some(What::Message(addressed.clone())))))).is_err()
@@ -148,12 +183,18 @@ impl Router {
     pub fn new(options: &Options, store: &Store) -> Self {
         let table = Arc::<Shared>::default();
         let hints: Weak<Shared> = Arc::downgrade(&table);
-        let publications = store.publications(options.waiting_max, options.batch_max, move |publication, stored| {
-            if let Some(shared) = hints.upgrade() {
-                shared.stored(publication, stored);
-            }
-        });
-        Self(Arc::new(Inner { table, retained: RwLock::default(), publications }))
+        let publications = store.publications(
+            options.waiting_max,
+            options.batch_max,
+            options.queue_max,
+            move |publication, stored| {
+                if let Some(shared) = hints.upgrade() {
+                    shared.stored(publication, stored);
+                }
+            },
+        );
+        let (retained_max, kept_max) = (options.retained_max, options.kept_max);
+        Self(Arc::new(Inner { table, retained: RwLock::default(), publications, retained_max, kept_max }))
     }
 
     /// What is kept from earlier lives: subscriptions of sessions, and retained messages.
@@ -164,7 +205,9 @@ impl Router {
         let (subscriptions, retained) = (store.guest_subscriptions().await?, store.retained(now).await?);
         let mut table = self.0.table.write();
         for (client, subscription) in subscriptions {
-            table.clients.entry(client.clone()).or_insert_with(Client::away);
+            if !table.clients.contains_key(&client) {
+                table.add(&client, Client { filters: Vec::new(), kept: true, connected: None });
+            }
             table.subscribe(&client, &subscription);
         }
         drop(table);
@@ -181,14 +224,40 @@ impl Router {
         self.0.table.read().clients.get(client).is_some_and(|client| client.kept)
     }
 
+    /// Whether one more session may outlive its connection.
+    #[must_use]
+    pub fn has_room_for(&self, client: &ClientId) -> bool {
+        let table = self.0.table.read();
+        table.kept < self.0.kept_max || table.clients.get(client).is_some_and(|client| client.kept)
+    }
+
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let counts = &self.0.table.counts;
+        let count = |which: &AtomicU64| which.load(Ordering::Relaxed);
+        Traffic {
+            published: count(&counts.published),
+            direct: count(&counts.direct),
+            stored: count(&counts.stored),
+            away: count(&counts.away),
+            full: count(&counts.full),
+            unretained: count(&counts.unretained),
+        }
+    }
+
     /// A client is connected here, with these subscriptions and no others.
     pub fn connected(&self, client: &ClientId, epoch: Epoch, addr: Addr<Session>, kept: bool, with: &[Subscription]) {
         let mut table = self.0.table.write();
-        if table.clients.get(client).and_then(|present| present.connected.as_ref()).is_some_and(|(there, _)| *there > epoch) {
+        if table
+            .clients
+            .get(client)
+            .and_then(|present| present.connected.as_ref())
+            .is_some_and(|(there, _)| *there > epoch)
+        {
             return;
         }
         table.remove(client);
-        table.clients.insert(client.clone(), Client { filters: Vec::new(), kept, connected: Some((epoch, addr)) });
+        table.add(client, Client { filters: Vec::new(), kept, connected: Some((epoch, addr)) });
         for subscription in with {
             table.subscribe(client, subscription);
         }
@@ -260,10 +329,7 @@ impl Router {
         // At QoS 2 nobody has it before it is sure that it did not come before.
         let waits = remember.is_some();
         let (to, then) = self.send(publisher, message, waits);
-        let retain = message.retain.then(|| Arc::clone(message));
-        if let Some(message) = &retain {
-            self.retain(message);
-        }
+        let retain = (message.retain && self.retain(message)).then(|| Arc::clone(message));
         let remember = publisher.zip(remember);
         let remember = remember.map(|(client, packet_id)| Remembered { client: client.clone(), packet_id });
         let stored = !to.is_empty() || retain.is_some() || remember.is_some();
@@ -316,24 +382,23 @@ impl Router {
         (to, then)
     }
 
-    fn retain(&self, message: &Arc<Published>) {
+    /// False when there is no room for one more.
+    fn retain(&self, message: &Arc<Published>) -> bool {
         let mut retained = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
         if message.payload.is_empty() {
             retained.forget(&message.topic);
-        } else {
+        } else if retained.len() < self.0.retained_max || retained.get(&message.topic).is_some() {
             retained.keep(&message.topic, Arc::clone(message));
+        } else {
+            self.0.table.count(|counts| &counts.unretained);
+            return false;
         }
+        true
     }
 }
 
 /// Clients, and how each is to be sent a message.
 type To = Vec<(ClientId, Addressed)>;
-
-impl Client {
-    fn away() -> Self {
-        Self { filters: Vec::new(), kept: true, connected: None }
-    }
-}
 
 impl Table {
     fn addr(&self, client: &ClientId) -> Option<&Addr<Session>> {
@@ -349,8 +414,15 @@ impl Table {
         }
     }
 
+    fn add(&mut self, client: &ClientId, new: Client) {
+        self.kept += usize::from(new.kept);
+        self.clients.insert(client.clone(), new);
+    }
+
     fn remove(&mut self, client: &ClientId) {
-        for filter in self.clients.remove(client).map(|client| client.filters).unwrap_or_default() {
+        let Some(gone) = self.clients.remove(client) else { return };
+        self.kept -= usize::from(gone.kept);
+        for filter in gone.filters {
             self.subscriptions.unsubscribe(client, &filter);
         }
     }

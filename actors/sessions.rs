@@ -25,8 +25,8 @@ use crate::ports::{Clock, Wait};
 use crate::router::{self, Router};
 use crate::session::{End, Hint, Panic, Resume, Session};
 use crate::store::publications::{Marks, Publication};
-use crate::store::{Error, Store};
 use crate::store::sessions::{Acknowledgements, Ended, Ends};
+use crate::store::{Error, Store};
 use crate::supervision::{BranchState, Exit, Policy, Tree};
 use crate::terminal::Enrolled;
 
@@ -52,6 +52,8 @@ pub struct Options {
     pub unreleased_max: NonZeroU16,
     /// Messages for one client whose session ends with its connection that may wait for it; more are dropped.
     pub direct_max: NonZeroU16,
+    /// Subscriptions of one client; more are refused.
+    pub subscriptions_max: NonZeroU16,
     /// Topic aliases of one connection, in each direction (MQTT 5: Topic Alias Maximum).
     pub topic_alias_max: u16,
     /// Requests of one terminal that are on their way into the log at once. With 1 they enter it as they arrived.
@@ -103,6 +105,7 @@ impl Default for Options {
             outbound_max: count(16),
             unreleased_max: count(1000),
             direct_max: count(1000),
+            subscriptions_max: count(1000),
             topic_alias_max: 16,
             admitting_max: count(1),
             page: count(32),
@@ -130,6 +133,7 @@ impl Options {
             outbound_max: self.outbound_max,
             unreleased_max: self.unreleased_max,
             direct_max: self.direct_max,
+            subscriptions_max: self.subscriptions_max,
             topic_alias_max: self.topic_alias_max,
             admitting_max: self.admitting_max,
             page: self.page,
@@ -221,9 +225,10 @@ impl Sessions {
         let ends = deps.store.ends(room, max);
         let marks = deps.store.marks(room, max);
         let router = Router::new(&deps.open, &deps.store);
-        let open = deps.open.anonymous.then(|| Rights::Open {
-            closed: deps.open.closed.iter().map(|topic| topic.clone().into()).collect(),
-        });
+        let open = deps
+            .open
+            .anonymous
+            .then(|| Rights::Open { closed: deps.open.closed.iter().map(|topic| topic.clone().into()).collect() });
         deps.tree.set(PATH, BranchState::Running);
         Self(Arc::new(Inner {
             limits: deps.options.limits(),

@@ -9,7 +9,9 @@ use wakala::id::{AgentId, CoreId, TerminalId};
 pub enum Who {
     Terminal(Arc<Enrolled>),
     /// Anybody, at a general broker. Its session is stored if it outlives the connection or has a will.
-    Guest { stored: bool },
+    Guest {
+        stored: bool,
+    },
 }
 
 /// One row of `wakala.terminal`, without what only its authentication needs.

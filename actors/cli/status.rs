@@ -64,6 +64,18 @@ fn drawing(status: &Value) -> String {
             tls.get("failure").map_or_else(String::new, |why| format!(" · NOT RIGHT: {}", text(why))),
         ));
     }
+    if let Some(messages) = status["messages"].as_object() {
+        let count = |what: &str| text(&messages[what]);
+        lines.push(format!(
+            "messages · {} published · {} handed over · {} queued · not delivered: {} away, {} without room · {} not retained",
+            count("published"),
+            count("direct"),
+            count("stored"),
+            count("away"),
+            count("full"),
+            count("unretained"),
+        ));
+    }
     for (core, load) in status["cores"].as_object().into_iter().flatten() {
         let standing = if load["signed_on"] == Value::Bool(true) { "signed on" } else { "not signed on" };
         lines.push(format!("core {core} · {standing} · {} places free", text(&load["places_free"])));

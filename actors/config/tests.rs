@@ -109,6 +109,16 @@ fn a_wrong_value_is_named_with_its_key() {
 }
 
 #[test]
+fn a_broker_for_anybody_has_no_bank() {
+    let bank = ["cores.b.dialect=x", "cores.b.address=127.0.0.1:1", "open.anonymous=true"].map(str::to_owned);
+    let said = Config::load(None, &bank).map(|_| ()).map_err(|Error(faults)| faults.concat());
+    assert!(said.as_ref().is_err_and(|said| said.contains("--set: open.anonymous: ")), "{said:?}");
+    let profile = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/open.toml");
+    let open = Config::load(Some(&profile), &[]).expect("the profile is right");
+    assert!(open.open.anonymous && open.listener.plain.is_some_and(|address| address.ip().is_loopback()));
+}
+
+#[test]
 fn no_count_may_be_zero_but_those_that_mean_it() {
     let whole = serde_json::to_value(Config::default()).expect("JSON");
     let mut counts = Vec::new();

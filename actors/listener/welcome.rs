@@ -138,6 +138,9 @@ impl Door {
         if !self.sessions.has_room_for(&client, self.connections_max) {
             return Err(Refusal::ServerBusy);
         }
+        if terms.expiry_s > 0 && !self.sessions.router().has_room_for(&client) {
+            return Err(Refusal::QuotaExceeded);
+        }
         let stored = terms.expiry_s > 0 || terms.will.is_some() || self.sessions.router().keeps(&client);
         Ok(Admitted { client, rights, who: Who::Guest { stored }, terms, papers: None })
     }

@@ -44,7 +44,13 @@ impl Session {
     }
 
     /// Sends a message on its way. Where nothing of it is to be stored, it is as durable as it will be.
-    pub(super) fn route(&mut self, ticket: u32, message: &Arc<Published>, remember: Option<NonZeroU16>, ctx: &mut Context<Self>) {
+    pub(super) fn route(
+        &mut self,
+        ticket: u32,
+        message: &Arc<Published>,
+        remember: Option<NonZeroU16>,
+        ctx: &mut Context<Self>,
+    ) {
         let router = self.sessions.router();
         match router.route(Some(self.twin.client()), message, remember, self.now()) {
             None => self.event(Event::Durable { ticket }, ctx),

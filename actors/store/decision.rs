@@ -286,7 +286,10 @@ pub(super) async fn draw_seqs(
     Ok(drawn)
 }
 
-pub(super) async fn draw_existing(db: &mut PgConnection, wanted: &BTreeMap<&str, i64>) -> Result<BTreeMap<String, i64>, Error> {
+pub(super) async fn draw_existing(
+    db: &mut PgConnection,
+    wanted: &BTreeMap<&str, i64>,
+) -> Result<BTreeMap<String, i64>, Error> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
         "with wanted as (select * from unnest($1::text[], $2::bigint[]) w (client, n)), \
               locked as (select s.client_id from wakala.session s where s.client_id = any($1) \

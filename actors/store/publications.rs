@@ -53,7 +53,7 @@ pub struct Remembered {
 /// What became of a publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// In these places of the queues of [`Publication::to`]; none where a session is gone.
+    /// In these places of the queues of [`Publication::to`]; none where a session is gone or its queue is full.
     At(Vec<Option<i64>>),
     /// It is stored already: its publisher sent it again while it was on its way, or another node sent the will.
     Before,
@@ -88,6 +88,7 @@ impl Store {
         &self,
         room: usize,
         max: usize,
+        queue_max: u32,
         stored: impl Fn(&Publication, &Stored) + Send + Sync + 'static,
     ) -> Publications {
         let (store, stored) = (self.clone(), Arc::new(stored));
@@ -96,7 +97,7 @@ impl Store {
             let publications = Arc::new(publications);
             async move {
                 loop {
-                    match store.publish(Arc::clone(&publications)).await {
+                    match store.publish(Arc::clone(&publications), queue_max).await {
                         Err(Error::Away(why)) => {
                             tracing::warn!(why, publishes = publications.len(), "publishes wait for the database");
                             tokio::time::sleep(RETRY).await;
@@ -112,13 +113,14 @@ impl Store {
         })
     }
 
-    async fn publish(&self, publications: Arc<Vec<Publication>>) -> Result<Vec<Stored>, Error> {
+    async fn publish(&self, publications: Arc<Vec<Publication>>, queue_max: u32) -> Result<Vec<Stored>, Error> {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
             let wills = settle_wills(&mut opened, &publications).await?;
             let identifiers = remember(&mut opened, &publications).await?;
-            let new: Vec<bool> = wills.into_iter().zip(identifiers).map(|(will, identifier)| will && identifier).collect();
-            let stored = queue(&mut opened, &publications, &new).await?;
+            let new: Vec<bool> =
+                wills.into_iter().zip(identifiers).map(|(will, identifier)| will && identifier).collect();
+            let stored = queue(&mut opened, &publications, &new, queue_max).await?;
             retain(&mut opened, &publications, &new).await?;
             opened.commit().await?;
             Ok(stored)
@@ -231,7 +233,8 @@ async fn settle_wills(db: &mut PgConnection, publications: &[Publication]) -> Re
     .bind(gone.iter().map(|(client, _)| client.clone()).collect::<Vec<_>>())
     .execute(db)
     .await?;
-    let ours = |will: &(ClientId, Epoch)| gone.iter().any(|(client, epoch)| *client == *will.0.as_str() && *epoch == will.1.0);
+    let ours =
+        |will: &(ClientId, Epoch)| gone.iter().any(|(client, epoch)| *client == *will.0.as_str() && *epoch == will.1.0);
     Ok(publications.iter().map(|each| each.will.as_ref().is_none_or(ours)).collect())
 }
 
@@ -250,16 +253,22 @@ struct Rows {
     at: Vec<OffsetDateTime>,
 }
 
-async fn queue(db: &mut PgConnection, publications: &[Publication], new: &[bool]) -> Result<Vec<Stored>, Error> {
+async fn queue(
+    db: &mut PgConnection,
+    publications: &[Publication],
+    new: &[bool],
+    queue_max: u32,
+) -> Result<Vec<Stored>, Error> {
     let mut wanted: BTreeMap<&str, i64> = BTreeMap::new();
     for (publication, _) in publications.iter().zip(new).filter(|(_, new)| **new) {
         for (client, _) in &publication.to {
             *wanted.entry(client.as_str()).or_default() += 1;
         }
     }
-    let mut next = BTreeMap::new();
+    let (mut next, mut first) = (BTreeMap::new(), BTreeMap::new());
     if !wanted.is_empty() {
         next = decision::draw_existing(db, &wanted).await?;
+        first = oldest(db, &wanted).await?;
     }
     let mut rows = Rows::default();
     let stored = publications.iter().zip(new).map(|(publication, new)| {
@@ -270,6 +279,10 @@ async fn queue(db: &mut PgConnection, publications: &[Publication], new: &[bool]
         let places = publication.to.iter().map(|(client, addressed)| {
             let seq = next.get_mut(client.as_str())?;
             let place = *seq;
+            // From the oldest row on; those in between that are gone count too.
+            if place - *first.entry(client.as_str().to_owned()).or_insert(place) >= i64::from(queue_max) {
+                return None;
+            }
             rows.push(client, place, addressed, at);
             *seq += 1;
             Some(place)
@@ -281,6 +294,18 @@ async fn queue(db: &mut PgConnection, publications: &[Publication], new: &[bool]
         rows.insert(db).await?;
     }
     Ok(stored)
+}
+
+/// The place of the oldest row of each queue that has one.
+async fn oldest(db: &mut PgConnection, clients: &BTreeMap<&str, i64>) -> Result<BTreeMap<String, i64>, Error> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "select c, m.seq from unnest($1::text[]) c \
+         join lateral (select seq from wakala.message where client_id = c order by seq limit 1) m on true",
+    )
+    .bind(clients.keys().copied().collect::<Vec<_>>())
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().collect())
 }
 
 impl Rows {
@@ -377,8 +402,12 @@ async fn remember(db: &mut PgConnection, publications: &[Publication]) -> Result
     let mut added: BTreeSet<(String, i32)> = added.into_iter().collect();
     // Of two in one batch the first is the one.
     let new = |each: &Remembered| added.remove(&(each.client.as_str().to_owned(), i32::from(each.packet_id.get())));
-    Ok(publications.iter().map(|each| each.remember.as_ref()).map({
-        let mut new = new;
-        move |remembered| remembered.is_none_or(&mut new)
-    }).collect())
+    Ok(publications
+        .iter()
+        .map(|each| each.remember.as_ref())
+        .map({
+            let mut new = new;
+            move |remembered| remembered.is_none_or(&mut new)
+        })
+        .collect())
 }

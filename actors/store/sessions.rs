@@ -493,10 +493,11 @@ fn subscription((filter, qos, options, identifier): (String, i16, i16, Option<i3
 }
 
 async fn received(db: &mut PgConnection, client: &ClientId) -> Result<Vec<NonZeroU16>, Error> {
-    let rows: Vec<(i32,)> = sqlx::query_as("select packet_id from wakala.received where client_id = $1 order by packet_id")
-        .bind(client.as_str())
-        .fetch_all(db)
-        .await?;
+    let rows: Vec<(i32,)> =
+        sqlx::query_as("select packet_id from wakala.received where client_id = $1 order by packet_id")
+            .bind(client.as_str())
+            .fetch_all(db)
+            .await?;
     Ok(rows.into_iter().filter_map(|(number,)| u16::try_from(number).ok().and_then(NonZeroU16::new)).collect())
 }
 

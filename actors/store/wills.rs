@@ -71,12 +71,14 @@ pub(super) async fn overtake(
     present: bool,
     now: OffsetDateTime,
 ) -> Result<(), Error> {
-    sqlx::query("delete from wakala.will where client_id = $1 and $2 and delay_s > 0 and (due_at is null or due_at > $3)")
-        .bind(client.as_str())
-        .bind(present)
-        .bind(now)
-        .execute(&mut *db)
-        .await?;
+    sqlx::query(
+        "delete from wakala.will where client_id = $1 and $2 and delay_s > 0 and (due_at is null or due_at > $3)",
+    )
+    .bind(client.as_str())
+    .bind(present)
+    .bind(now)
+    .execute(&mut *db)
+    .await?;
     sqlx::query("update wakala.will set due_at = $2 where client_id = $1 and (due_at is null or due_at > $2)")
         .bind(client.as_str())
         .bind(now)

@@ -28,7 +28,10 @@ impl Heard {
             return Ok(());
         };
         if alias.get() > self.max {
-            return Err(Flaw { reason: Reason::TopicAliasInvalid, why: "above the topic alias maximum [MQTT-3.3.2-9]" });
+            return Err(Flaw {
+                reason: Reason::TopicAliasInvalid,
+                why: "above the topic alias maximum [MQTT-3.3.2-9]",
+            });
         }
         let place = usize::from(alias.get()) - 1;
         if !publish.topic.is_empty() {

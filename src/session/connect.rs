@@ -47,12 +47,7 @@ impl Terms {
     ///
     /// # Errors
     /// The reason for which the CONNACK refuses it.
-    pub fn of(
-        connect: &Connect,
-        version: Version,
-        limits: &Limits,
-        rights: &Rights,
-    ) -> Result<Self, ConnectAckReason> {
+    pub fn of(connect: &Connect, version: Version, limits: &Limits, rights: &Rights) -> Result<Self, ConnectAckReason> {
         if connect.auth_method.is_some() {
             return Err(ConnectAckReason::BadAuthenticationMethod);
         }

@@ -110,13 +110,7 @@ impl Incoming {
         counted >= usize::from(self.max)
     }
 
-    pub(super) fn arrived(
-        &mut self,
-        packet_id: Option<NonZeroU16>,
-        qos: QoS,
-        work: Work,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn arrived(&mut self, packet_id: Option<NonZeroU16>, qos: QoS, work: Work, effects: &mut Vec<Effect>) {
         self.unanswered += u16::from(packet_id.is_some());
         self.push(packet_id, qos, false, State::Waiting(work), effects);
     }

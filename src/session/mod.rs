@@ -79,6 +79,8 @@ pub struct Limits {
     pub admitting_max: NonZeroU16,
     /// Messages above QoS 0 for a client whose session ends with its connection that may wait for it; more are dropped.
     pub direct_max: NonZeroU16,
+    /// Subscriptions of one client; more are refused.
+    pub subscriptions_max: NonZeroU16,
     /// Topic aliases in each direction (Topic Alias Maximum).
     pub topic_alias_max: u16,
     /// Deliveries that a session keeps in memory; the rest stay in the database.
@@ -217,6 +219,7 @@ pub struct Session {
     incoming: Incoming,
     outgoing: Outgoing,
     subscriptions: Vec<Subscription>,
+    subscriptions_max: NonZeroU16,
     /// SUBSCRIBE and UNSUBSCRIBE packets whose changes are not durable yet, oldest first.
     pending: VecDeque<Pending>,
     heard: Time,
@@ -235,6 +238,7 @@ impl Session {
             incoming: Incoming::new(limits, loaded.received, terms.expiry_s > 0),
             outgoing,
             subscriptions: loaded.subscriptions,
+            subscriptions_max: limits.subscriptions_max,
             pending: VecDeque::new(),
             heard: now,
             heard_aliases: Heard::new(limits.topic_alias_max),
@@ -341,7 +345,16 @@ impl Session {
             }
             Packet::Subscribe(subscribe) => {
                 self.unused(subscribe.packet_id)?;
-                self.change(decide::subscribe(&self.client, &self.rights, subscribe), effects);
+                self.change(
+                    decide::subscribe(
+                        &self.client,
+                        &self.rights,
+                        &self.subscriptions,
+                        self.subscriptions_max,
+                        subscribe,
+                    ),
+                    effects,
+                );
             }
             Packet::Unsubscribe(unsubscribe) => {
                 self.unused(unsubscribe.packet_id)?;

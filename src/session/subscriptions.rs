@@ -90,11 +90,24 @@ pub(super) mod decide {
 
     use super::*;
 
-    pub(in crate::session) fn subscribe(client: &ClientId, rights: &Rights, subscribe: Subscribe) -> Pending {
+    pub(in crate::session) fn subscribe(
+        client: &ClientId,
+        rights: &Rights,
+        subscriptions: &[Subscription],
+        max: NonZeroU16,
+        subscribe: Subscribe,
+    ) -> Pending {
+        let mut room = usize::from(max.get()).saturating_sub(subscriptions.len());
         let mut granted: Vec<Subscription> = Vec::new();
         let mut why = None;
         let status = subscribe.topic_filters.into_iter().map(|(filter, options)| {
-            match rights.subscribe(client, &filter, options.qos) {
+            let new = subscriptions.iter().chain(&granted).all(|subscription| subscription.filter != filter);
+            let may = rights.subscribe(client, &filter, options.qos).and_then(|qos| {
+                let full = (SubscribeAckReason::QuotaExceeded, "no more subscriptions than a client may have");
+                room = if new { room.checked_sub(1).ok_or(full)? } else { room };
+                Ok(qos)
+            });
+            match may {
                 Ok(qos) => {
                     // Of two equal filters in one packet the later counts (3.8.4).
                     granted.retain(|earlier| earlier.filter != filter);

@@ -69,6 +69,7 @@ pub(crate) const LIMITS: Limits = Limits {
     admitting_max: count(1),
     unreleased_max: count(3),
     direct_max: count(1),
+    subscriptions_max: count(2),
     topic_alias_max: 0,
     page: count(3),
     ack_within: Duration::from_secs(20),
@@ -161,7 +162,8 @@ impl Node {
         let Some(enrolled) = stage.village.enrolled(&connect.client_id).cloned() else {
             return self.end_session(wire, stage);
         };
-        let terms = Terms::of(connect, version, &LIMITS, &Rights::Terminal).expect("terminals here ask for what is offered");
+        let terms =
+            Terms::of(connect, version, &LIMITS, &Rights::Terminal).expect("terminals here ask for what is offered");
         let opening = Opening {
             terminal: enrolled.id.clone(),
             node: self.no,

@@ -134,17 +134,13 @@ impl Outgoing {
         let (granted, identifier) = lane.granted.unwrap_or((QoS::AtLeastOnce, None));
         let own_topic = lane.topic.clone();
         let (topic, payload, qos, retain, mut properties) = match what {
-            What::Receipt(payload) => {
-                (None, payload.clone(), QoS::AtLeastOnce, false, PublishProperties::default())
-            }
+            What::Receipt(payload) => (None, payload.clone(), QoS::AtLeastOnce, false, PublishProperties::default()),
             What::Message(Addressed { message, qos, retain, identifiers }) => {
                 if message.is_over(self.now) {
                     return Err(Unsent::Over);
                 }
-                let properties = PublishProperties {
-                    subscription_ids: identifiers.clone(),
-                    ..message.publish_properties(self.now)
-                };
+                let properties =
+                    PublishProperties { subscription_ids: identifiers.clone(), ..message.publish_properties(self.now) };
                 let topic = Some(message.topic.clone());
                 (topic, message.payload.clone(), message.qos.min(*qos).min(granted), *retain, properties)
             }
@@ -238,7 +234,11 @@ impl Outgoing {
     }
 
     /// PUBCOMP.
-    pub(in crate::session) fn completed(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
+    pub(in crate::session) fn completed(
+        &mut self,
+        packet_id: NonZeroU16,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Flaw> {
         let Some(place) = self.place_of(packet_id) else { return Ok(()) };
         match self.queue.get(place).map(|queued| queued.state) {
             Some(State::Released(_)) => self.done(place, effects),
@@ -268,7 +268,9 @@ impl What {
     fn property_bytes(&self) -> usize {
         match self {
             Self::Receipt(_) => 0,
-            Self::Message(addressed) => addressed.message.properties.as_ref().map_or(0, |properties| properties.byte_len()),
+            Self::Message(addressed) => {
+                addressed.message.properties.as_ref().map_or(0, |properties| properties.byte_len())
+            }
         }
     }
 }

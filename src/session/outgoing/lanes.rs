@@ -97,7 +97,9 @@ impl Lanes {
     /// it has it now.
     pub(super) fn heed(&mut self, subscriptions: &[Subscription]) -> [Option<(bool, bool)>; 2] {
         let mut turned = [None; 2];
-        for (turned, (lane, receipts)) in turned.iter_mut().zip([(&mut self.receipts, true), (&mut self.messages, false)]) {
+        for (turned, (lane, receipts)) in
+            turned.iter_mut().zip([(&mut self.receipts, true), (&mut self.messages, false)])
+        {
             let Some(topic) = &lane.topic else { continue };
             let found = subscriptions.iter().find(|subscription| subscription.filter == *topic);
             let had = lane.granted.is_some();

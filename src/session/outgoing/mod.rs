@@ -151,7 +151,14 @@ impl State {
 }
 
 impl Outgoing {
-    pub(super) fn new(client: &ClientId, rights: &Rights, terms: &Terms, limits: &Limits, sent_to: i64, now: Time) -> Self {
+    pub(super) fn new(
+        client: &ClientId,
+        rights: &Rights,
+        terms: &Terms,
+        limits: &Limits,
+        sent_to: i64,
+        now: Time,
+    ) -> Self {
         Self {
             queue: VecDeque::new(),
             lanes: Lanes::of(client, rights),
@@ -237,7 +244,11 @@ impl Outgoing {
             self.send_at_most_once(&addressed, effects);
         } else if self.direct < self.direct_max {
             self.direct += 1;
-            self.queue.push_back(Queued { place: Place::Direct, what: What::Message(addressed), state: State::Waiting });
+            self.queue.push_back(Queued {
+                place: Place::Direct,
+                what: What::Message(addressed),
+                state: State::Waiting,
+            });
         } else {
             effects.push(Effect::Dropped);
         }

@@ -5,7 +5,8 @@ use ntex_mqtt::v5::codec::{PublishAck2, PublishAckReason};
 use super::*;
 
 fn publish_2(packet_id: u16, payload: &'static str) -> Event {
-    let publish = Publish { qos: QoS::ExactlyOnce, packet_id: Some(id(packet_id)), topic: "t".into(), ..Publish::default() };
+    let publish =
+        Publish { qos: QoS::ExactlyOnce, packet_id: Some(id(packet_id)), topic: "t".into(), ..Publish::default() };
     Event::Publish(publish, Bytes::from_static(payload.as_bytes()))
 }
 
@@ -18,7 +19,11 @@ fn pubcomp(packet_id: u16) -> Event {
 }
 
 fn pubrec(packet_id: u16, reason_code: PublishAckReason) -> Event {
-    Event::Packet(Packet::PublishReceived(PublishAck { packet_id: id(packet_id), reason_code, ..PublishAck::default() }))
+    Event::Packet(Packet::PublishReceived(PublishAck {
+        packet_id: id(packet_id),
+        reason_code,
+        ..PublishAck::default()
+    }))
 }
 
 fn row(seq: i64, released: bool) -> Delivery {
@@ -116,7 +121,10 @@ fn a_delivery_is_released_once_its_receipt_is_stored_and_done_with_when_it_is_co
     steps(
         &mut session,
         vec![
-            (Event::Fetched { deliveries: vec![row(1, false), row(2, false)], last: 2 }, &["publish t 1 1", "publish t 2 2"]),
+            (
+                Event::Fetched { deliveries: vec![row(1, false), row(2, false)], last: 2 },
+                &["publish t 1 1", "publish t 2 2"],
+            ),
             (pubrec(1, PublishAckReason::Success), &["received 1"]),
             (pubrec(1, PublishAckReason::Success), &[]),
             (Event::Kept { seq: 1 }, &["pubrel 1 00"]),

@@ -5,7 +5,11 @@ use super::*;
 fn told_at(seq: i64, qos: QoS, expires_at: Option<Time>, payload: &'static str) -> Delivery {
     let (topic, payload) = ("c/T1".into(), Bytes::from_static(payload.as_bytes()));
     let message = Arc::new(Message { topic, payload, qos, retain: false, expires_at, properties: None });
-    Delivery { seq, released: false, what: What::Message(Addressed { message, qos, retain: false, identifiers: vec![] }) }
+    Delivery {
+        seq,
+        released: false,
+        what: What::Message(Addressed { message, qos, retain: false, identifiers: vec![] }),
+    }
 }
 
 fn message(seq: i64, payload: &'static str) -> Delivery {
@@ -117,7 +121,11 @@ fn what_was_not_sent_when_its_subscription_went_is_read_again_when_it_comes_back
 #[test]
 fn an_answer_from_before_a_change_of_subscriptions_is_not_believed() {
     let mut session = with(Version::V5, vec![receipts()], 0);
-    assert_eq!(subscribe(&mut session, "c/T1", QoS::AtLeastOnce), ["new c/T1", "suback [01]"], "the queue is being read");
+    assert_eq!(
+        subscribe(&mut session, "c/T1", QoS::AtLeastOnce),
+        ["new c/T1", "suback [01]"],
+        "the queue is being read"
+    );
     assert_eq!(told(&handle(&mut session, fetched(vec![receipt(2, "r")], 2), 1)), ["fetch r0 c0"]);
     let effects = handle(&mut session, fetched(vec![message(1, "m"), receipt(2, "r")], 2), 1);
     assert_eq!(told(&effects), ["publish c/T1 1 m", "publish r/T1 2 r"]);

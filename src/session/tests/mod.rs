@@ -26,6 +26,7 @@ fn limits() -> Limits {
         outbound_max: count(3),
         admitting_max: count(2),
         direct_max: count(4),
+        subscriptions_max: count(3),
         topic_alias_max: 2,
         page: count(8),
         ack_within: Duration::from_secs(60),
@@ -123,8 +124,12 @@ fn told(effects: &[Effect]) -> Vec<String> {
 fn tell(effect: &Effect) -> String {
     match effect {
         Effect::Send(Packet::PublishAck(ack)) => format!("puback {} {:02x}", ack.packet_id, u8::from(ack.reason_code)),
-        Effect::Send(Packet::PublishReceived(ack)) => format!("pubrec {} {:02x}", ack.packet_id, u8::from(ack.reason_code)),
-        Effect::Send(Packet::PublishRelease(ack)) => format!("pubrel {} {:02x}", ack.packet_id, u8::from(ack.reason_code)),
+        Effect::Send(Packet::PublishReceived(ack)) => {
+            format!("pubrec {} {:02x}", ack.packet_id, u8::from(ack.reason_code))
+        }
+        Effect::Send(Packet::PublishRelease(ack)) => {
+            format!("pubrel {} {:02x}", ack.packet_id, u8::from(ack.reason_code))
+        }
         Effect::Send(Packet::PublishComplete(ack)) => {
             format!("pubcomp {} {:02x}", ack.packet_id, u8::from(ack.reason_code))
         }
@@ -238,7 +243,8 @@ fn what_was_in_flight_goes_out_again_with_dup_and_its_identifier() {
 #[test]
 fn a_hint_that_follows_without_a_gap_spares_the_database() {
     let mut session = going_on(Version::V5, 0);
-    let hint = |seq, text: &'static str| Event::Hint { seq, what: Some(What::Receipt(Bytes::from_static(text.as_bytes()))) };
+    let hint =
+        |seq, text: &'static str| Event::Hint { seq, what: Some(What::Receipt(Bytes::from_static(text.as_bytes()))) };
     // The queue is being read: what the hint is about may or may not be in it.
     assert_eq!(told(&handle(&mut session, hint(4, "d"), 1)), [""; 0]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![], last: 3 }, 1);
@@ -400,9 +406,7 @@ fn a_session_may_be_shortened_at_the_end_but_not_brought_to_life() {
 
 #[test]
 fn a_packet_identifier_is_never_zero_and_belongs_to_its_place() {
-    for (seq, number) in
-        [(1, 1), (2, 2), (32_767, 32_767), (32_768, 1), (65_535, 1), (65_534, 32_767), (i64::MAX, 7)]
-    {
+    for (seq, number) in [(1, 1), (2, 2), (32_767, 32_767), (32_768, 1), (65_535, 1), (65_534, 32_767), (i64::MAX, 7)] {
         assert_eq!(packet_id(seq).get(), number, "{seq}");
     }
 }

@@ -16,8 +16,7 @@ fn to(topic: &'static str, alias: u16) -> Event {
 
 fn for_it(topic: &'static str, qos: QoS, payload: &'static str) -> Event {
     let payload = Bytes::from_static(payload.as_bytes());
-    let message =
-        Message { topic: topic.into(), payload, qos, retain: false, expires_at: None, properties: None };
+    let message = Message { topic: topic.into(), payload, qos, retain: false, expires_at: None, properties: None };
     let addressed = Addressed { message: Arc::new(message), qos: QoS::ExactlyOnce, retain: false, identifiers: vec![] };
     Event::Message(addressed)
 }
@@ -28,12 +27,22 @@ fn everything_is_offered_and_only_what_is_closed_is_refused() {
     let Effect::Send(Packet::ConnectAck(ack)) = &effects[0] else { panic!("{effects:?}") };
     assert!(ack.retain_available && ack.wildcard_subscription_available && ack.shared_subscription_available);
     assert_eq!((ack.max_qos, ack.topic_alias_max), (QoS::ExactlyOnce, 2));
-    let filters = [("#", QoS::ExactlyOnce), ("closed", QoS::AtMostOnce), ("$share/g/closed", QoS::AtMostOnce), ("a", QoS::AtLeastOnce)];
+    let filters = [
+        ("#", QoS::ExactlyOnce),
+        ("closed", QoS::AtMostOnce),
+        ("$share/g/closed", QoS::AtMostOnce),
+        ("a", QoS::AtLeastOnce),
+    ];
     let options = |qos| SubscriptionOptions { qos, ..SubscriptionOptions::default() };
     let topic_filters = filters.map(|(filter, qos)| (filter.into(), options(qos))).to_vec();
     let subscribe = || {
         let topic_filters = topic_filters.clone();
-        Event::Packet(Packet::Subscribe(Subscribe { packet_id: id(1), id: None, user_properties: vec![], topic_filters }))
+        Event::Packet(Packet::Subscribe(Subscribe {
+            packet_id: id(1),
+            id: None,
+            user_properties: vec![],
+            topic_filters,
+        }))
     };
     assert_eq!(told(&handle(&mut session, subscribe(), 1)), ["new #", "new a", "suback [02, 80, 80, 01]"]);
     assert_eq!(told(&handle(&mut session, subscribe(), 1)), ["again #", "again a", "suback [02, 80, 80, 01]"]);
@@ -41,6 +50,18 @@ fn everything_is_offered_and_only_what_is_closed_is_refused() {
         let at_1 = Publish { topic: topic.into(), qos: QoS::AtLeastOnce, packet_id: Some(id(1)), ..Publish::default() };
         assert_eq!(told(&handle(&mut session, Event::Publish(at_1, Bytes::new()), 1)), ["puback 1 87"]);
     }
+}
+
+#[test]
+fn a_client_has_so_many_subscriptions_and_may_replace_them() {
+    let mut session = connected(Version::V5, &asked(true));
+    let mut subscribe = |filters: &[&'static str]| {
+        let topic_filters = filters.iter().map(|&filter| (filter.into(), SubscriptionOptions::default())).collect();
+        let packet = Subscribe { packet_id: id(1), id: None, user_properties: vec![], topic_filters };
+        told(&handle(&mut session, Event::Packet(Packet::Subscribe(packet)), 1)).pop()
+    };
+    assert_eq!(subscribe(&["a", "b"]).as_deref(), Some("suback [00, 00]"));
+    assert_eq!(subscribe(&["c", "d", "a", "c"]).as_deref(), Some("suback [00, 97, 00, 00]"));
 }
 
 #[test]
@@ -64,16 +85,14 @@ fn a_clients_alias_stands_for_the_topic_that_it_came_with() {
 
 #[test]
 fn the_first_topics_get_the_aliases_that_the_client_allows() {
-    for (allows, wanted) in [
-        (0, ["a -", "a -", "b -", "c -"]),
-        (1, ["a 1", " 1", "b -", "c -"]),
-        (9, ["a 1", " 1", "b 2", "c -"]),
-    ] {
+    for (allows, wanted) in
+        [(0, ["a -", "a -", "b -", "c -"]), (1, ["a 1", " 1", "b -", "c -"]), (9, ["a 1", " 1", "b 2", "c -"])]
+    {
         let mut session = connected(Version::V5, &Connect { topic_alias_max: allows, ..asked(true) });
         let sent = ["a", "a", "b", "c"].map(|topic| {
             let effects = handle(&mut session, for_it(topic, QoS::AtMostOnce, "x"), 1);
             let Effect::Publish(publish, _) = &effects[0] else { panic!("{effects:?}") };
-            let alias = publish.properties.topic_alias.map_or("-".to_owned(), |alias| alias.to_string());
+            let alias = publish.properties.topic_alias.map_or_else(|| "-".to_owned(), |alias| alias.to_string());
             format!("{} {alias}", publish.topic)
         });
         assert_eq!(sent, wanted, "{allows}");
@@ -84,7 +103,14 @@ fn the_first_topics_get_the_aliases_that_the_client_allows() {
 fn what_is_not_stored_waits_for_the_window_up_to_a_limit_and_at_qos_0_for_nothing() {
     let mut session = connected(Version::V5, &asked(true));
     let wanted: [&[&str]; 8] = [
-        &["publish t 32768 a"], &["publish t 32769 b"], &["publish t 32770 c"], &[], &["dropped"], &["dropped"], &["dropped"], &["dropped"],
+        &["publish t 32768 a"],
+        &["publish t 32769 b"],
+        &["publish t 32770 c"],
+        &[],
+        &["dropped"],
+        &["dropped"],
+        &["dropped"],
+        &["dropped"],
     ];
     for (payload, wanted) in ["a", "b", "c", "d", "e", "f", "g", "h"].into_iter().zip(wanted) {
         assert_eq!(told(&handle(&mut session, for_it("t", QoS::AtLeastOnce, payload), 1)), wanted, "{payload}");

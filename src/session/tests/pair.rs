@@ -321,13 +321,11 @@ impl World {
                 self.stored[client].received.remove(&packet_id);
                 self.event(client, epoch, Event::Forgotten);
             }
-            Some((client, epoch, Marked::Received(seq))) => {
-                if self.stored[client].epoch == epoch {
-                    self.stored[client].rows.get_mut(&seq).expect("a row").released = true;
-                    self.event(client, epoch, Event::Kept { seq });
-                }
+            Some((client, epoch, Marked::Received(seq))) if self.stored[client].epoch == epoch => {
+                self.stored[client].rows.get_mut(&seq).expect("a row").released = true;
+                self.event(client, epoch, Event::Kept { seq });
             }
-            None => {}
+            Some(_) | None => {}
         }
     }
 
@@ -359,7 +357,9 @@ impl World {
                 let order: Vec<u32> = heard
                     .iter()
                     .copied()
-                    .filter(|&number| self.published[usize::try_from(number).expect("few")].1 == qos && first.insert(number))
+                    .filter(|&number| {
+                        self.published[usize::try_from(number).expect("few")].1 == qos && first.insert(number)
+                    })
                     .collect();
                 assert!(order.is_sorted(), "QoS {qos} out of order: {order:?}");
             }

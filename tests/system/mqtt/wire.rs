@@ -311,10 +311,9 @@ async fn what_is_not_allowed_ends_the_connection_with_its_reason() {
         assert_eq!((first, body[0]), (0xE0, reason), "{what}");
         assert_eq!(wire.receive().await, None, "{what}");
     }
-    for (what, bytes) in [
-        ("another's topic", packet(0x32, b"\0\x04q/T2\0\x01x")),
-        ("QoS 3", packet(0x36, b"\0\x04q/T1\0\x01x")),
-    ] {
+    for (what, bytes) in
+        [("another's topic", packet(0x32, b"\0\x04q/T2\0\x01x")), ("QoS 3", packet(0x36, b"\0\x04q/T1\0\x01x"))]
+    {
         let (mut wire, _) = Wire::connect(broker.plain(), false, "T1", true).await;
         wire.send(&bytes).await;
         assert_eq!(wire.receive().await, None, "{what}: MQTT 3.1.1 closes");
