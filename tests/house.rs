@@ -104,7 +104,12 @@ fn the_room_that_decides_does_not_move() {
 
 #[test]
 fn only_the_broker_knows_mqtt_packets() {
-    silent(&["src"], &["ntex_mqtt", "ntex_bytes"], &["src/session", "src/topics", "src/message.rs"], "packets belong to the broker");
+    silent(
+        &["src"],
+        &["ntex_mqtt", "ntex_bytes"],
+        &["src/session", "src/topics", "src/message.rs"],
+        "packets belong to the broker",
+    );
 }
 
 #[test]
