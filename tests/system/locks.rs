@@ -83,7 +83,7 @@ async fn submit<T: Send + 'static>(batcher: Batcher<T, bool>, things: [T; 4]) {
 
 fn acknowledge(store: &Store, receipt: bool, order: [u8; 4]) -> impl Future<Output = ()> + Send + 'static {
     let each = order.map(|n| Acknowledged {
-        client: terminal(&format!("T{n}")),
+        client: (&terminal(&format!("T{n}"))).into(),
         epoch: Epoch(1),
         seq: if receipt { 1 } else { 2 },
         receipt,
@@ -118,7 +118,14 @@ async fn of_messages_by_their_queue_and_place() {
 #[tokio::test]
 async fn of_messages_too_when_sessions_end() {
     let (database, store) = queues().await;
-    let end = |n| Ended { client: terminal(&format!("T{n}")), epoch: Epoch(1), expiry_s: 0, sent_to: 0, at: now() };
+    let end = |n| Ended {
+        client: (&terminal(&format!("T{n}"))).into(),
+        epoch: Epoch(1),
+        expiry_s: 0,
+        sent_to: 0,
+        will: false,
+        at: now(),
+    };
     let call = submit(store.ends(16, 16), [1, 4, 3, 2].map(end));
     keeps_to_the_order(&database, "message", ["client_id = 'T2'", "client_id = 'T3'"], call).await;
     assert_eq!(database.rows("select count(*) from wakala.message"), "0");
