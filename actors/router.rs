@@ -6,7 +6,6 @@
 //! are its own, and its receipts are rows from the start.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
@@ -322,7 +321,7 @@ impl Router {
         &self,
         publisher: Option<&ClientId>,
         message: &Arc<Published>,
-        remember: Option<NonZeroU16>,
+        remember: Option<Remembered>,
         now: Time,
     ) -> Option<Publication> {
         self.0.table.count(|counts| &counts.published);
@@ -330,8 +329,6 @@ impl Router {
         let waits = remember.is_some();
         let (to, then) = self.send(publisher, message, waits);
         let retain = (message.retain && self.retain(message)).then(|| Arc::clone(message));
-        let remember = publisher.zip(remember);
-        let remember = remember.map(|(client, packet_id)| Remembered { client: client.clone(), packet_id });
         let stored = !to.is_empty() || retain.is_some() || remember.is_some();
         stored.then_some(Publication { to, then, retain, remember, will: None, at: now })
     }

@@ -118,7 +118,7 @@ impl Session {
                 Effect::Admit { ticket, payload, remember } => self.admit(ticket, payload, remember, ctx),
                 Effect::Route { ticket, message, remember } => self.route(ticket, &message, remember, ctx),
                 Effect::Forget { packet_id } => {
-                    let remembered = Remembered { client: self.client(), packet_id };
+                    let remembered = Remembered { client: self.client(), epoch: self.epoch, packet_id };
                     self.mark(Mark::Forget(remembered), Event::Forgotten, ctx);
                 }
                 Effect::Received { seq } => {

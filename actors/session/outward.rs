@@ -21,7 +21,7 @@ impl Session {
         // A guest's rights lead nowhere here.
         let Who::Terminal(enrolled) = &self.who else { return };
         let (sessions, enrolled, addr) = (self.sessions.clone(), Arc::clone(enrolled), ctx.address());
-        let (client, at) = (self.client(), self.now());
+        let (client, epoch, at) = (self.client(), self.epoch, self.now());
         let intake = sessions.intake();
         tokio::task::spawn_local(async move {
             let mut wait = RETRY_MIN;
@@ -34,7 +34,7 @@ impl Session {
                 wait = (wait * 2).min(RETRY_MAX);
             }
             if let Some(packet_id) = remember {
-                let remember = Some(Remembered { client, packet_id });
+                let remember = Some(Remembered { client, epoch, packet_id });
                 let publication = Publication { remember, ..Publication::at(at) };
                 store_publication(&sessions, publication, &addr).await;
             }
@@ -52,7 +52,9 @@ impl Session {
         ctx: &mut Context<Self>,
     ) {
         let router = self.sessions.router();
-        match router.route(Some(self.twin.client()), message, remember, self.now()) {
+        let (client, now) = (self.twin.client(), self.now());
+        let remember = remember.map(|packet_id| Remembered { client: client.clone(), epoch: self.epoch, packet_id });
+        match router.route(Some(client), message, remember, now) {
             None => self.event(Event::Durable { ticket }, ctx),
             Some(publication) => {
                 let (sessions, addr) = (self.sessions.clone(), ctx.address());

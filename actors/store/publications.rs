@@ -43,10 +43,11 @@ impl Publication {
     }
 }
 
-/// A packet identifier of QoS 2.
+/// A packet identifier of QoS 2, of this connection: on a later one it may belong to another message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remembered {
     pub client: ClientId,
+    pub epoch: Epoch,
     pub packet_id: NonZeroU16,
 }
 
@@ -55,7 +56,8 @@ pub struct Remembered {
 pub enum Stored {
     /// In these places of the queues of [`Publication::to`]; none where a session is gone or its queue is full.
     At(Vec<Option<i64>>),
-    /// It is stored already: its publisher sent it again while it was on its way, or another node sent the will.
+    /// It is stored already, or its publisher has a later connection by now and sends it again on that one; or another
+    /// node sent the will.
     Before,
 }
 
@@ -116,6 +118,7 @@ impl Store {
     async fn publish(&self, publications: Arc<Vec<Publication>>, queue_max: u32) -> Result<Vec<Stored>, Error> {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
+            lock_sessions(&mut opened, &publications).await?;
             let wills = settle_wills(&mut opened, &publications).await?;
             let identifiers = remember(&mut opened, &publications).await?;
             let new: Vec<bool> =
@@ -141,12 +144,14 @@ impl Store {
     async fn mark(&self, marks: Vec<Mark>) -> Result<Vec<bool>, Error> {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
-            let (mut forgets, mut received) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new(), Vec::new()));
+            let mut forgets = (Vec::new(), Vec::new(), Vec::new());
+            let mut received = (Vec::new(), Vec::new(), Vec::new());
             for mark in &marks {
                 match mark {
                     Mark::Forget(remembered) => {
                         forgets.0.push(remembered.client.as_str().to_owned());
-                        forgets.1.push(i32::from(remembered.packet_id.get()));
+                        forgets.1.push(remembered.epoch.0);
+                        forgets.2.push(i32::from(remembered.packet_id.get()));
                     }
                     Mark::Received { client, epoch, seq } => {
                         received.0.push(client.as_str().to_owned());
@@ -156,11 +161,13 @@ impl Store {
                 }
             }
             sqlx::query(
-                "delete from wakala.received r using unnest($1::text[], $2::integer[]) f (client_id, packet_id) \
-                 where r.client_id = f.client_id and r.packet_id = f.packet_id",
+                "delete from wakala.received r using unnest($1::text[], $2::bigint[], $3::integer[]) f (client_id, epoch, packet_id) \
+                 join wakala.session s using (client_id) \
+                 where s.epoch = f.epoch and r.client_id = f.client_id and r.packet_id = f.packet_id",
             )
             .bind(forgets.0)
             .bind(forgets.1)
+            .bind(forgets.2)
             .execute(&mut *opened)
             .await?;
             let kept: Vec<(String, i64)> = sqlx::query_as(
@@ -208,6 +215,23 @@ impl Store {
         })
         .await
     }
+}
+
+/// Where packet identifiers of QoS 2 are remembered, nobody opens a session of their publishers until this commit: it would
+/// not know of them. All rows that this commit will want are locked here, in one order, so that two commits never wait for
+/// each other.
+async fn lock_sessions(db: &mut PgConnection, publications: &[Publication]) -> Result<(), Error> {
+    if publications.iter().all(|each| each.remember.is_none()) {
+        return Ok(());
+    }
+    let publishers = publications.iter().filter_map(|each| each.remember.as_ref()).map(|each| &each.client);
+    let subscribers = publications.iter().flat_map(|each| &each.to).map(|(client, _)| client);
+    let clients: BTreeSet<&str> = publishers.chain(subscribers).map(ClientId::as_str).collect();
+    sqlx::query("select from wakala.session where client_id = any($1) order by client_id for no key update")
+        .bind(clients.into_iter().collect::<Vec<_>>())
+        .execute(db)
+        .await?;
+    Ok(())
 }
 
 /// Deletes the rows of wills that are sent with this batch. For each publish whether it is to be sent: a will that another
@@ -382,8 +406,8 @@ async fn retain(db: &mut PgConnection, publications: &[Publication], new: &[bool
     Ok(())
 }
 
-/// Remembers identifiers. For each publish whether it is to be sent: at QoS 2 it is not if its identifier is known, for then
-/// its publisher has sent it again, on a later connection, while it was on its way.
+/// Remembers identifiers. For each publish whether it is to be sent: at QoS 2 it is not if its identifier is known, or if its
+/// publisher has a later connection, which began without it: it is sent again there, or was, and may be complete.
 async fn remember(db: &mut PgConnection, publications: &[Publication]) -> Result<Vec<bool>, Error> {
     let remembered: Vec<&Remembered> = publications.iter().filter_map(|each| each.remember.as_ref()).collect();
     if remembered.is_empty() {
@@ -391,11 +415,12 @@ async fn remember(db: &mut PgConnection, publications: &[Publication]) -> Result
     }
     let added: Vec<(String, i32)> = sqlx::query_as(
         "insert into wakala.received (client_id, packet_id) \
-         select r.* from unnest($1::text[], $2::integer[]) r (client_id, packet_id) \
-         where exists (select from wakala.session s where s.client_id = r.client_id) \
+         select r.client_id, r.packet_id from unnest($1::text[], $2::bigint[], $3::integer[]) r (client_id, epoch, packet_id) \
+         join wakala.session s using (client_id) where s.epoch = r.epoch \
          order by 1, 2 on conflict do nothing returning client_id, packet_id",
     )
     .bind(remembered.iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(remembered.iter().map(|each| each.epoch.0).collect::<Vec<_>>())
     .bind(remembered.iter().map(|each| i32::from(each.packet_id.get())).collect::<Vec<_>>())
     .fetch_all(db)
     .await?;

@@ -295,7 +295,8 @@ impl World {
 
     fn store(&mut self, hint: u8) {
         let Some(Waiting { client, epoch, ticket, message, remember }) = self.publications.pop_front() else { return };
-        let new = remember.is_none_or(|packet_id| self.stored[client].received.insert(packet_id.get()));
+        let publisher = &mut self.stored[client];
+        let new = remember.is_none_or(|packet_id| publisher.epoch == epoch && publisher.received.insert(packet_id.get()));
         if new {
             let other = 1 - client;
             let stored = &mut self.stored[other];
@@ -317,7 +318,7 @@ impl World {
 
     fn mark(&mut self) {
         match self.marks.pop_front() {
-            Some((client, epoch, Marked::Forget(packet_id))) => {
+            Some((client, epoch, Marked::Forget(packet_id))) if self.stored[client].epoch == epoch => {
                 self.stored[client].received.remove(&packet_id);
                 self.event(client, epoch, Event::Forgotten);
             }
