@@ -191,6 +191,8 @@ class Installation(Node):
         return f"""
 [node]
 sandbox = true
+[admin]
+address = "127.0.0.1:{self.admin}"
 [listener]
 plain = "127.0.0.1:{free_port()}"
 [listener.tls]

@@ -296,7 +296,8 @@ impl World {
     fn store(&mut self, hint: u8) {
         let Some(Waiting { client, epoch, ticket, message, remember }) = self.publications.pop_front() else { return };
         let publisher = &mut self.stored[client];
-        let new = remember.is_none_or(|packet_id| publisher.epoch == epoch && publisher.received.insert(packet_id.get()));
+        let new =
+            remember.is_none_or(|packet_id| publisher.epoch == epoch && publisher.received.insert(packet_id.get()));
         if new {
             let other = 1 - client;
             let stored = &mut self.stored[other];
