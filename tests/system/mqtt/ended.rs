@@ -113,8 +113,16 @@ impl Node {
     }
 
     async fn panic(&self, actor: &str) {
-        let answer = self.ask(&format!("POST /sandbox/panic?actor={actor}")).await;
-        assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+        let mut answer = String::new();
+        // A node that is ready may still be taking its partitions.
+        for _ in 0..200 {
+            answer = self.ask(&format!("POST /sandbox/panic?actor={actor}")).await;
+            if answer.starts_with("HTTP/1.1 204") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{answer}");
     }
 
     pub(super) fn signal(&self, name: &str) {
