@@ -259,7 +259,7 @@ fn serve(
     });
 }
 
-/// Small buffers: most terminals are idle most of the time, and a packet is a few hundred bytes.
+/// Buffers belong to the worker: who is idle has none. A client that has this much unread is written no more to.
 fn io_config() -> IoConfig {
-    IoConfig::new().set_read_buf(4096, 512, 128).set_write_buf(4096, 512, 128)
+    IoConfig::new().set_read_buf(16 * 1024, 512, 64).set_write_buf(64 * 1024, 512, 64)
 }

@@ -5,12 +5,11 @@
 //! QoS 0; else it is a row of its queue, and the session has a hint. Terminals have no part in this: a terminal's topics
 //! are its own, and its receipts are rows from the start.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
-use actix::prelude::*;
 use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{QoS, RetainHandling};
 use serde::{Deserialize, Serialize};
@@ -20,7 +19,7 @@ use wakala::session::{Addressed, Subscription, What};
 use wakala::time::Time;
 use wakala::topics::{Granted, Match, Retained, Subscriptions, shared};
 
-use crate::session::{Deliver, Hint, Session};
+use crate::session::inbox::Inbox;
 use crate::store::publications::{Publication, Publications, Remembered, Stored};
 use crate::store::{Error, Store};
 
@@ -79,8 +78,6 @@ struct Inner {
 struct Shared {
     table: RwLock<Table>,
     counts: Counts,
-    /// Whose mailbox had no room for a hint: they are to look.
-    unhinted: Mutex<BTreeSet<ClientId>>,
 }
 
 #[derive(Default)]
@@ -96,7 +93,7 @@ struct Client {
     filters: Vec<ByteString>,
     /// The session outlives the connection.
     kept: bool,
-    connected: Option<(Epoch, Addr<Session>)>,
+    connected: Option<(Epoch, Arc<Inbox>)>,
 }
 
 /// What became of messages, since the node started.
@@ -155,22 +152,20 @@ impl Shared {
                 continue;
             };
             self.count(|counts| &counts.stored);
-            if let Some(addr) = table.addr(client)
-                && addr.try_send(Hint(Some((*seq, Some(What::Message(addressed.clone())))))).is_err()
-            {
-                self.unhinted.lock().unwrap_or_else(PoisonError::into_inner).insert(client.clone());
+            if let Some(inbox) = table.inbox(client) {
+                inbox.queued(*seq, What::Message(addressed.clone()));
             }
         }
         for (client, addressed) in &publication.then {
-            self.hand(table.addr(client), addressed.clone());
+            self.hand(table.inbox(client), addressed.clone());
         }
     }
 
     /// Hands a message that is not stored to a session.
-    fn hand(&self, to: Option<&Addr<Session>>, addressed: Addressed) {
+    fn hand(&self, to: Option<&Arc<Inbox>>, addressed: Addressed) {
         self.count(|counts| match to {
             None => &counts.away,
-            Some(addr) if addr.try_send(Deliver(addressed)).is_ok() => &counts.direct,
+            Some(inbox) if inbox.hand(addressed) => &counts.direct,
             Some(_) => &counts.full,
         });
     }
@@ -245,7 +240,7 @@ impl Router {
     }
 
     /// A client is connected here, with these subscriptions and no others.
-    pub fn connected(&self, client: &ClientId, epoch: Epoch, addr: Addr<Session>, kept: bool, with: &[Subscription]) {
+    pub fn connected(&self, client: &ClientId, epoch: Epoch, inbox: Arc<Inbox>, kept: bool, with: &[Subscription]) {
         let mut table = self.0.table.write();
         if table
             .clients
@@ -256,7 +251,7 @@ impl Router {
             return;
         }
         table.remove(client);
-        table.add(client, Client { filters: Vec::new(), kept, connected: Some((epoch, addr)) });
+        table.add(client, Client { filters: Vec::new(), kept, connected: Some((epoch, inbox)) });
         for subscription in with {
             table.subscribe(client, subscription);
         }
@@ -341,19 +336,6 @@ impl Router {
         self.0.publications.submit(publication).await.map(drop)
     }
 
-    /// Has the sessions look whose mailbox was full when something was queued for them.
-    pub fn hint_again(&self) {
-        let unhinted = std::mem::take(&mut *self.0.table.unhinted.lock().unwrap_or_else(PoisonError::into_inner));
-        let table = self.0.table.read();
-        for client in unhinted {
-            if let Some(addr) = table.addr(&client)
-                && addr.try_send(Hint(None)).is_err()
-            {
-                self.0.table.unhinted.lock().unwrap_or_else(PoisonError::into_inner).insert(client);
-            }
-        }
-    }
-
     /// A session had no room for a message.
     pub fn dropped(&self) {
         self.0.table.count(|counts| &counts.full);
@@ -363,7 +345,7 @@ impl Router {
     fn send(&self, publisher: Option<&ClientId>, message: &Arc<Published>, waits: bool) -> (To, To) {
         let (shared, mut found, mut to, mut then) = (&self.0.table, Vec::new(), Vec::new(), Vec::new());
         let table = shared.read();
-        table.subscriptions.route(&message.topic, publisher, |client| table.addr(client).is_some(), &mut found);
+        table.subscriptions.route(&message.topic, publisher, |client| table.inbox(client).is_some(), &mut found);
         for Match { client, qos, retain_as_published, identifiers, .. } in found {
             let Some(present) = table.clients.get(&client) else { continue };
             let retain = retain_as_published && message.retain;
@@ -373,7 +355,7 @@ impl Router {
             } else if waits {
                 then.push((client, addressed));
             } else {
-                shared.hand(table.addr(&client), addressed);
+                shared.hand(table.inbox(&client), addressed);
             }
         }
         (to, then)
@@ -398,8 +380,8 @@ impl Router {
 type To = Vec<(ClientId, Addressed)>;
 
 impl Table {
-    fn addr(&self, client: &ClientId) -> Option<&Addr<Session>> {
-        self.clients.get(client)?.connected.as_ref().map(|(_, addr)| addr)
+    fn inbox(&self, client: &ClientId) -> Option<&Arc<Inbox>> {
+        self.clients.get(client)?.connected.as_ref().map(|(_, inbox)| inbox)
     }
 
     fn subscribe(&mut self, client: &ClientId, new: &Subscription) {

@@ -1,30 +1,34 @@
 //! Actor of one connected terminal, on the ntex worker that owns its socket.
 //!
-//! A reading task decodes frames and sends each to the actor, waiting until it is taken: that is the back-pressure. The
-//! actor has its twin decide and carries out what it says, one arm per effect. A panic closes the connection, for MQTT
+//! In its turn ([`socket`]) the actor takes packets from its socket and messages from its [`Inbox`], has its twin decide,
+//! and carries out what it says, one arm per effect. A panic closes the connection, for MQTT
 //! allows resending on a new connection only [MQTT-4.4.0-1]: the terminal reconnects, and its next actor starts with
 //! what is stored. So the restart of this actor is the terminal's reconnect, and its supervisor only counts.
 
 pub mod frames;
+pub mod inbox;
 mod outward;
+mod socket;
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
 
 use actix::prelude::*;
 use ntex::io::{IoBoxed, IoRef};
 use ntex::tls::rustls::PeerCertChain;
-use ntex::util::Either;
 use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Packet};
 use rustls::pki_types::UnixTime;
-use tokio::sync::oneshot;
 use wakala::id::{ClientId, Epoch};
-use wakala::session::strict::Flaw;
-use wakala::session::{Addressed, Beyond, Effect, Event, Session as Twin, What};
+use wakala::session::{Beyond, Effect, Event, Session as Twin, What};
 use wakala::time::Time;
 
-use self::frames::{Frames, Inbound, Outbound};
+use self::frames::{Frames, Outbound};
+use self::inbox::{Arrival, Inbox};
+use self::socket::Ear;
 use crate::sessions::{Sessions, Vouch};
 use crate::store::Error;
 use crate::store::publications::{Mark, Remembered};
@@ -38,12 +42,18 @@ pub struct Session {
     epoch: Epoch,
     who: Who,
     sessions: Sessions,
-    io: IoRef,
-    frames: Rc<Frames>,
+    io: IoBoxed,
+    frames: Frames,
+    inbox: Arc<Inbox>,
+    /// Taken from the inbox, and what was retained for a new subscription.
+    arrivals: VecDeque<Arrival>,
     /// A DISCONNECT is the last packet: the socket is closed a little later, so that the client can read it.
     lingers: bool,
-    /// Told when the socket may be read again.
-    reading: Option<oneshot::Sender<()>>,
+    /// The socket is left unread while the twin is full.
+    unread: bool,
+    closed: bool,
+    /// Of the actor's task.
+    waker: Option<Waker>,
     /// For when the wake-up is set that comes first.
     wakes_at: Option<Time>,
     /// Held for its end: the registry hears of it.
@@ -56,9 +66,16 @@ impl std::fmt::Debug for Session {
     }
 }
 
+/// What was decided and is being carried out.
+#[derive(Default)]
+struct Turn {
+    effects: Vec<Effect>,
+    doing: Vec<Effect>,
+}
+
 thread_local! {
-    /// Effects are carried out before the next event comes, so all sessions of a worker share one buffer.
-    static EFFECTS: RefCell<Vec<Effect>> = const { RefCell::new(Vec::new()) };
+    /// Effects are carried out before the next event comes, so all sessions of a worker share the buffers.
+    static TURN: RefCell<Turn> = RefCell::default();
 }
 
 /// The wait between tries while the database or the log is away.
@@ -66,32 +83,35 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 impl Session {
-    /// Starts the actor and its reading task. The caller has registered nothing yet.
+    /// Starts the actor. The caller has registered nothing yet.
     pub fn start(
         twin: Twin,
         epoch: Epoch,
         who: Who,
         sessions: Sessions,
         io: IoBoxed,
-        frames: Rc<Frames>,
-    ) -> Addr<Self> {
+        frames: Frames,
+    ) -> (Addr<Self>, Arc<Inbox>) {
         let (registry, client) = (sessions.clone(), twin.client().clone());
         let link = Link::new(move |exit: Exit| registry.exited(&client, epoch, &exit));
-        let (reader, codec) = (io.get_ref(), Rc::clone(&frames));
-        let addr = Actor::start(Self {
+        let inbox = Arc::new(Inbox::new(sessions.limits().direct_max.get().into()));
+        let session = Self {
             twin,
             epoch,
             who,
             sessions,
-            io: reader,
+            io,
             frames,
+            inbox: Arc::clone(&inbox),
+            arrivals: VecDeque::new(),
             lingers: false,
-            reading: None,
+            unread: false,
+            closed: false,
+            waker: None,
             wakes_at: None,
             link,
-        });
-        tokio::task::spawn_local(read(io, codec, addr.clone()));
-        addr
+        };
+        (Actor::start(session), inbox)
     }
 
     fn now(&self) -> Time {
@@ -99,66 +119,77 @@ impl Session {
     }
 
     fn event(&mut self, event: Event, ctx: &mut Context<Self>) {
-        let mut effects = EFFECTS.take();
-        self.twin.handle(event, self.now(), &mut effects);
-        self.act(&mut effects, ctx);
-        EFFECTS.set(effects);
+        let (now, mut turn) = (self.now(), TURN.take());
+        self.twin.handle(event, now, &mut turn.effects);
+        self.act(&mut turn, now, ctx);
+        TURN.set(turn);
+        self.set_wake_up(ctx);
     }
 
-    /// Carries out what was decided.
-    fn act(&mut self, effects: &mut Vec<Effect>, ctx: &mut Context<Self>) {
-        let mut retained = Vec::new();
-        for effect in effects.drain(..) {
-            match effect {
-                Effect::Send(packet) => {
-                    self.lingers |= matches!(packet, Packet::Disconnect(_));
-                    self.write(Outbound::Packet(packet), ctx);
-                }
-                Effect::Publish(publish, payload) => self.write(Outbound::Publish(publish, payload), ctx),
-                Effect::Admit { ticket, payload, remember } => self.admit(ticket, payload, remember, ctx),
-                Effect::Route { ticket, message, remember } => self.route(ticket, &message, remember, ctx),
-                Effect::Forget { packet_id } => {
-                    let remembered = Remembered { client: self.client(), epoch: self.epoch, packet_id };
-                    self.mark(Mark::Forget(remembered), Event::Forgotten, ctx);
-                }
-                Effect::Received { seq } => {
-                    let mark = Mark::Received { client: self.client(), epoch: self.epoch, seq };
-                    self.mark(mark, Event::Kept { seq }, ctx);
-                }
-                Effect::Subscribed { subscription, existed } => {
-                    if let Who::Guest { .. } = self.who {
-                        let (router, now) = (self.sessions.router(), self.now());
-                        retained.extend(router.subscribe(self.twin.client(), &subscription, existed, now));
-                    }
-                }
-                Effect::Unsubscribed { filter } => self.sessions.router().unsubscribe(self.twin.client(), &filter),
-                Effect::Dropped => self.sessions.router().dropped(),
-                Effect::Store(change) => {
-                    let (store, client, epoch) = (self.sessions.store().clone(), self.client(), self.epoch);
-                    self.ask(ctx, Event::Stored, move || {
-                        let (store, client, change) = (store.clone(), client.clone(), change.clone());
-                        async move { store.change_subscriptions(&client, epoch, change).await }
-                    });
-                }
-                Effect::Acked { seq, receipt } => self.acked(seq, receipt, ctx),
-                Effect::Fetch { beyond, max } => self.fetch(beyond, max, ctx),
-                Effect::TooLarge { seq } => {
-                    tracing::warn!(client = %self.twin.client(), seq, "a delivery exceeds the client's maximum packet size");
-                }
-                Effect::Close(why) => {
-                    self.link.because(why);
-                    ctx.stop();
+    /// Carries out what was decided, and what is decided meanwhile.
+    fn act(&mut self, turn: &mut Turn, now: Time, ctx: &mut Context<Self>) {
+        let Turn { effects, doing } = turn;
+        while !effects.is_empty() {
+            mem::swap(effects, doing);
+            for effect in doing.drain(..) {
+                if let Some(at_once) = self.carry_out(effect, now, ctx) {
+                    self.twin.handle(at_once, now, effects);
                 }
             }
         }
-        self.deliver_retained(retained, ctx);
-        if !self.twin.full()
-            && let Some(reading) = self.reading.take()
-        {
-            // The reading task is gone when the socket is.
-            let _ = reading.send(());
+        if self.unread && !self.twin.full() {
+            self.unread = false;
+            self.wake();
         }
-        self.set_wake_up(ctx);
+    }
+
+    /// Gives what has come of it already, if anything has.
+    fn carry_out(&mut self, effect: Effect, now: Time, ctx: &mut Context<Self>) -> Option<Event> {
+        match effect {
+            Effect::Send(packet) => {
+                self.lingers |= matches!(packet, Packet::Disconnect(_));
+                self.write(Outbound::Packet(packet), ctx);
+            }
+            Effect::Publish(publish, payload) => self.write(Outbound::Publish(publish, payload), ctx),
+            Effect::Admit { ticket, payload, remember } => self.admit(ticket, payload, remember, ctx),
+            Effect::Route { ticket, message, remember } => {
+                return self.route(ticket, &message, remember, now, ctx);
+            }
+            Effect::Forget { packet_id } => {
+                let remembered = Remembered { client: self.client(), epoch: self.epoch, packet_id };
+                self.mark(Mark::Forget(remembered), Event::Forgotten, ctx);
+            }
+            Effect::Received { seq } => {
+                let mark = Mark::Received { client: self.client(), epoch: self.epoch, seq };
+                self.mark(mark, Event::Kept { seq }, ctx);
+            }
+            Effect::Subscribed { subscription, existed } => {
+                if let Who::Guest { .. } = self.who {
+                    let retained = self.sessions.router().subscribe(self.twin.client(), &subscription, existed, now);
+                    self.deliver_retained(retained, now, ctx);
+                }
+            }
+            Effect::Unsubscribed { filter } => self.sessions.router().unsubscribe(self.twin.client(), &filter),
+            Effect::Dropped => self.sessions.router().dropped(),
+            Effect::Store(change) => {
+                let (store, client, epoch) = (self.sessions.store().clone(), self.client(), self.epoch);
+                self.ask(ctx, Event::Stored, move || {
+                    let (store, client, change) = (store.clone(), client.clone(), change.clone());
+                    async move { store.change_subscriptions(&client, epoch, change).await }
+                });
+            }
+            Effect::Acked { seq, receipt } => self.acked(seq, receipt, ctx),
+            Effect::Fetch { beyond, max } => self.fetch(beyond, max, ctx),
+            Effect::TooLarge { seq } => {
+                tracing::warn!(client = %self.twin.client(), seq, "a delivery exceeds the client's maximum packet size");
+            }
+            Effect::Close(why) => {
+                self.closed = true;
+                self.link.because(why);
+                ctx.stop();
+            }
+        }
+        None
     }
 
     fn client(&self) -> ClientId {
@@ -168,8 +199,8 @@ impl Session {
     fn write(&mut self, item: Outbound, ctx: &mut Context<Self>) {
         if let Err(error) = self.io.encode(item, &self.frames) {
             tracing::error!(client = %self.twin.client(), ?error, "a packet could not be encoded");
+            self.closed = true;
             self.link.because("a packet could not be encoded");
-            self.io.close();
             ctx.stop();
         }
     }
@@ -269,53 +300,6 @@ async fn insist<T, F: Future<Output = Result<T, Error>>>(work: impl Fn() -> F) -
     }
 }
 
-/// Reads frames and hands them over, one at a time.
-async fn read(io: IoBoxed, frames: Rc<Frames>, session: Addr<Session>) {
-    loop {
-        let received = match io.recv(&*frames).await {
-            Ok(Some(inbound)) => Received::Inbound(inbound),
-            Ok(None) => Received::Gone("the connection ended"),
-            Err(Either::Left(flaw)) => Received::Flaw(flaw),
-            Err(Either::Right(_)) => Received::Gone("the connection broke"),
-        };
-        let (gone, last) = (matches!(received, Received::Gone(_)), !matches!(received, Received::Inbound(_)));
-        match session.send(received).await {
-            Ok(_) if gone => break,
-            Ok(None) if !last => {}
-            // The sender is dropped when the session ends.
-            Ok(Some(room)) if !last => _ = room.await,
-            // It has ended. What comes before the socket closes is nobody's.
-            Ok(_) | Err(_) => {
-                while let Ok(Some(())) = io.read_ready().await {
-                    io.with_read_buf(|unread| unread.clear());
-                }
-                break;
-            }
-        }
-    }
-    // What was written before the end still goes out.
-    let _ = io.shutdown().await;
-}
-
-/// How long a client has to read why its connection ends.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// Closes a socket when its client has had time to read the DISCONNECT. What the client sends meanwhile is read and thrown
-/// away: a socket that is closed with bytes unread is reset, and the DISCONNECT with it (RFC 1122 §4.2.2.13).
-async fn close_later(io: IoRef) {
-    tokio::time::sleep(LINGER).await;
-    io.close();
-}
-
-/// What the reading task hands over; the answer is what to wait for before the next frame.
-#[derive(Debug, Message)]
-#[rtype(result = "Option<oneshot::Receiver<()>>")]
-enum Received {
-    Inbound(Inbound),
-    Flaw(Flaw),
-    Gone(&'static str),
-}
-
 /// Something that the actor started has been done.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -325,11 +309,6 @@ struct Done(Event);
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Hint(pub Option<(i64, Option<What>)>);
-
-/// A message that is not stored.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Deliver(pub Addressed);
 
 /// The connection is to end, with this reason for an MQTT 5 client.
 #[derive(Debug, Message)]
@@ -357,11 +336,7 @@ impl Actor for Session {
 impl Drop for Session {
     /// Runs after a panic too: the socket is closed, and what remains is stored, unless a newer connection fenced it.
     fn drop(&mut self) {
-        if self.lingers {
-            tokio::task::spawn_local(close_later(self.io.clone()));
-        } else {
-            self.io.close();
-        }
+        tokio::task::spawn_local(socket::part(self.io.take(), self.lingers));
         let remains = self.twin.remains();
         let ended = Ended {
             client: self.client(),
@@ -381,38 +356,15 @@ impl Drop for Session {
     }
 }
 
-impl Handler<Received> for Session {
-    type Result = Option<oneshot::Receiver<()>>;
-
-    fn handle(&mut self, received: Received, ctx: &mut Context<Self>) -> Self::Result {
-        match received {
-            Received::Inbound(Inbound::Packet(packet)) => self.event(Event::Packet(packet), ctx),
-            Received::Inbound(Inbound::Publish(publish, payload)) => self.event(Event::Publish(publish, payload), ctx),
-            Received::Flaw(flaw) => {
-                tracing::info!(client = %self.twin.client(), why = flaw.why, "a frame was refused");
-                self.event(Event::End(flaw.reason, flaw.why), ctx);
-            }
-            Received::Gone(why) => {
-                self.link.because(why);
-                ctx.stop();
-            }
-        }
-        self.twin.full().then(|| {
-            let (room, wait) = oneshot::channel();
-            self.reading = Some(room);
-            wait
-        })
-    }
-}
-
 impl Handler<Resume> for Session {
     type Result = ();
 
     fn handle(&mut self, _: Resume, ctx: &mut Context<Self>) {
-        let mut effects = EFFECTS.take();
-        self.twin.resume(self.sessions.limits(), &mut effects);
-        self.act(&mut effects, ctx);
-        EFFECTS.set(effects);
+        let (now, mut turn) = (self.now(), TURN.take());
+        self.twin.resume(self.sessions.limits(), &mut turn.effects);
+        self.act(&mut turn, now, ctx);
+        TURN.set(turn);
+        ctx.spawn(Ear);
     }
 }
 
@@ -432,14 +384,6 @@ impl Handler<Hint> for Session {
             Some((seq, what)) => self.event(Event::Hint { seq, what }, ctx),
             None => self.event(Event::Look, ctx),
         }
-    }
-}
-
-impl Handler<Deliver> for Session {
-    type Result = ();
-
-    fn handle(&mut self, Deliver(addressed): Deliver, ctx: &mut Context<Self>) {
-        self.event(Event::Message(addressed), ctx);
     }
 }
 

@@ -286,7 +286,7 @@ impl Sessions {
         });
     }
 
-    /// Sends wills that are due, and has those look that missed a hint.
+    /// Sends wills that are due.
     fn send_wills(&self) {
         let Deps { store, open, .. } = &self.0.deps;
         let (sessions, every) = (Arc::downgrade(&self.0), open.wills_every);
@@ -295,7 +295,6 @@ impl Sessions {
             loop {
                 let _ = tokio::time::timeout(every, ended.notified()).await;
                 let Some(sessions) = sessions.upgrade() else { break };
-                sessions.router.hint_again();
                 if let Err(error) = Self(sessions).send_due_wills().await {
                     tracing::warn!(%error, "wills wait for the database");
                 }

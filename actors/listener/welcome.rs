@@ -1,6 +1,5 @@
 //! From the first byte to the session: CONNECT within its bounds, who it is, and what is stored of it.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -245,9 +244,9 @@ impl Door {
         };
         let (kept, with) = (terms.expiry_s > 0, loaded.subscriptions.clone());
         let twin = Twin::load(client.clone(), rights, terms, self.sessions.limits(), loaded, now);
-        let addr = Session::start(twin, epoch, who, self.sessions.clone(), io, Rc::new(frames));
+        let (addr, inbox) = Session::start(twin, epoch, who, self.sessions.clone(), io, frames);
         if guest {
-            self.sessions.router().connected(&client, epoch, addr.clone(), kept, &with);
+            self.sessions.router().connected(&client, epoch, inbox, kept, &with);
         }
         self.sessions.register(client, epoch, addr, papers);
     }

@@ -8,7 +8,9 @@ use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, QoS};
 use wakala::message::Message as Published;
 use wakala::session::{Addressed, Event};
+use wakala::time::Time;
 
+use super::inbox::Arrival;
 use super::{Done, End, RETRY_MAX, RETRY_MIN, Session, TAKEN_OVER};
 use crate::sessions::{Away, Sessions};
 use crate::store::publications::{Mark, Publication, Remembered};
@@ -49,36 +51,37 @@ impl Session {
         ticket: u32,
         message: &Arc<Published>,
         remember: Option<NonZeroU16>,
+        now: Time,
         ctx: &mut Context<Self>,
-    ) {
-        let router = self.sessions.router();
-        let (client, now) = (self.twin.client(), self.now());
+    ) -> Option<Event> {
+        let client = self.twin.client();
         let remember = remember.map(|packet_id| Remembered { client: client.clone(), epoch: self.epoch, packet_id });
-        match router.route(Some(client), message, remember, now) {
-            None => self.event(Event::Durable { ticket }, ctx),
-            Some(publication) => {
-                let (sessions, addr) = (self.sessions.clone(), ctx.address());
-                tokio::task::spawn_local(async move {
-                    if store_publication(&sessions, publication, &addr).await {
-                        let _ = addr.send(Done(Event::Durable { ticket })).await;
-                    }
-                });
+        let Some(publication) = self.sessions.router().route(Some(client), message, remember, now) else {
+            return Some(Event::Durable { ticket });
+        };
+        let (sessions, addr) = (self.sessions.clone(), ctx.address());
+        tokio::task::spawn_local(async move {
+            if store_publication(&sessions, publication, &addr).await {
+                let _ = addr.send(Done(Event::Durable { ticket })).await;
             }
-        }
+        });
+        None
     }
 
     /// What was retained before a subscription: stored for a session that is kept, like what comes after it.
-    pub(super) fn deliver_retained(&mut self, retained: Vec<Addressed>, ctx: &mut Context<Self>) {
+    pub(super) fn deliver_retained(&mut self, retained: Vec<Addressed>, now: Time, ctx: &mut Context<Self>) {
+        if retained.is_empty() {
+            return;
+        }
         let kept = self.sessions.router().keeps(self.twin.client());
         let (stored, direct): (Vec<_>, Vec<_>) = retained
             .into_iter()
             .partition(|addressed| kept && addressed.qos.min(addressed.message.qos) != QoS::AtMostOnce);
-        for addressed in direct {
-            self.event(Event::Message(addressed), ctx);
-        }
+        self.arrivals.extend(direct.into_iter().map(Arrival::Message));
+        self.wake();
         if !stored.is_empty() {
             let to = stored.into_iter().map(|addressed| (self.client(), addressed)).collect();
-            let publication = Publication { to, ..Publication::at(self.now()) };
+            let publication = Publication { to, ..Publication::at(now) };
             let (sessions, addr) = (self.sessions.clone(), ctx.address());
             tokio::task::spawn_local(async move { store_publication(&sessions, publication, &addr).await });
         }

@@ -268,6 +268,12 @@ impl Session {
         self.pending.len() >= PENDING_MAX || self.incoming.full(self.terms.version)
     }
 
+    /// Whether there is room for one more [`Event::Message`].
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.outgoing.has_room()
+    }
+
     /// When [`Event::Wake`] is wanted, if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {

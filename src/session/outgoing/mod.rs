@@ -237,12 +237,16 @@ impl Outgoing {
         }
     }
 
+    pub(super) fn has_room(&self) -> bool {
+        self.direct < self.direct_max
+    }
+
     /// A message that is not stored.
     pub(super) fn direct(&mut self, addressed: Addressed, effects: &mut Vec<Effect>) {
         if addressed.message.qos.min(addressed.qos) == QoS::AtMostOnce {
             // It waits for nothing: whoever keeps it must not be reached by it at all (4.3.1).
             self.send_at_most_once(&addressed, effects);
-        } else if self.direct < self.direct_max {
+        } else if self.has_room() {
             self.direct += 1;
             self.queue.push_back(Queued {
                 place: Place::Direct,

@@ -1,0 +1,160 @@
+//! What others have for a session: messages that are handed to it, and word of rows that were queued for it.
+//!
+//! It is a second mailbox beside the actor's own. Many messages wake the actor once, nothing is allocated for each, and it
+//! is bounded by itself: what a slow client leaves lying is counted against that client alone.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use wakala::session::{Addressed, What};
+
+/// Filled from any thread, emptied by the session.
+#[derive(Debug)]
+pub struct Inbox {
+    max: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    arrived: VecDeque<Arrival>,
+    /// There are rows of which nothing arrived.
+    look: bool,
+    waiting: Option<Waker>,
+}
+
+/// Something that arrived.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A message that is not stored.
+    Message(Addressed),
+    /// A row was queued at this place.
+    Row(i64, What),
+}
+
+impl Inbox {
+    /// One that holds at most `max`.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self { max, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False when there is no room for it.
+    pub fn hand(&self, message: Addressed) -> bool {
+        let mut state = self.state();
+        let room = state.arrived.len() < self.max;
+        if room {
+            state.arrived.push_back(Arrival::Message(message));
+        }
+        wake(state);
+        room
+    }
+
+    /// Where there is no room the session reads the row from the database: nothing is lost.
+    pub fn queued(&self, seq: i64, what: What) {
+        let mut state = self.state();
+        if state.arrived.len() < self.max {
+            state.arrived.push_back(Arrival::Row(seq, what));
+        } else {
+            state.look = true;
+        }
+        wake(state);
+    }
+
+    /// What arrived, in the place of what was taken before, all of which is done with. True when there are rows besides.
+    /// When nothing arrived, `waker` is woken as soon as something does.
+    pub(super) fn take(&self, arrivals: &mut VecDeque<Arrival>, waker: &Waker) -> bool {
+        let mut state = self.state();
+        let look = mem::take(&mut state.look);
+        if !state.arrived.is_empty() {
+            mem::swap(&mut state.arrived, arrivals);
+        } else if !look {
+            // An idle session keeps no buffers.
+            (state.arrived, *arrivals) = Default::default();
+            if !state.waiting.as_ref().is_some_and(|waiting| waiting.will_wake(waker)) {
+                state.waiting = Some(waker.clone());
+            }
+        }
+        look
+    }
+}
+
+fn wake(mut state: MutexGuard<'_, State>) {
+    let waiting = state.waiting.take();
+    drop(state);
+    if let Some(waker) = waiting {
+        waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use ntex_bytes::Bytes;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn row(seq: i64) -> (i64, What) {
+        (seq, What::Receipt(Bytes::new()))
+    }
+
+    #[test]
+    fn many_arrivals_wake_once_and_come_in_order() {
+        let (inbox, woken, mut taken) = (Inbox::new(8), Arc::<Woken>::default(), VecDeque::new());
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(!inbox.take(&mut taken, &waker) && taken.is_empty());
+        for seq in 1..=3 {
+            let (seq, what) = row(seq);
+            inbox.queued(seq, what);
+        }
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(!inbox.take(&mut taken, &waker));
+        let places = taken.drain(..).map(|arrival| match arrival {
+            Arrival::Row(seq, _) => seq,
+            Arrival::Message(_) => 0,
+        });
+        assert_eq!(places.collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn rows_without_room_are_looked_for_and_messages_without_room_are_refused() {
+        let (inbox, mut taken) = (Inbox::new(1), VecDeque::new());
+        for seq in 1..=2 {
+            let (seq, what) = row(seq);
+            inbox.queued(seq, what);
+        }
+        let message = wakala::message::Message {
+            topic: "t".into(),
+            payload: Bytes::new(),
+            qos: ntex_mqtt::v5::codec::QoS::AtMostOnce,
+            retain: false,
+            expires_at: None,
+            properties: None,
+        };
+        let qos = message.qos;
+        let addressed = Addressed { message: Arc::new(message), qos, retain: false, identifiers: vec![] };
+        assert!(!inbox.hand(addressed.clone()));
+        assert!(inbox.take(&mut taken, Waker::noop()) && taken.len() == 1);
+        taken.clear();
+        assert!(inbox.hand(addressed));
+        assert!(!inbox.take(&mut taken, Waker::noop()) && taken.len() == 1);
+    }
+}
