@@ -195,6 +195,11 @@ impl Config {
         if files.is_some_and(|files| files.revoked.is_some() && files.client_authorities.is_none()) {
             fault("listener.tls.files.revoked", "needs client_authorities, which must have signed it".to_owned());
         }
+        if let Some(websocket) = &self.listener.websocket {
+            for (key, text) in websocket.faults(self.listener.tls.is_some()) {
+                fault(&format!("listener.websocket.{key}"), text);
+            }
+        }
         if let Err(error) = self.logging.filter.parse::<tracing_subscriber::EnvFilter>() {
             fault("logging.filter", format!("{error}; right would be, for example, \"info,wakala_node=debug\""));
         }

@@ -1,4 +1,4 @@
-//! Where terminals connect: plain and TLS, MQTT 3.1.1 and MQTT 5 on one port.
+//! Where terminals connect: plain, TLS and WebSocket, MQTT 3.1.1 and MQTT 5 on one port.
 //!
 //! ntex accepts, and carries TLS and the bytes, on worker threads of its own. Each worker is a runtime of one thread that
 //! owns the sockets it was given and the session actors of those connections. What a stranger may cost before it has
@@ -6,13 +6,14 @@
 
 mod password;
 pub mod tls;
+mod websocket;
 mod welcome;
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use ntex::SharedCfg;
-use ntex::io::{Io, IoConfig};
+use ntex::io::{Filter, Io, IoConfig};
 use ntex::server::rustls::TlsServerFilter;
 use ntex::service::fn_service;
 use ntex::time::Millis;
@@ -20,9 +21,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::sessions::Sessions;
-use tls::Credentials;
 pub use tls::Tls;
-use welcome::Door;
+use tls::{Credentials, Handshake};
+use websocket::Upgrade;
+pub use websocket::WebSocket;
+use welcome::{Door, Stranger};
 
 /// Where terminals connect, and what they may cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,9 @@ pub struct Options {
     /// With TLS 1.3 and 1.2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+    /// In WebSocket, for portals in a browser.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub websocket: Option<WebSocket>,
     /// Threads for sockets and sessions.
     pub workers: usize,
     /// Connections that may wait to be accepted.
@@ -42,10 +48,10 @@ pub struct Options {
     pub connections_max: usize,
     /// Connections at the same time that have not proved yet who they are, per worker; the next one is closed.
     pub strangers_max: usize,
-    /// From the end of the TLS handshake to the last byte of CONNECT.
+    /// From the end of the TLS handshake, or of the WebSocket's, to the last byte of CONNECT.
     #[serde(with = "humantime_serde")]
     pub connect_within: Duration,
-    /// The longest TLS handshake.
+    /// The longest TLS handshake, and the longest wait for the request that opens a WebSocket.
     #[serde(with = "humantime_serde")]
     pub handshake_within: Duration,
     /// The largest CONNECT, header included, in bytes.
@@ -63,6 +69,7 @@ impl Default for Options {
         Self {
             plain: Some(SocketAddr::from(([127, 0, 0, 1], 1883))),
             tls: None,
+            websocket: None,
             workers: 1,
             backlog: 4096,
             connections_max: 25_000,
@@ -79,7 +86,7 @@ impl Default for Options {
 /// Why nobody can connect.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("neither `plain` nor `tls` has an address")]
+    #[error("neither `plain` nor `tls` nor `websocket` has an address")]
     Nowhere,
     #[error("listener: {address}: {why}")]
     Address { address: SocketAddr, why: std::io::Error },
@@ -96,6 +103,8 @@ pub struct Listening {
     pub plain: Option<SocketAddr>,
     /// Where it listens with TLS.
     pub tls: Option<SocketAddr>,
+    /// Where it listens for WebSockets, and at which path.
+    pub websocket: WebSocket,
     credentials: Option<Credentials>,
     sessions: Sessions,
     server: ntex::server::Server,
@@ -104,23 +113,27 @@ pub struct Listening {
 }
 
 impl Options {
-    /// Where terminals connect, as a person would write it: `mqtt://127.0.0.1:1883`, `mqtts://[::]:8883`.
+    /// Where terminals connect, as a person would write it: `mqtt://127.0.0.1:1883`, `mqtts://[::]:8883`,
+    /// `wss://[::]:8884/mqtt`.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        urls(self.plain, self.tls.as_ref().map(|tls| tls.address))
+        urls(self.plain, self.tls.as_ref().map(|tls| tls.address), self.websocket.as_ref())
     }
 }
 
-fn urls(plain: Option<SocketAddr>, tls: Option<SocketAddr>) -> Vec<String> {
-    let plain = plain.map(|address| format!("mqtt://{address}"));
-    plain.into_iter().chain(tls.map(|address| format!("mqtts://{address}"))).collect()
+fn urls(plain: Option<SocketAddr>, tls: Option<SocketAddr>, websocket: Option<&WebSocket>) -> Vec<String> {
+    let path = websocket.map_or("", |websocket| &websocket.path);
+    let (ws, wss) = websocket.map_or((None, None), |websocket| (websocket.plain, websocket.tls));
+    let schemes = [("mqtt", plain, ""), ("mqtts", tls, ""), ("ws", ws, path), ("wss", wss, path)];
+    let urls = schemes.into_iter().filter_map(|(scheme, address, path)| Some(format!("{scheme}://{}{path}", address?)));
+    urls.collect()
 }
 
 impl Listening {
     /// Where it listens, with the real ports.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        urls(self.plain, self.tls)
+        urls(self.plain, self.tls, Some(&self.websocket))
     }
 
     /// Where TLS is offered, what it is offered with.
@@ -160,14 +173,27 @@ impl Listening {
 /// # Errors
 /// When an address is taken or a file of the TLS listener is not right.
 pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, Error> {
-    let plain = options.plain.map(|address| open(address, options.backlog)).transpose()?;
-    let tls = options.tls.as_ref().map(|tls| open(tls.address, options.backlog)).transpose()?;
     let credentials = options.tls.as_ref().map(Credentials::open).transpose()?;
-    if plain.is_none() && tls.is_none() {
+    let mut websocket = options.websocket.clone().unwrap_or_default();
+    let wss = websocket.tls.zip(credentials.clone());
+    let tls = options.tls.as_ref().map(|tls| tls.address).zip(credentials.clone());
+    let mut ways = Vec::new();
+    let mut way = |name, address: Option<SocketAddr>, credentials, websocket| {
+        let Some(address) = address else { return Ok(None) };
+        let socket = open(address, options.backlog)?;
+        let address = socket.local_addr().map_err(|why| Error::Address { address, why })?;
+        ways.push(Way { name, socket, credentials, websocket });
+        Ok::<_, Error>(Some(address))
+    };
+    let (tls, of_tls) = tls.unzip();
+    let (wss, of_wss) = wss.unzip();
+    let plain = way("plain", options.plain, None, None)?;
+    let tls = way("tls", tls, of_tls, None)?;
+    websocket.plain = way("websocket", websocket.plain, None, options.websocket.clone())?;
+    websocket.tls = way("websocket with TLS", wss, of_wss, options.websocket.clone())?;
+    if ways.is_empty() {
         return Err(Error::Nowhere);
     }
-    let address = |socket: &Option<TcpListener>| socket.as_ref().and_then(|socket| socket.local_addr().ok());
-    let (at_plain, at_tls) = (address(&plain), address(&tls));
     let door = Door::new(options, sessions.clone());
     sessions.begin().await;
     if let Some((credentials, tls)) = credentials.as_ref().zip(options.tls.as_ref()) {
@@ -178,18 +204,19 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
     std::thread::Builder::new()
         .name("mqtt".to_owned())
         .spawn({
-            let (options, credentials) = (options.clone(), credentials.clone());
+            let options = options.clone();
             move || {
                 // Dropped last, by a panic too.
                 let _ends: oneshot::Sender<()> = ends;
-                serve(&options, plain, tls.zip(credentials), door, told);
+                serve(&options, ways, door, told);
             }
         })
         .map_err(|error| Error::Thread(error.to_string()))?;
     let server = hears.await.map_err(|_| Error::Thread("no word from it".to_owned()))?;
     let server = server.map_err(|error| Error::Thread(error.to_string()))?;
-    tracing::info!(plain = ?at_plain, tls = ?at_tls, "terminals may connect");
-    Ok(Listening { plain: at_plain, tls: at_tls, credentials, sessions, server, ended })
+    let listening = Listening { plain, tls, websocket, credentials, sessions, server, ended };
+    tracing::info!(at = ?listening.addresses(), "terminals may connect");
+    Ok(listening)
 }
 
 fn open(address: SocketAddr, backlog: i32) -> Result<TcpListener, Error> {
@@ -198,16 +225,18 @@ fn open(address: SocketAddr, backlog: i32) -> Result<TcpListener, Error> {
 
 type Told = oneshot::Sender<std::io::Result<ntex::server::Server>>;
 
+/// One of the addresses, and what its connections pass before they are a stream of MQTT's bytes.
+struct Way {
+    name: &'static str,
+    socket: TcpListener,
+    credentials: Option<Credentials>,
+    websocket: Option<WebSocket>,
+}
+
 /// The life of the listener's thread: ntex's own system, which ends with its server.
-fn serve(
-    options: &Options,
-    plain: Option<TcpListener>,
-    tls: Option<(TcpListener, Credentials)>,
-    door: Door,
-    told: Told,
-) {
+fn serve(options: &Options, ways: Vec<Way>, door: Door, told: Told) {
     let (workers, strangers_max) = (options.workers.max(1), options.strangers_max);
-    let handshake_within = Millis(u32::try_from(options.handshake_within.as_millis()).unwrap_or(u32::MAX));
+    let within = Millis(u32::try_from(options.handshake_within.as_millis()).unwrap_or(u32::MAX));
     let system = ntex::rt::System::new("mqtt", ntex::rt::DefaultRuntime);
     system.block_on(async move {
         let mut builder = ntex::server::build()
@@ -216,39 +245,21 @@ fn serve(
             .maxconn(strangers_max)
             .shutdown_timeout(Millis(2_000))
             .disable_signals();
-        let config = || SharedCfg::new("mqtt").add(io_config()).build();
-        if let Some(socket) = plain {
+        for Way { name, socket, credentials, websocket } in ways {
             let door = door.clone();
-            builder = match builder.listen("plain", socket, async move |_| {
-                let door = door.clone();
+            let added = builder.listen(name, socket, async move |_| {
+                let upgrade = websocket.as_ref().map(|options| Upgrade::new(options, within));
+                let porch = Porch { door: door.clone(), credentials: credentials.clone(), upgrade, within };
                 fn_service(move |io: Io| {
-                    let door = door.clone();
+                    let porch = porch.clone();
                     async move {
-                        door.welcome(io.boxed(), None, None).await;
+                        porch.pass(io).await;
                         Ok::<_, std::io::Error>(())
                     }
                 })
-            }) {
-                Ok(builder) => builder.config("plain", config()),
-                Err(error) => return drop(told.send(Err(error))),
-            };
-        }
-        if let Some((socket, credentials)) = tls {
-            builder = match builder.listen("tls", socket, async move |_| {
-                let (door, credentials) = (door.clone(), credentials.clone());
-                fn_service(move |io: Io| {
-                    let (door, credentials) = (door.clone(), credentials.clone());
-                    async move {
-                        let Some(stranger) = door.stranger() else { return Ok(()) };
-                        let handshake = credentials.handshake();
-                        let io = TlsServerFilter::create(io, handshake.config(), handshake_within).await;
-                        let io = io.inspect_err(tls::tell_of_failure)?;
-                        door.welcome(io.boxed(), Some(stranger), Some(handshake)).await;
-                        Ok::<_, std::io::Error>(())
-                    }
-                })
-            }) {
-                Ok(builder) => builder.config("tls", config()),
+            });
+            builder = match added {
+                Ok(builder) => builder.config(name, SharedCfg::new("mqtt").add(io_config()).build()),
                 Err(error) => return drop(told.send(Err(error))),
             };
         }
@@ -257,6 +268,38 @@ fn serve(
             let _ = server.await;
         }
     });
+}
+
+/// What lies before the door: TLS, WebSocket, both or neither.
+#[derive(Clone)]
+struct Porch {
+    door: Door,
+    credentials: Option<Credentials>,
+    upgrade: Option<Upgrade>,
+    within: Millis,
+}
+
+impl Porch {
+    async fn pass(&self, io: Io) {
+        let Some(stranger) = self.door.stranger() else { return };
+        let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None).await };
+        let handshake = credentials.handshake();
+        match TlsServerFilter::create(io, handshake.config(), self.within).await {
+            Ok(io) => self.enter(io, stranger, Some(handshake)).await,
+            Err(error) => tls::tell_of_failure(&error),
+        }
+    }
+
+    async fn enter<F: Filter>(&self, io: Io<F>, stranger: Stranger, handshake: Option<Handshake>) {
+        let io = match &self.upgrade {
+            Some(upgrade) => match upgrade.accept(io).await {
+                Some(io) => io.boxed(),
+                None => return,
+            },
+            None => io.boxed(),
+        };
+        self.door.welcome(io, Some(stranger), handshake).await;
+    }
 }
 
 /// Buffers belong to the worker: who is idle has none. A client that has this much unread is written no more to.

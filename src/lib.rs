@@ -15,6 +15,8 @@ pub mod id;
 pub mod money;
 pub mod time;
 
+pub mod websocket;
+
 pub mod message;
 pub mod session;
 pub mod topics;

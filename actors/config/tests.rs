@@ -42,6 +42,41 @@ fn the_shown_tls_is_the_default() {
 }
 
 #[test]
+fn the_shown_websocket_is_the_default() {
+    let text = std::fs::read_to_string(shown()).expect("config/wakala.toml");
+    let lines = text.lines().skip_while(|line| !line.contains("[listener.websocket]"));
+    let lines = lines.take_while(|line| line.starts_with("#   ")).map(|line| line.trim_start_matches('#').trim());
+    let mut shown: toml::Table = lines.collect::<Vec<_>>().join("\n").parse().expect("TOML");
+    let shown = shown["listener"].as_table_mut().and_then(|listener| listener.remove("websocket"));
+    let shown = shown.expect("a listener").as_table().cloned().expect("a table");
+    let both: listener::WebSocket = shown.clone().try_into().expect("a listener for WebSocket");
+    let default = listener::WebSocket { plain: both.plain, tls: both.tls, ..listener::WebSocket::default() };
+    assert_eq!(toml::Table::try_from(default).expect("TOML"), shown, "every key, with its default");
+}
+
+#[test]
+fn what_is_wrong_with_a_websocket_is_said() {
+    let said = |text: &str| faults(&format!("[listener.websocket]\n{text}\n"));
+    let at = "plain = \"127.0.0.1:0\"\n";
+    assert_eq!(said(""), ["listener.websocket.plain: neither `plain` nor `tls` has an address"]);
+    let of_tls = "listener.websocket.tls: needs listener.tls, whose files it uses";
+    assert!(said("tls = \"127.0.0.1:0\"").remove(0).ends_with(of_tls));
+    for path in ["mqtt", "", "/a?b", "/a b"] {
+        let text = said(&format!("{at}path = {path:?}")).remove(0);
+        assert!(
+            text.ends_with(&format!("listener.websocket.path: {path:?} is not a path; right would be \"/mqtt\"")),
+            "{text}"
+        );
+    }
+    for origin in ["portal.bank.example", "https://", "https://portal.bank.example/", "*"] {
+        let text = said(&format!("{at}origins = [{origin:?}]")).remove(0);
+        assert!(text.contains(&format!("listener.websocket.origins: {origin:?} is not an origin")), "{text}");
+    }
+    let text = said(&format!("{at}head_bytes_max = 0")).remove(0);
+    assert!(text.ends_with("listener.websocket.head_bytes_max: must be at least 1"), "{text}");
+}
+
+#[test]
 fn the_files_of_tls_are_found_beside_the_configuration_and_read_when_asked() {
     let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("wakala.toml");

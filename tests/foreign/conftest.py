@@ -1,7 +1,7 @@
 """One bank and one general broker for all foreign tests of a run."""
 import pytest
 
-from installation import ROOT, VAR, Installation, Node, free_port
+from installation import ROOT, VAR, Installation, Node, free_port, papers
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +17,20 @@ def wakala(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory):
-    """A general broker, of config/open.toml."""
-    port = free_port()
+    """A general broker, of config/open.toml, that takes WebSockets too."""
+    folder = tmp_path_factory.mktemp("broker")
+    papers(folder)
+    port, ws, wss = free_port(), free_port(), free_port()
+    environment = {
+        "WAKALA_LISTENER__TLS__ADDRESS": f"127.0.0.1:{free_port()}",
+        "WAKALA_LISTENER__TLS__FILES__CERTIFICATE": str(folder / "server.pem"),
+        "WAKALA_LISTENER__TLS__FILES__KEY": str(folder / "server.key"),
+        "WAKALA_LISTENER__WEBSOCKET__PLAIN": f"127.0.0.1:{ws}",
+        "WAKALA_LISTENER__WEBSOCKET__TLS": f"127.0.0.1:{wss}",
+    }
     profile = ["--config", ROOT / "config/open.toml", "--port", str(port)]
-    node = Node(tmp_path_factory.mktemp("broker"), VAR / "foreign-broker", "wakala_open", *profile)
-    node.port = port
+    node = Node(folder, VAR / "foreign-broker", "wakala_open", *profile, **environment)
+    node.port, node.ws, node.wss, node.authority = port, ws, wss, folder / "ca.pem"
     try:
         node.start_node(first=True)
         yield node

@@ -70,6 +70,22 @@ def name_of(pid):
     return ""
 
 
+def papers(at):
+    """Certificates: an authority, the server's under it, and a terminal's that nobody signed but itself."""
+
+    def openssl(*command):
+        subprocess.run(["openssl", *command], check=True, capture_output=True, timeout=60)
+
+    new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    openssl(*new, "-keyout", at / "ca.key", "-out", at / "ca.pem", "-subj", "/CN=an authority")
+    openssl(
+        *new, "-keyout", at / "server.key", "-out", at / "server.pem", "-subj", "/CN=wakala",
+        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+        "-CA", at / "ca.pem", "-CAkey", at / "ca.key",
+    )  # fmt: skip
+    openssl(*new, "-keyout", at / "terminal.key", "-out", at / "terminal.pem", "-subj", "/CN=a terminal")
+
+
 class Card:
     """One that the bank knows, and its holder."""
 
@@ -177,7 +193,7 @@ class Installation(Node):
         self.terminals = 0
 
     def set_up(self):
-        self.papers()
+        papers(self.folder)
         core_port = self.start_core()
         (self.folder / "wakala.toml").write_text(self.configuration(core_port), encoding="utf-8")
         self.start_node(first=True)
@@ -212,22 +228,6 @@ answer_patience = "5s"
 reversal_first = "500ms"
 reversal_max = "2s"
 """
-
-    def papers(self):
-        """Certificates: an authority, the server's under it, and a terminal's that nobody signed but itself."""
-        at = self.folder
-
-        def openssl(*command):
-            subprocess.run(["openssl", *command], check=True, capture_output=True, timeout=60)
-
-        new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        openssl(*new, "-keyout", at / "ca.key", "-out", at / "ca.pem", "-subj", "/CN=an authority")
-        openssl(
-            *new, "-keyout", at / "server.key", "-out", at / "server.pem", "-subj", "/CN=wakala",
-            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
-            "-CA", at / "ca.pem", "-CAkey", at / "ca.key",
-        )  # fmt: skip
-        openssl(*new, "-keyout", at / "terminal.key", "-out", at / "terminal.pem", "-subj", "/CN=a terminal")
 
     def start_core(self):
         self.core = subprocess.Popen(

@@ -5,110 +5,17 @@
 """
 import contextlib
 import os
-import queue
 import random
-import threading
 import time
 
-import paho.mqtt.client as paho
 import pytest
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from clients import VERSIONS, Client
 from installation import sql, until
 
 KILLS = int(os.environ.get("KILLS", "3"))
 MESSAGES = 1000
-VERSIONS = {"3.1.1": paho.MQTTv311, "5": paho.MQTTv5}
-
-
-class Client:
-    """One of Paho's, with its own thread, that comes back by itself when its connection ends."""
-
-    def __init__(self, broker, name, version="5", keep=False, will=None, delay=None):
-        kept = {} if VERSIONS[version] == paho.MQTTv5 else {"clean_session": not keep}
-        self.paho = paho.Client(paho.CallbackAPIVersion.VERSION2, name, protocol=VERSIONS[version], **kept)
-        self.heard, self.granted, self.connects = queue.Queue(), queue.Queue(), queue.Queue()
-        self.paho.on_message = lambda client, data, message: self.heard.put(message)
-        self.paho.on_subscribe = lambda client, data, mid, codes, properties: self.granted.put(codes)
-        self.paho.on_connect = lambda client, data, flags, code, properties: self.connects.put((flags, code))
-        self.paho.reconnect_delay_set(0.05, 0.2)
-        # When it comes back, Paho 2.1.0 sends all that is unacknowledged at once, whatever its window and the receive maximum.
-        self.room = threading.Semaphore(15)
-        self.paho.on_publish = lambda client, data, mid, code, properties: self.room.release()
-        self.version, self.broker, self.keep = version, broker, keep
-        if will:
-            properties = Properties(PacketTypes.WILLMESSAGE)
-            if delay:
-                properties.WillDelayInterval = delay
-            self.paho.will_set(*will, properties=properties if version == "5" else None)
-
-    def __enter__(self):
-        more = {}
-        if self.version == "5":
-            properties = Properties(PacketTypes.CONNECT)
-            if self.keep:
-                properties.SessionExpiryInterval = 3600
-            more = {"clean_start": not self.keep, "properties": properties}
-        self.paho.connect("127.0.0.1", self.broker.port, keepalive=30, **more)
-        self.paho.loop_start()
-        self.flags, code = self.connects.get(timeout=30)
-        assert not code.is_failure, code
-        return self
-
-    def __exit__(self, *exc):
-        self.paho.disconnect()
-        self.paho.loop_stop()
-
-    def cut(self):
-        """The link breaks, and nobody takes leave."""
-        self.paho.loop_stop()
-        with contextlib.suppress(OSError):
-            self.paho.socket().close()
-
-    def subscribe(self, topic, qos=2, **options):
-        if self.version == "5":
-            self.paho.subscribe(topic, options=SubscribeOptions(qos=qos, **options))
-        else:
-            self.paho.subscribe(topic, qos)
-        (code,) = self.granted.get(timeout=30)
-        return code.value
-
-    def publish(self, topic, payload, qos=1, retain=False):
-        assert self.room.acquire(timeout=30)
-        self.paho.publish(topic, payload, qos, retain).wait_for_publish(30)
-
-    def publish_all(self, topic, payloads, qos):
-        """In a thread of its own, that ends when all is acknowledged."""
-
-        def publish():
-            for payload in payloads:
-                assert self.room.acquire(timeout=60)
-                self.paho.publish(topic, payload, qos)
-            for _ in range(15):
-                assert self.room.acquire(timeout=60), "all is acknowledged"
-
-        thread = threading.Thread(target=publish)
-        thread.start()
-        return thread
-
-    def waits(self):
-        """It does not come back by itself: at the second failure Paho 2.1.0 takes what it had released for unsent, and
-        publishes it again as new."""
-        self.paho.reconnect_delay_set(60, 60)
-
-    def back(self):
-        self.paho.loop_stop()
-        self.paho.reconnect()
-        self.paho.loop_start()
-
-    def hear(self, within=30):
-        return self.heard.get(timeout=within)
-
-    def hears_nothing(self, for_seconds=0.5):
-        with pytest.raises(queue.Empty):
-            self.heard.get(timeout=for_seconds)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

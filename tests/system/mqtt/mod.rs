@@ -9,6 +9,7 @@ mod messages;
 mod openssl;
 mod queue;
 mod tls;
+mod websocket;
 mod wire;
 
 use std::net::SocketAddr;
@@ -21,7 +22,7 @@ use ntex_bytes::Bytes;
 use wakala::id::TerminalId;
 use wakala::money::Currency;
 use wakala::time::Time;
-use wakala_node::listener::{self, Listening, Tls};
+use wakala_node::listener::{self, Listening, Tls, WebSocket};
 use wakala_node::ports::{Clock, Wait};
 use wakala_node::sessions::{self, Away, Intake, Sessions};
 use wakala_node::store::Store;
@@ -84,6 +85,11 @@ impl Broker {
     }
 
     async fn on(store: Store, plain: SocketAddr, tls: Option<Tls>) -> Self {
+        let options = listener::Options { plain: Some(plain), tls, ..listener::Options::default() };
+        Self::with(store, options).await
+    }
+
+    async fn with(store: Store, options: listener::Options) -> Self {
         let taken = Arc::<Taken>::default();
         let sessions = Sessions::new(sessions::Deps {
             options: sessions::Options::default(),
@@ -96,12 +102,7 @@ impl Broker {
             tree: Tree::default(),
             give_up: Box::new(|why| panic!("{why}")),
         });
-        let options = listener::Options {
-            plain: Some(plain),
-            tls,
-            connect_within: Duration::from_secs(1),
-            ..listener::Options::default()
-        };
+        let options = listener::Options { connect_within: Duration::from_secs(1), ..options };
         let listening = listener::start(&options, sessions.clone()).await.expect("it listens");
         Self { store, sessions, taken, listening }
     }

@@ -184,7 +184,7 @@ fn text(text: &str) -> Vec<u8> {
     bytes
 }
 
-fn connect(v5: bool, client: &str, user: &str, password: &str, clean: bool, keep_alive: u8) -> Vec<u8> {
+pub(super) fn connect(v5: bool, client: &str, user: &str, password: &str, clean: bool, keep_alive: u8) -> Vec<u8> {
     let mut body = text("MQTT");
     body.extend([if v5 { 5 } else { 4 }, 0xC0 | u8::from(clean) << 1, 0, keep_alive]);
     if v5 {
