@@ -16,6 +16,7 @@ pub mod node;
 pub mod supervision;
 
 pub mod listener;
+pub mod presence;
 pub mod router;
 pub mod session;
 pub mod sessions;

@@ -167,6 +167,7 @@ fn start_sessions(config: &Config, parts: &Parts, tree: &Tree, give_up: &GiveUp)
     Sessions::new(sessions::Deps {
         options: config.sessions.clone(),
         open: config.open.clone(),
+        presence: config.presence.clone(),
         node: config.node.name.clone(),
         store: parts.store.clone(),
         intake: Arc::new(Admission { edge, log: Arc::clone(&parts.log) }),

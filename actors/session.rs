@@ -5,6 +5,7 @@
 //! allows resending on a new connection only [MQTT-4.4.0-1]: the terminal reconnects, and its next actor starts with
 //! what is stored. So the restart of this actor is the terminal's reconnect, and its supervisor only counts.
 
+mod about;
 pub mod frames;
 pub mod inbox;
 mod outward;
@@ -165,7 +166,9 @@ impl Session {
             }
             Effect::Subscribed { subscription, existed } => {
                 if let Who::Guest { .. } = self.who {
-                    let retained = self.sessions.router().subscribe(self.twin.client(), &subscription, existed, now);
+                    let router = self.sessions.router();
+                    let mut retained = router.subscribe(self.twin.client(), &subscription, existed, now);
+                    retained.extend(self.sessions.present(&subscription, existed));
                     self.deliver_retained(retained, now, ctx);
                 }
             }
@@ -344,10 +347,13 @@ impl Drop for Session {
             expiry_s: remains.expiry_s,
             sent_to: remains.sent_to,
             will: remains.will.is_some(),
+            why: self.link.reason().to_owned(),
             at: self.now(),
         };
         if let Who::Guest { stored } = self.who {
-            self.sessions.router().gone(self.twin.client(), self.epoch, remains.expiry_s > 0);
+            let kept = remains.expiry_s > 0;
+            self.sessions.router().gone(self.twin.client(), self.epoch, kept);
+            self.sessions.went(self.twin.client(), self.epoch, kept, self.link.reason(), ended.at);
             if !stored {
                 return;
             }

@@ -6,6 +6,8 @@
 //! panics within a period escalate like those of any other actor.
 
 mod barred;
+mod overtaken;
+mod presence;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU16;
@@ -22,6 +24,7 @@ use wakala::session::{Limits, Rights, What};
 
 use crate::listener::tls::Papers;
 use crate::ports::{Clock, Wait};
+use crate::presence::{self as told, Presence};
 use crate::router::{self, Router};
 use crate::session::{End, Hint, Panic, Resume, Session};
 use crate::store::publications::{Marks, Publication};
@@ -158,6 +161,7 @@ pub struct Away(pub String);
 pub struct Deps {
     pub options: Options,
     pub open: router::Options,
+    pub presence: told::Options,
     /// Of this node, in `wakala.session`.
     pub node: String,
     pub store: Store,
@@ -187,6 +191,7 @@ struct Inner {
     marks: Marks,
     ends: Ends,
     router: Router,
+    presence: Presence,
     /// What a guest may do; none where only terminals connect.
     open: Option<Rights>,
     connected: RwLock<BTreeMap<ClientId, Connected>>,
@@ -208,9 +213,6 @@ impl std::fmt::Debug for Sessions {
     }
 }
 
-/// Sessions in one look for later connections.
-const OVERTAKEN_PAGE: usize = 1000;
-
 /// Wills in one look for those that are due.
 const WILLS_PAGE: u32 = 100;
 
@@ -225,6 +227,7 @@ impl Sessions {
         let ends = deps.store.ends(room, max);
         let marks = deps.store.marks(room, max);
         let router = Router::new(&deps.open, &deps.store);
+        let presence = Presence::new(&deps.presence, &deps.node);
         let open = deps
             .open
             .anonymous
@@ -235,6 +238,7 @@ impl Sessions {
             acknowledgements,
             marks,
             router,
+            presence,
             open,
             ends,
             deps,
@@ -248,17 +252,23 @@ impl Sessions {
     /// look for sessions whose time is over.
     pub(crate) async fn begin(&self) {
         let Deps { store, node, clock, options, .. } = &self.0.deps;
-        match store.forget_connections(node, clock.now()).await {
-            Ok(0) => {}
-            Ok(count) => tracing::info!(count, "connections ended with the node's last life"),
-            // They say so themselves when they connect again.
-            Err(error) => tracing::warn!(%error, "connections of the node's last life are still shown"),
+        let ended = match store.forget_connections(node, clock.now()).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                // They say so themselves when they connect again.
+                tracing::warn!(%error, "connections of the node's last life are still shown");
+                Vec::new()
+            }
+        };
+        if !ended.is_empty() {
+            tracing::info!(count = ended.len(), "connections ended with the node's last life");
         }
         if self.0.open.is_some() {
             while let Err(error) = self.0.router.load(store, clock.now()).await {
                 tracing::warn!(%error, "waiting for the database: what is subscribed and retained");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
+            self.begin_presence(&ended).await;
             self.send_wills();
         }
         self.look_for_overtaken();
@@ -269,6 +279,7 @@ impl Sessions {
                 tokio::time::sleep(every).await;
                 let Some(sessions) = sessions.upgrade() else { break };
                 let now = sessions.deps.clock.now();
+                sessions.forget_presence(now).await;
                 match sessions.deps.store.expire_messages(now, batch_max).await {
                     Ok(0) => {}
                     Ok(count) => tracing::info!(count, "messages were deleted that had expired"),
@@ -278,6 +289,7 @@ impl Sessions {
                     Ok(over) if over.is_empty() => {}
                     Ok(over) => {
                         sessions.router.over(&over);
+                        sessions.presence.over(&over);
                         tracing::info!(count = over.len(), "sessions ended whose time was over");
                     }
                     Err(error) => tracing::warn!(%error, "sessions whose time is over are kept for now"),
@@ -322,58 +334,6 @@ impl Sessions {
             if all {
                 return Ok(());
             }
-        }
-    }
-
-    /// Looks again and again for sessions of this node that a later connection has opened elsewhere.
-    fn look_for_overtaken(&self) {
-        let Deps { store, options, .. } = &self.0.deps;
-        let (sessions, every) = (Arc::downgrade(&self.0), options.overtaken_every);
-        store.handle().spawn(async move {
-            loop {
-                tokio::time::sleep(every).await;
-                let Some(sessions) = sessions.upgrade() else { break };
-                let sessions = Self(sessions);
-                sessions.end_overtaken().await;
-                sessions.bury().await;
-            }
-        });
-    }
-
-    /// Ends the sessions of this node that a later connection has opened elsewhere. Their terminals are served here as far as
-    /// they can tell, but their receipts are another node's to deliver, or nobody's when that connection is gone too.
-    async fn end_overtaken(&self) {
-        let held: Vec<(ClientId, Epoch)> = {
-            let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
-            connected.iter().map(|(terminal, each)| (terminal.clone(), each.epoch)).collect()
-        };
-        for page in held.chunks(OVERTAKEN_PAGE) {
-            match self.0.deps.store.overtaken(page.to_vec()).await {
-                Ok(overtaken) => overtaken.iter().for_each(|(terminal, epoch)| self.end_if(terminal, *epoch)),
-                Err(error) => return tracing::warn!(%error, "could not look for sessions with a later connection"),
-            }
-        }
-    }
-
-    /// Says of the connections of nodes that died, and have not come back, that they are gone: their wills fall due.
-    async fn bury(&self) {
-        let Deps { store, node, clock, .. } = &self.0.deps;
-        match store.bury_nodes(node, clock.now()).await {
-            Ok(0) => {}
-            Ok(count) => {
-                tracing::info!(count, "connections ended with another node's life");
-                self.0.ended.notify_one();
-            }
-            Err(error) => tracing::warn!(%error, "could not look for nodes that died"),
-        }
-    }
-
-    /// Ends a session if it is still the one of this epoch.
-    fn end_if(&self, terminal: &ClientId, epoch: Epoch) {
-        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(present) = connected.get(terminal).filter(|present| present.epoch == epoch) {
-            // A full mailbox: the next look finds it again.
-            let _ = present.addr.try_send(End(Reason::SessionTakenOver, "the session was taken over at another node"));
         }
     }
 

@@ -86,6 +86,12 @@ impl Link {
     pub fn because(&mut self, reason: impl Display) {
         self.reason = Some(reason.to_string());
     }
+
+    /// Why it stops, as far as it has said.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        if std::thread::panicking() { "a panic" } else { self.reason.as_deref().unwrap_or("stopped") }
+    }
 }
 
 impl Debug for Link {

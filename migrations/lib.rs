@@ -55,6 +55,7 @@ mod m0014_blocked_terminals;
 mod m0015_sums;
 mod m0016_ledger_columns;
 mod m0017_broker;
+mod m0019_presence;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -80,6 +81,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0015_sums::Step),
             Box::new(m0016_ledger_columns::Step),
             Box::new(m0017_broker::Step),
+            Box::new(m0019_presence::Step),
         ]
     }
 }

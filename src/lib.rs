@@ -18,6 +18,7 @@ pub mod time;
 pub mod websocket;
 
 pub mod message;
+pub mod presence;
 pub mod session;
 pub mod topics;
 

@@ -19,6 +19,7 @@ use super::tls::{self, Handshake, Papers};
 use crate::session::frames::{Frames, Inbound};
 use crate::session::{Session, say};
 use crate::sessions::Sessions;
+use crate::store::presence::Connection;
 use crate::store::sessions::Opening;
 use crate::store::terminals::Terminal;
 use crate::terminal::{Enrolled, Who};
@@ -140,7 +141,8 @@ impl Door {
         if terms.expiry_s > 0 && !self.sessions.router().has_room_for(&client) {
             return Err(Refusal::QuotaExceeded);
         }
-        let stored = terms.expiry_s > 0 || terms.will.is_some() || self.sessions.router().keeps(&client);
+        let keeps = self.sessions.router().keeps(&client);
+        let stored = terms.expiry_s > 0 || terms.will.is_some() || keeps || self.sessions.stores_clean();
         Ok(Admitted { client, rights, who: Who::Guest { stored }, terms, papers: None })
     }
 
@@ -217,7 +219,11 @@ impl Door {
     async fn open(&self, io: IoBoxed, frames: Frames, admitted: Admitted) {
         let Admitted { client, rights, who, terms, papers } = admitted;
         let (now, guest) = (self.sessions.clock().now(), matches!(who, Who::Guest { .. }));
-        let above = self.sessions.epoch_of(&client);
+        let mut above = self.sessions.epoch_of(&client);
+        if guest {
+            // Of a session that is not stored no epoch stays, and the next must be higher all the same.
+            above = above.max(self.sessions.guest_epoch(now));
+        }
         let opened = if matches!(who, Who::Guest { stored: false }) {
             Ok((Epoch(above.0 + 1), Loaded::default()))
         } else {
@@ -230,6 +236,7 @@ impl Door {
                 expiry_s: terms.expiry_s,
                 // A terminal's will has no topic that it may go to.
                 will: terms.will.clone().filter(|_| guest),
+                connection: Connection::of(&io.get_ref(), &terms),
                 at: now,
             };
             self.sessions.store().open_session(opening).await
@@ -247,6 +254,7 @@ impl Door {
         let (addr, inbox) = Session::start(twin, epoch, who, self.sessions.clone(), io, frames);
         if guest {
             self.sessions.router().connected(&client, epoch, inbox, kept, &with);
+            self.sessions.came(&client, epoch, now);
         }
         self.sessions.register(client, epoch, addr, papers);
     }

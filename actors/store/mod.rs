@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod messages;
 mod name;
 pub mod partitions;
+pub mod presence;
 pub mod publications;
 pub mod receipts;
 pub mod sessions;

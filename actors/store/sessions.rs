@@ -7,12 +7,14 @@ use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{LastWill, QoS, RetainHandling, SubscriptionOptions};
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
+use sea_orm::sqlx::types::Json;
 use time::OffsetDateTime;
 use wakala::id::{ClientId, Epoch};
 use wakala::session::{Beyond, Change, Delivery, Loaded, Subscription};
 use wakala::time::Time;
 
 use super::batch::Batcher;
+use super::presence::Connection;
 use super::{Error, Store, messages, name, timestamp, wills};
 
 /// What a CONNECT opens a session with.
@@ -28,6 +30,7 @@ pub struct Opening {
     pub clean_start: bool,
     /// How long the session outlives the connection, in seconds.
     pub expiry_s: u32,
+    pub connection: Connection,
     pub at: Time,
 }
 
@@ -61,6 +64,7 @@ pub struct Ended {
     pub sent_to: i64,
     /// The will is to be sent, when its delay is over.
     pub will: bool,
+    pub why: String,
     pub at: Time,
 }
 
@@ -115,13 +119,14 @@ impl Store {
             let (epoch,): (i64,) = sqlx::query_as(
                 "with gone as (delete from wakala.message where client_id = $1 and qos = 0) \
                  update wakala.session set epoch = greatest(epoch, $5) + 1, node = $2, connected = true, connected_at = $3, \
-                 expiry_s = $4, expires_at = null, sent_seq = null where client_id = $1 returning epoch",
+                 expiry_s = $4, expires_at = null, sent_seq = null, connection = $6 where client_id = $1 returning epoch",
             )
             .bind(opening.client.as_str())
             .bind(&opening.node)
             .bind(now)
             .bind(i64::from(opening.expiry_s))
             .bind(opening.above.0)
+            .bind(Json(&opening.connection))
             .fetch_one(&mut *opened)
             .await?;
             if let Some(will) = &opening.will {
@@ -264,9 +269,9 @@ impl Store {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
             let owned: Vec<(i64, String, i64)> = sqlx::query_as(
                 "with e as materialized ( \
-                   select client_id, epoch, e.expiry_s, e.sent_to, e.at, e.nth \
-                   from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[]) \
-                   with ordinality e (client_id, epoch, expiry_s, sent_to, at, nth) \
+                   select client_id, epoch, e.expiry_s, e.sent_to, e.at, e.why, e.nth \
+                   from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::text[]) \
+                   with ordinality e (client_id, epoch, expiry_s, sent_to, at, why, nth) \
                    join (select client_id, epoch from wakala.session where client_id = any($1) \
                          order by client_id for update) s using (client_id, epoch)), \
                  lost as (select m.client_id, m.seq from e join wakala.message m using (client_id) where m.qos = 0 \
@@ -274,7 +279,8 @@ impl Store {
                  gone as (delete from wakala.message m using lost where m.client_id = lost.client_id \
                    and m.seq = lost.seq) \
                  update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
-                   expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to \
+                   expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to, \
+                   ended_why = e.why \
                  from e where s.client_id = e.client_id and s.epoch = e.epoch returning e.nth, s.client_id, e.expiry_s",
             )
             .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
@@ -282,6 +288,7 @@ impl Store {
             .bind(ended.iter().map(|e| i64::from(e.expiry_s)).collect::<Vec<_>>())
             .bind(ended.iter().map(|e| e.sent_to).collect::<Vec<_>>())
             .bind(ended.iter().map(|e| timestamp(e.at)).collect::<Vec<_>>())
+            .bind(ended.iter().map(|e| e.why.clone()).collect::<Vec<_>>())
             .fetch_all(&mut *opened)
             .await?;
             wills::end(&mut opened, &ended).await?;
@@ -344,7 +351,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database does not do it.
-    pub async fn forget_connections(&self, node: &str, now: Time) -> Result<u64, Error> {
+    pub async fn forget_connections(&self, node: &str, now: Time) -> Result<Vec<(ClientId, Epoch)>, Error> {
         let node = node.to_owned();
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
@@ -359,7 +366,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database does not do it.
-    pub async fn bury_nodes(&self, but: &str, now: Time) -> Result<u64, Error> {
+    pub async fn bury_nodes(&self, but: &str, now: Time) -> Result<Vec<(ClientId, Epoch)>, Error> {
         let but = but.to_owned();
         self.run(move |db| async move {
             let pool = db.get_postgres_connection_pool();
@@ -368,12 +375,12 @@ impl Store {
                     .bind(but)
                     .fetch_all(pool)
                     .await?;
-            let mut forgotten = 0;
+            let mut forgotten = Vec::new();
             for (node,) in nodes {
                 let mut opened = pool.begin().await?;
                 // Held until the commit: the node does not begin its next life meanwhile.
                 if name::is_free(&mut opened, &node).await? {
-                    forgotten += forget(&mut opened, &node, timestamp(now)).await?;
+                    forgotten.extend(forget(&mut opened, &node, timestamp(now)).await?);
                 }
                 opened.commit().await?;
             }
@@ -429,18 +436,20 @@ fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
     results
 }
 
-async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Result<u64, Error> {
+async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Result<Vec<(ClientId, Epoch)>, Error> {
     wills::node_died(db, node, now).await?;
-    let forgotten = sqlx::query(
-        "update wakala.session set connected = false, node = null, disconnected_at = $2, \
-         expires_at = $2 + make_interval(secs => expiry_s) where client_id in ( \
-           select client_id from wakala.session where node = $1 and connected order by client_id for no key update)",
+    let forgotten: Vec<(String, i64)> = sqlx::query_as(
+        "update wakala.session set connected = false, node = null, disconnected_at = $2, ended_why = 'its node died', \
+        expires_at = $2 + make_interval(secs => expiry_s) where client_id in ( \
+           select client_id from wakala.session where node = $1 and connected order by client_id for no key update) \
+         returning client_id, epoch",
     )
     .bind(node)
     .bind(now)
-    .execute(db)
+    .fetch_all(db)
     .await?;
-    Ok(forgotten.rows_affected())
+    let named = |(client, epoch): (String, i64)| Some((ClientId::new(&client).ok()?, Epoch(epoch)));
+    Ok(forgotten.into_iter().filter_map(named).collect())
 }
 
 /// Removes what ends with a session. Receipts are no part of it: they wait for the terminal, session or not.

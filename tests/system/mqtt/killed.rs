@@ -22,7 +22,7 @@ impl Node {
         self.0.id()
     }
 
-    fn kill_9(&mut self) {
+    pub(super) fn kill_9(&mut self) {
         self.0.kill().expect("SIGKILL");
         self.0.wait().expect("gone");
     }

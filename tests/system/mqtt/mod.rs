@@ -7,6 +7,7 @@ mod idle;
 mod killed;
 mod messages;
 mod openssl;
+mod presence;
 mod queue;
 mod tls;
 mod websocket;
@@ -90,10 +91,16 @@ impl Broker {
     }
 
     async fn with(store: Store, options: listener::Options) -> Self {
+        Self::made(store, options, |_| ()).await
+    }
+
+    /// The same, as this node or with other settings.
+    async fn made(store: Store, options: listener::Options, change: impl FnOnce(&mut sessions::Deps)) -> Self {
         let taken = Arc::<Taken>::default();
-        let sessions = Sessions::new(sessions::Deps {
+        let mut deps = sessions::Deps {
             options: sessions::Options::default(),
             open: Default::default(),
+            presence: Default::default(),
             node: "n1".to_owned(),
             store: store.clone(),
             intake: Arc::new(Edge(Arc::clone(&taken))),
@@ -101,7 +108,9 @@ impl Broker {
             sandbox: true,
             tree: Tree::default(),
             give_up: Box::new(|why| panic!("{why}")),
-        });
+        };
+        change(&mut deps);
+        let sessions = Sessions::new(deps);
         let options = listener::Options { connect_within: Duration::from_secs(1), ..options };
         let listening = listener::start(&options, sessions.clone()).await.expect("it listens");
         Self { store, sessions, taken, listening }

@@ -129,6 +129,7 @@ async fn a_session_that_was_overtaken_at_another_node_ends_and_its_receipt_arriv
         will: None,
         clean_start: false,
         expiry_s: 3600,
+        connection: Default::default(),
         at: now(),
     };
     broker.store.open_session(late).await.expect("opened");

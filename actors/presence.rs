@@ -1,0 +1,248 @@
+//! Who is there, as messages: `$SYS/presence/<client>` of a general broker.
+//!
+//! The board ([`wakala::presence`]) decides what is told and in which order; one task tells it, to those who are subscribed.
+//! What a new subscriber hears first, as if it had been retained, is made from the board when it asks: nothing is kept twice,
+//! and while nobody has asked nothing is told at all. The whole history is in the database (`store/presence.rs`), and for
+//! terminals only there.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ntex_mqtt::v5::codec::{QoS, RetainHandling};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use wakala::id::{ClientId, Epoch};
+use wakala::message::Message;
+use wakala::presence::{Board, Standing, Told, concerns, topic};
+use wakala::session::{Addressed, Subscription};
+use wakala::time::Time;
+use wakala::topics::shared;
+
+use crate::cli::rfc3339;
+use crate::ports::Clock;
+use crate::router::Router;
+use crate::store::publications::Publication;
+
+/// Who came and went, and for how long that is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// How long the beginnings and ends of connections are kept in the database.
+    #[serde(with = "humantime_serde")]
+    pub keep: Duration,
+    /// How many are kept at most, of all clients together, in rows; the oldest are forgotten.
+    pub rows_max: u64,
+    /// In a general broker, also those of clients whose session ends with the connection, which else are told to subscribers
+    /// and not stored. Each of their connections then costs a commit when it begins and part of one when it ends.
+    pub store_clean: bool,
+    /// In a general broker, what is to be told to subscribers and waits; beyond, it is not told, and counted.
+    pub waiting_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            keep: Duration::from_secs(30 * 24 * 3600),
+            rows_max: 1_000_000,
+            store_clean: false,
+            waiting_max: 100_000,
+        }
+    }
+}
+
+/// The presence of the clients of this node. Clones are the same one, for any thread.
+#[derive(Clone, Debug)]
+pub struct Presence(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    board: Mutex<Board>,
+    node: String,
+    /// Somebody has asked, now or in an earlier life of the node.
+    watched: AtomicBool,
+    telling: mpsc::Sender<Told>,
+    /// Taken by the task that tells.
+    to_tell: Mutex<Option<mpsc::Receiver<Told>>>,
+    untold: AtomicU64,
+    /// The last that was drawn.
+    epoch: AtomicI64,
+}
+
+/// What goes into one commit, at most.
+const BATCH: usize = 256;
+
+impl Presence {
+    #[must_use]
+    pub fn new(options: &Options, node: &str) -> Self {
+        let (telling, to_tell) = mpsc::channel(options.waiting_max.max(1));
+        Self(Arc::new(Inner {
+            board: Mutex::default(),
+            node: node.to_owned(),
+            watched: AtomicBool::new(false),
+            telling,
+            to_tell: Mutex::new(Some(to_tell)),
+            untold: AtomicU64::new(0),
+            epoch: AtomicI64::new(0),
+        }))
+    }
+
+    /// Starts to tell. `kept` are clients that are away and have a session, `ended` the connections that ended with the
+    /// node's last life; `watched` is whether somebody's session is subscribed to presence.
+    pub fn begin(
+        &self,
+        kept: Vec<(ClientId, Epoch, Time)>,
+        ended: &[(ClientId, Epoch)],
+        watched: bool,
+        router: Router,
+        clock: Arc<dyn Clock>,
+        runtime: &tokio::runtime::Handle,
+    ) {
+        let now = clock.now();
+        if let Some(to_tell) = self.0.to_tell.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            runtime.spawn(tell(to_tell, self.0.node.clone(), router, clock));
+        }
+        self.0.watched.fetch_or(watched, Ordering::Relaxed);
+        let mut board = self.board();
+        for (client, epoch, since) in kept {
+            board.load(client, epoch, since);
+        }
+        self.say(ended.iter().map(|(client, epoch)| died(client, *epoch, now)));
+    }
+
+    /// The epoch of a connection that others are not to be mistaken for: milliseconds of the calendar, and no two alike.
+    #[must_use]
+    pub fn draw_epoch(&self, now: Time) -> Epoch {
+        let next = |last: i64| Some(now.millis().max(last + 1));
+        let last = self.0.epoch.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or_else(|last| last);
+        Epoch(now.millis().max(last + 1))
+    }
+
+    /// A connection begins.
+    pub fn came(&self, client: &ClientId, epoch: Epoch, now: Time) {
+        let mut board = self.board();
+        self.say(board.came(client, epoch, now));
+    }
+
+    /// A connection has ended; the session is kept, or ended with it.
+    pub fn went(&self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) {
+        let mut board = self.board();
+        self.say(board.went(client, epoch, kept, why, now));
+    }
+
+    /// Connections of another node have ended with it.
+    pub fn died(&self, ended: &[(ClientId, Epoch)], now: Time) {
+        let _in_turn = self.board();
+        self.say(ended.iter().map(|(client, epoch)| died(client, *epoch, now)));
+    }
+
+    /// Sessions that were kept are over.
+    pub fn over(&self, clients: &[ClientId]) {
+        let mut board = self.board();
+        for client in clients {
+            board.over(client);
+        }
+    }
+
+    /// What a new subscription hears first: how those stand whom it concerns.
+    #[must_use]
+    pub fn retained(&self, new: &Subscription, existed: bool) -> Vec<Addressed> {
+        if !concerns(&new.filter) {
+            return Vec::new();
+        }
+        // Before the board is read: who comes then is told of.
+        self.0.watched.store(true, Ordering::Relaxed);
+        let wanted = match new.options.retain_handling {
+            RetainHandling::AtSubscribe => true,
+            RetainHandling::AtSubscribeNew => !existed,
+            RetainHandling::NoAtSubscribe => false,
+        };
+        if !wanted || matches!(shared(&new.filter), Ok(Some(_))) {
+            return Vec::new();
+        }
+        let board = self.board();
+        let found = board.matching(&new.filter).into_iter().map(|(client, standing)| Addressed {
+            message: Arc::new(message(&self.0.node, client, standing, None)),
+            qos: new.options.qos,
+            retain: true,
+            identifiers: new.identifier.into_iter().collect(),
+        });
+        found.collect()
+    }
+
+    /// What was not told because too much waited, since the node started.
+    #[must_use]
+    pub fn untold(&self) -> u64 {
+        self.0.untold.load(Ordering::Relaxed)
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.0.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// With the board locked, so that what is decided first is told first.
+    fn say(&self, told: impl IntoIterator<Item = Told>) {
+        if !self.0.watched.load(Ordering::Relaxed) {
+            return;
+        }
+        for told in told {
+            if self.0.telling.try_send(told).is_err() && self.0.untold.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::warn!(
+                    "presence is not told to subscribers: more waits than presence.waiting_max; it is counted"
+                );
+            }
+        }
+    }
+}
+
+fn died(client: &ClientId, epoch: Epoch, now: Time) -> Told {
+    let standing = Standing { epoch, online: false, since: now };
+    Told { client: client.clone(), standing, why: Some("its node died".to_owned()) }
+}
+
+/// Tells one after the other. What is for sessions that are kept goes into the database, many in one commit, before
+/// anything later is told.
+async fn tell(mut to_tell: mpsc::Receiver<Told>, node: String, router: Router, clock: Arc<dyn Clock>) {
+    let mut gathered = Vec::new();
+    while to_tell.recv_many(&mut gathered, BATCH).await > 0 {
+        let now = clock.now();
+        let mut stored = Publication::at(now);
+        for Told { client, standing, why } in gathered.drain(..) {
+            let message = Arc::new(message(&node, &client, standing, why.as_deref()));
+            if let Some(publication) = router.route(None, &message, None, now) {
+                stored.to.extend(publication.to);
+            }
+        }
+        if !stored.to.is_empty()
+            && let Err(error) = router.store(stored).await
+        {
+            tracing::warn!(%error, "presence could not be queued for sessions that are kept");
+        }
+    }
+}
+
+/// What is said on the wire.
+#[derive(Serialize)]
+struct Said<'a> {
+    client: &'a str,
+    online: bool,
+    /// A later connection has a higher one.
+    epoch: i64,
+    at: String,
+    node: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'a str>,
+}
+
+fn message(node: &str, client: &ClientId, standing: Standing, why: Option<&str>) -> Message {
+    let at = rfc3339(standing.since);
+    let said = Said { client: client.as_str(), online: standing.online, epoch: standing.epoch.0, at, node, why };
+    Message {
+        topic: topic(client).into(),
+        payload: serde_json::to_vec(&said).unwrap_or_default().into(),
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        expires_at: None,
+        properties: None,
+    }
+}

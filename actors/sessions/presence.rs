@@ -1,0 +1,65 @@
+//! What the sessions tell of who came and went, and when that is forgotten.
+
+use std::time::Duration;
+
+use wakala::id::{ClientId, Epoch};
+use wakala::session::{Addressed, Subscription};
+use wakala::time::Time;
+
+use super::{Deps, Inner, Sessions};
+
+impl Sessions {
+    /// Higher than any before it, in earlier lives of the node too: by the calendar, and no two alike.
+    pub(crate) fn guest_epoch(&self, now: Time) -> Epoch {
+        self.0.presence.draw_epoch(now)
+    }
+
+    /// A guest's connection begins: before its CONNACK, and after what is stored of it.
+    pub(crate) fn came(&self, client: &ClientId, epoch: Epoch, now: Time) {
+        self.0.presence.came(client, epoch, now);
+    }
+
+    /// A guest's connection has ended; the session is kept, or ended with it.
+    pub(crate) fn went(&self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) {
+        self.0.presence.went(client, epoch, kept, why, now);
+    }
+
+    /// What a new subscription of a guest hears of others' presence.
+    pub(crate) fn present(&self, new: &Subscription, existed: bool) -> Vec<Addressed> {
+        self.0.presence.retained(new, existed)
+    }
+
+    /// Whether connections are stored of which nothing stays when they end.
+    pub(crate) fn stores_clean(&self) -> bool {
+        self.0.deps.presence.store_clean
+    }
+
+    pub(super) async fn begin_presence(&self, ended: &[(ClientId, Epoch)]) {
+        let Deps { store, clock, .. } = &self.0.deps;
+        let (kept, watched) = loop {
+            match store.presence_begun(clock.now()).await {
+                Ok(begun) => break begun,
+                Err(error) => tracing::warn!(%error, "waiting for the database: who was there"),
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        let (router, clock) = (self.0.router.clone(), clock.clone());
+        self.0.presence.begin(kept, ended, watched, router, clock, store.handle());
+    }
+}
+
+impl Inner {
+    /// Forgets what is old of who came and went.
+    pub(super) async fn forget_presence(&self, now: Time) {
+        let Deps { store, presence, options, .. } = &self.deps;
+        let keep = i64::try_from(presence.keep.as_millis()).unwrap_or(i64::MAX);
+        let until = Time::from_millis(now.millis().saturating_sub(keep));
+        loop {
+            match store.forget_presence(until, presence.rows_max, options.expire_batch_max).await {
+                Ok(forgotten) if forgotten == u64::from(options.expire_batch_max) => {}
+                Ok(_) => break,
+                Err(error) => break tracing::warn!(%error, "who came and went long ago is kept for now"),
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Who came and went. The database writes it itself, with the session's own row (`migrations/m0019_presence.rs`); here it is
+//! read, and forgotten when it is old.
+
+use sea_orm::sqlx::{self, types::Json};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use wakala::id::{ClientId, Epoch};
+use wakala::time::Time;
+
+use super::{Error, Store, time_of, timestamp};
+
+/// How a client is connected, as its session remembers it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Connection {
+    /// Host and port of the client's end.
+    pub address: String,
+    /// `MQTT 3.1.1` or `MQTT 5`.
+    pub protocol: String,
+    /// What carries it: `TCP`, `TLS`, and what is known of the client by its certificate.
+    pub carrier: String,
+    /// The keep-alive in force, in seconds.
+    pub keep_alive_s: u64,
+}
+
+/// The beginning or the end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Came {
+    /// Order of the client's events.
+    pub seq: i64,
+    pub epoch: Epoch,
+    pub online: bool,
+    pub at: Time,
+    pub node: Option<String>,
+    /// Why it ended.
+    pub why: Option<String>,
+    /// How it began.
+    pub connection: Option<Connection>,
+}
+
+type Row = (i64, i64, bool, OffsetDateTime, Option<String>, Option<String>, Option<Json<Connection>>);
+
+impl Store {
+    /// The latest `limit` events of a client before `before`, latest first.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn presence(&self, client: &ClientId, before: Option<i64>, limit: u32) -> Result<Vec<Came>, Error> {
+        let client = client.clone();
+        self.run(move |db| async move {
+            let rows: Vec<Row> = sqlx::query_as(
+                "select seq, epoch, online, at, node, why, connection from wakala.presence \
+                 where client_id = $1 and seq < $2 order by seq desc limit $3",
+            )
+            .bind(client.as_str())
+            .bind(before.unwrap_or(i64::MAX))
+            .bind(i64::from(limit))
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            let read = |(seq, epoch, online, at, node, why, connection): Row| {
+                let connection = connection.map(|Json(connection)| connection);
+                Came { seq, epoch: Epoch(epoch), online, at: time_of(at), node, why, connection }
+            };
+            Ok(rows.into_iter().map(read).collect())
+        })
+        .await
+    }
+
+    /// What a node's presence begins with: guests that are away and whose session is kept, and whether any session is
+    /// subscribed to presence.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn presence_begun(&self, now: Time) -> Result<(Vec<(ClientId, Epoch, Time)>, bool), Error> {
+        self.run(move |db| async move {
+            let pool = db.get_postgres_connection_pool();
+            let kept: Vec<(String, i64, Option<OffsetDateTime>)> = sqlx::query_as(
+                "select client_id, epoch, disconnected_at from wakala.session s \
+                 where not connected and expiry_s > 0 and expires_at > $1 \
+                 and not exists (select from wakala.terminal t where t.id = s.client_id)",
+            )
+            .bind(timestamp(now))
+            .fetch_all(pool)
+            .await?;
+            let filters: Vec<(String,)> =
+                sqlx::query_as("select distinct filter from wakala.subscription where filter like '%$SYS/%'")
+                    .fetch_all(pool)
+                    .await?;
+            let named = |(client, epoch, since): (String, i64, Option<OffsetDateTime>)| {
+                Some((ClientId::new(&client).ok()?, Epoch(epoch), since.map_or(now, time_of)))
+            };
+            let watched = filters.iter().any(|(filter,)| wakala::presence::concerns(filter));
+            Ok((kept.into_iter().filter_map(named).collect(), watched))
+        })
+        .await
+    }
+
+    /// Forgets at most `limit` events: those before `until`, and the oldest beyond `rows_max` of all clients together.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn forget_presence(&self, until: Time, rows_max: u64, limit: u32) -> Result<u64, Error> {
+        self.run(move |db| async move {
+            // Numbers have gaps, so there may be fewer rows than numbers: then some are forgotten sooner, none later. The
+            // first row decides whether the others are read at all.
+            let forgotten = sqlx::query(
+                "with first as (select id, at from wakala.presence order by id limit 1), \
+                 full_from as (select coalesce(max(id), 0) - $2 as id from wakala.presence), \
+                 old as (select id from (select id, at from wakala.presence order by id limit $3) o \
+                   where (at < $1 or id <= (select id from full_from)) \
+                   and exists (select from first where at < $1 or id <= (select id from full_from))) \
+                 delete from wakala.presence p using old where p.id = old.id",
+            )
+            .bind(timestamp(until))
+            .bind(i64::try_from(rows_max).unwrap_or(i64::MAX))
+            .bind(i64::from(limit))
+            .execute(db.get_postgres_connection_pool())
+            .await?;
+            Ok(forgotten.rows_affected())
+        })
+        .await
+    }
+}
