@@ -59,6 +59,9 @@ impl Terms {
         {
             return Err(ConnectAckReason::RetainNotSupported);
         }
+        if connect.last_will.as_ref().is_some_and(|will| !rights.will(&will.topic)) {
+            return Err(ConnectAckReason::NotAuthorized);
+        }
         if connect.client_id.is_empty() && version == Version::V3 && !connect.clean_start {
             return Err(ConnectAckReason::ClientIdentifierNotValid);
         }

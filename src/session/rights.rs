@@ -1,12 +1,16 @@
 //! What a client may do with topics, and so what its CONNACK offers.
 
+mod grants;
+
 use std::sync::Arc;
 
 use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{QoS, SubscribeAckReason as Code};
 
+use super::Subscription;
 use crate::id::ClientId;
 use crate::topics::shared;
+pub use grants::{Grants, NoTemplate, TEMPLATE_MAX, Template, Templates};
 
 /// The part that a client plays.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +20,8 @@ pub enum Rights {
     Terminal,
     /// A client of a general broker: every topic but these.
     Open { closed: Arc<[ByteString]> },
+    /// A client of a general broker who has proved who it is: what is granted to it, but for the closed topics.
+    Granted { closed: Arc<[ByteString]>, grants: Arc<Grants> },
 }
 
 /// Where a publish goes.
@@ -39,7 +45,7 @@ pub(super) struct Offers {
 
 impl Rights {
     pub(super) fn offers(&self) -> Offers {
-        let all = matches!(self, Self::Open { .. });
+        let all = !matches!(self, Self::Terminal);
         Offers { retained: all, wildcards: all, shared: all }
     }
 
@@ -48,9 +54,34 @@ impl Rights {
             Self::Terminal if is_own(client, "q/", topic) => Target::Intake,
             Self::Terminal => Target::Nobody("a terminal publishes on q/<its name> only"),
             // 4.7.2: what begins with $ is the server's to give a meaning to.
-            Self::Open { .. } if topic.starts_with("$SYS/") => Target::Nobody("topics below $SYS are the server's"),
-            Self::Open { closed } if closed.iter().any(|closed| *closed == topic) => Target::Nobody("a closed topic"),
-            Self::Open { .. } => Target::Subscribers,
+            Self::Open { .. } | Self::Granted { .. } if topic.starts_with("$SYS/") => {
+                Target::Nobody("topics below $SYS are the server's")
+            }
+            Self::Open { closed } | Self::Granted { closed, .. } if closed.iter().any(|closed| *closed == topic) => {
+                Target::Nobody("a closed topic")
+            }
+            Self::Granted { grants, .. } if !grants.publish(topic) => Target::Nobody(NOT_GRANTED),
+            Self::Open { .. } | Self::Granted { .. } => Target::Subscribers,
+        }
+    }
+
+    /// Whether its will may be sent. What an open broker has closed is looked at when the will is due.
+    pub(super) fn will(&self, topic: &str) -> bool {
+        match self {
+            // It goes nowhere.
+            Self::Terminal | Self::Open { .. } => true,
+            Self::Granted { closed, grants } => {
+                !topic.starts_with("$SYS/") && grants.publish(topic) && !closed.iter().any(|closed| *closed == topic)
+            }
+        }
+    }
+
+    /// Whether a subscription of an earlier connection, with other rights perhaps, may stay.
+    #[must_use]
+    pub fn keeps(&self, client: &ClientId, subscription: &Subscription) -> bool {
+        match self {
+            Self::Granted { .. } => self.subscribe(client, &subscription.filter, subscription.options.qos).is_ok(),
+            Self::Terminal | Self::Open { .. } => true,
         }
     }
 
@@ -58,11 +89,15 @@ impl Rights {
     pub(super) fn subscribe(&self, client: &ClientId, filter: &str, asked: QoS) -> Result<QoS, (Code, &'static str)> {
         match self {
             Self::Terminal => terminal(client, filter, asked),
-            Self::Open { closed } => {
+            Self::Open { closed } | Self::Granted { closed, .. } => {
                 let inner = shared(filter).ok().flatten().map_or(filter, |shared| shared.filter);
                 if closed.iter().any(|closed| *closed == inner) {
                     // The one code for it that MQTT 3.1.1 has, and so the one that all clients know.
                     Err((Code::UnspecifiedError, "a closed topic"))
+                } else if let Self::Granted { grants, .. } = self
+                    && !grants.subscribe(inner)
+                {
+                    Err((Code::NotAuthorized, NOT_GRANTED))
                 } else {
                     Ok(asked)
                 }
@@ -70,6 +105,8 @@ impl Rights {
         }
     }
 }
+
+const NOT_GRANTED: &str = "not among the topics that are granted to this client";
 
 fn terminal(client: &ClientId, filter: &str, asked: QoS) -> Result<QoS, (Code, &'static str)> {
     if filter.starts_with("$share/") {

@@ -362,12 +362,11 @@ fn keep_alive_is_one_and_a_half_and_has_a_cap() {
     }
 }
 
-#[test]
-fn a_will_is_kept_until_the_client_takes_its_leave() {
-    let will = mqtt::LastWill {
+fn will(topic: &'static str) -> mqtt::LastWill {
+    mqtt::LastWill {
         qos: QoS::AtLeastOnce,
         retain: false,
-        topic: "c/T1".into(),
+        topic: topic.into(),
         message: Bytes::new(),
         will_delay_interval_sec: None,
         correlation_data: None,
@@ -376,7 +375,12 @@ fn a_will_is_kept_until_the_client_takes_its_leave() {
         user_properties: vec![],
         is_utf8_payload: None,
         response_topic: None,
-    };
+    }
+}
+
+#[test]
+fn a_will_is_kept_until_the_client_takes_its_leave() {
+    let will = will("c/T1");
     for (reason, kept) in [(Reason::NormalDisconnection, false), (Reason::DisconnectWithWillMessage, true)] {
         let connect = Connect { last_will: Some(will.clone()), ..asked(false) };
         let (mut session, _) = resumed(Version::V5, &connect, Loaded::default());

@@ -175,3 +175,71 @@ fn what_fits_is_what_the_codec_writes() {
         }
     }
 }
+
+/// What a client may do to whom this is granted for both, on a broker where `closed` is closed.
+fn granted(templates: &[&str]) -> Rights {
+    let templates: Vec<Template> = templates.iter().map(|text| Template::new(text).expect("a template")).collect();
+    let grants = Templates { publish: templates.clone(), subscribe: templates }.fill("T1", None);
+    Rights::Granted { closed: Arc::from([ByteString::from_static("closed")]), grants: Arc::new(grants) }
+}
+
+#[test]
+fn a_client_with_rights_by_template_uses_its_topics_and_no_others() {
+    let (mut session, _) =
+        playing(granted(&["up/%c", "down/%c/#", "closed"]), Version::V5, &asked(true), Loaded::default());
+    let filters = ["down/T1/#", "down/T2/#", "$share/g/down/T1/+", "$share/g/#", "closed"];
+    let topic_filters = filters.map(|filter| (filter.into(), SubscriptionOptions::default())).to_vec();
+    let subscribe = Subscribe { packet_id: id(1), id: None, user_properties: vec![], topic_filters };
+    assert_eq!(
+        told(&handle(&mut session, Event::Packet(Packet::Subscribe(subscribe)), 1)),
+        ["new down/T1/#", "new $share/g/down/T1/+", "suback [00, 87, 00, 87, 80]"]
+    );
+    for (topic, retain, told_of) in [
+        ("up/T1", false, "route"),
+        ("up/T1", true, "route"),
+        ("up/T2", false, "puback 1 87"),
+        ("up/T2", true, "puback 1 87"),
+        ("closed", false, "puback 1 87"),
+    ] {
+        let publish = Publish {
+            topic: topic.into(),
+            qos: QoS::AtLeastOnce,
+            retain,
+            packet_id: Some(id(1)),
+            ..Publish::default()
+        };
+        let effects = handle(&mut session, Event::Publish(publish, Bytes::new()), 1);
+        if told_of == "route" {
+            let [Effect::Route { ticket, message, .. }] = &effects[..] else { panic!("{topic}: {effects:?}") };
+            assert_eq!((&*message.topic, message.retain), (topic, retain));
+            assert_eq!(told(&handle(&mut session, Event::Durable { ticket: *ticket }, 1)), ["puback 1 00"]);
+        } else {
+            assert_eq!(told(&effects), [told_of], "{topic}");
+        }
+    }
+}
+
+#[test]
+fn a_will_goes_where_its_client_may_publish() {
+    let rights = granted(&["up/%c", "closed"]);
+    for (topic, may) in [("up/T1", true), ("up/T2", false), ("closed", false), ("$SYS/x", false)] {
+        let mut connect = asked(true);
+        connect.last_will = Some(will(topic));
+        for version in [Version::V3, Version::V5] {
+            let terms = Terms::of(&connect, version, &limits(), &rights).map(|_| ());
+            assert_eq!(terms, if may { Ok(()) } else { Err(ConnectAckReason::NotAuthorized) }, "{topic}");
+        }
+    }
+}
+
+#[test]
+fn a_subscription_outlives_rights_that_are_taken_away_by_no_connection() {
+    let subscription = |filter: &'static str| Subscription {
+        filter: filter.into(),
+        options: SubscriptionOptions::default(),
+        identifier: None,
+    };
+    let rights = granted(&["down/%c/#"]);
+    assert!(rights.keeps(&client(), &subscription("down/T1/+")) && !rights.keeps(&client(), &subscription("#")));
+    assert!(open().keeps(&client(), &subscription("#")));
+}
