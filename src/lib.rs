@@ -16,6 +16,7 @@ pub mod money;
 pub mod time;
 
 pub mod websocket;
+pub mod hook;
 pub mod token;
 
 pub mod message;
