@@ -53,6 +53,9 @@ pub struct Status {
     /// Where it is offered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<crate::listener::tls::Report>,
+    /// Where tokens are taken, or a hook is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<crate::listener::identity::Report>,
     /// Of a general broker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages: Option<crate::router::Traffic>,

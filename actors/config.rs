@@ -162,13 +162,12 @@ impl Config {
         }
         // What is due at once is due for ever, and what is done every no time is all that is done.
         for key in wrong_keys(&whole, "", is_too_short) {
-            if key != "node.drain" {
+            if !MAY_BE_NO_TIME.contains(&key.as_str()) {
                 fault(&key, "must be at least 1ms".to_owned());
             }
         }
-        if self.open.anonymous && !self.cores.is_empty() {
-            let text = "where anybody may connect there are no terminals, and no bank behind them: remove [cores]";
-            fault("open.anonymous", text.to_owned());
+        for (key, text) in listener::identity::faults(&self.listener, &self.open, !self.cores.is_empty()) {
+            fault(key, text.to_owned());
         }
         if let Err(text) = store::check_address(&self.database.url) {
             fault("database.url", text);
@@ -212,6 +211,7 @@ impl Config {
     /// # Errors
     /// The first fault, with its key.
     pub fn check_secret_files(&self) -> Result<(), Error> {
+        listener::identity::check(&self.listener).map_err(|error| Error(vec![error]))?;
         let Some(tls) = &self.listener.tls else { return Ok(()) };
         listener::tls::check(&tls.files).map_err(|error| Error(vec![format!("listener.tls.files: {error}")]))
     }
@@ -226,6 +226,7 @@ impl Config {
         if let Some(tls) = &mut self.listener.tls {
             tls.files.resolve(|path| resolve(folder, path));
         }
+        listener::identity::resolve(&mut self.listener, |path| resolve(folder, path));
         self
     }
 
@@ -285,6 +286,9 @@ impl<P: Provider> Provider for WithoutMaster<P> {
 
 /// What may be none at all: panics that are borne, messages that are kept, answers that nobody waits for.
 const MAY_BE_ZERO: [&str; 4] = ["intensity", "messages_max", "topic_alias_max", "unmatched_per_second"];
+
+/// Times that may be none at all.
+const MAY_BE_NO_TIME: [&str; 2] = ["node.drain", "listener.jwt.leeway"];
 
 /// The keys below `key` whose value is `wrong`.
 fn wrong_keys(value: &serde_json::Value, key: &str, wrong: fn(&str, &serde_json::Value) -> bool) -> Vec<String> {

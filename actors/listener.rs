@@ -4,7 +4,7 @@
 //! owns the sockets it was given and the session actors of those connections. What a stranger may cost before it has
 //! proved who it is, is bounded in bytes, in time and in number (`welcome`).
 
-mod password;
+pub mod identity;
 pub mod tls;
 mod websocket;
 mod welcome;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::sessions::Sessions;
+use identity::Identity;
 pub use tls::Tls;
 use tls::{Credentials, Handshake};
 use websocket::Upgrade;
@@ -62,6 +63,12 @@ pub struct Options {
     /// The longest that a CONNECT waits for its password to be verified; then the server says that it is busy.
     #[serde(with = "humantime_serde")]
     pub password_within: Duration,
+    /// Tokens as passwords.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<identity::JwtOptions>,
+    /// A program that is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<identity::HookOptions>,
 }
 
 impl Default for Options {
@@ -79,6 +86,8 @@ impl Default for Options {
             connect_bytes_max: 64 * 1024,
             passwords_at_once: 2,
             password_within: Duration::from_secs(30),
+            jwt: None,
+            hook: None,
         }
     }
 }
@@ -92,6 +101,8 @@ pub enum Error {
     Address { address: SocketAddr, why: std::io::Error },
     #[error(transparent)]
     Tls(#[from] tls::Error),
+    #[error("listener: {0}")]
+    Identity(String),
     #[error("the listener's thread ended before it listened: {0}")]
     Thread(String),
 }
@@ -106,6 +117,7 @@ pub struct Listening {
     /// Where it listens for WebSockets, and at which path.
     pub websocket: WebSocket,
     credentials: Option<Credentials>,
+    identity: Identity,
     sessions: Sessions,
     server: ntex::server::Server,
     /// Closed when the listener's thread has ended, however.
@@ -142,9 +154,18 @@ impl Listening {
         self.credentials.as_ref()
     }
 
-    /// Reads the files of TLS again at once, and ends the sessions whose certificate is not good by them. What is wrong
+    /// What there is to show of tokens and the hook.
+    pub fn identity(&self) -> impl Fn() -> Option<identity::Report> + Send + Sync + use<> {
+        let identity = self.identity.clone();
+        move || identity.report()
+    }
+
+    /// Reads the files of TLS, of tokens and of the hook again at once, and ends the sessions whose certificate is not good by them. What is wrong
     /// with them is logged and counted, and what was in force stays so.
     pub async fn reload(&self) {
+        let identity = self.identity.clone();
+        // A panic is its task's own, and the next look comes.
+        let _ = tokio::task::spawn_blocking(move || identity.reload()).await;
         let Some(credentials) = self.credentials.clone() else { return };
         let reading = credentials.clone();
         let read = tokio::task::spawn_blocking(move || reading.reload()).await;
@@ -194,7 +215,8 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
     if ways.is_empty() {
         return Err(Error::Nowhere);
     }
-    let door = Door::new(options, sessions.clone());
+    let identity = Identity::open(options, &sessions).map_err(Error::Identity)?;
+    let door = Door::new(options, identity.clone(), sessions.clone());
     sessions.begin().await;
     if let Some((credentials, tls)) = credentials.as_ref().zip(options.tls.as_ref()) {
         credentials.look_every(tls.look_every, &sessions);
@@ -214,7 +236,7 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
         .map_err(|error| Error::Thread(error.to_string()))?;
     let server = hears.await.map_err(|_| Error::Thread("no word from it".to_owned()))?;
     let server = server.map_err(|error| Error::Thread(error.to_string()))?;
-    let listening = Listening { plain, tls, websocket, credentials, sessions, server, ended };
+    let listening = Listening { plain, tls, websocket, credentials, identity, sessions, server, ended };
     tracing::info!(at = ?listening.addresses(), "terminals may connect");
     Ok(listening)
 }

@@ -20,6 +20,7 @@ use crate::banks::{self, Banks};
 use crate::config::Config;
 use crate::edge::Edge;
 use crate::intake::Admission;
+use crate::listener::identity::Report as Identified;
 use crate::listener::tls::Credentials;
 use crate::listener::{self, Listening};
 use crate::partitions::{self, Owner, Partitions, Ping};
@@ -58,6 +59,7 @@ struct Node {
     sessions: Sessions,
     /// Where TLS is offered.
     credentials: Option<Credentials>,
+    identity: Box<dyn Fn() -> Option<Identified> + Send + Sync>,
 }
 
 /// Where a supervisor that gives up says so.
@@ -107,6 +109,7 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
         partitions,
         sessions,
         credentials: listening.credentials().cloned(),
+        identity: Box::new(listening.identity()),
     });
     let admin = admin::serve(&node.config.admin, Arc::clone(&node) as Arc<dyn admin::Node>)
         .with_context(|| format!("admin.address: {}", node.config.admin.address))?;
@@ -308,7 +311,8 @@ impl admin::Node for Node {
             uptime_seconds: self.started.elapsed().as_secs(),
             sessions: self.sessions.len(),
             tls: self.credentials.as_ref().map(Credentials::report),
-            messages: self.config.open.anonymous.then(|| self.sessions.router().traffic()),
+            identity: (self.identity)(),
+            messages: self.config.open.is_open().then(|| self.sessions.router().traffic()),
             cores: self.banks.load(),
             actors: self.tree.branches(),
         }

@@ -15,7 +15,7 @@ use ntex_mqtt::v5::codec::{QoS, RetainHandling};
 use serde::{Deserialize, Serialize};
 use wakala::id::{ClientId, Epoch};
 use wakala::message::Message as Published;
-use wakala::session::{Addressed, Subscription, What};
+use wakala::session::{Addressed, Subscription, Template, What};
 use wakala::time::Time;
 use wakala::topics::{Granted, Match, Retained, Subscriptions, shared};
 
@@ -29,8 +29,17 @@ use crate::store::{Error, Store};
 pub struct Options {
     /// Anybody may connect, under any client identifier, and use every topic. Then nobody is a terminal.
     pub anonymous: bool,
+    /// Whoever a token or the hook vouches for and is no terminal may connect as a guest (listener.jwt, listener.hook).
+    pub guests: bool,
     /// Topics that nobody may publish or subscribe to.
     pub closed: Vec<String>,
+    /// Topics that a guest may publish on, unless its token or the hook says otherwise. %c stands for its client
+    /// identifier, %u for its user name where somebody has vouched for that.
+    pub publish: Vec<Template>,
+    /// The same for subscribing. A wildcard in a client's filter needs one here.
+    pub subscribe: Vec<Template>,
+    /// Such topics of one guest, for each of the two, that a token or the hook may bring; with more it is not let in.
+    pub templates_max: usize,
     /// Publishes that may wait to be stored, of all clients together; who comes then waits to be let in.
     pub waiting_max: usize,
     /// Publishes in one commit, at most.
@@ -50,7 +59,11 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             anonymous: false,
+            guests: false,
             closed: Vec::new(),
+            publish: templates(&["#"]),
+            subscribe: templates(&["#", "$SYS/#"]),
+            templates_max: 32,
             waiting_max: 16_384,
             batch_max: 1000,
             queue_max: 10_000,
@@ -58,6 +71,18 @@ impl Default for Options {
             retained_max: 100_000,
             wills_every: Duration::from_secs(1),
         }
+    }
+}
+
+fn templates(texts: &[&str]) -> Vec<Template> {
+    texts.iter().filter_map(|text| Template::new(text).ok()).collect()
+}
+
+impl Options {
+    /// Whether there may be guests.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.anonymous || self.guests
     }
 }
 

@@ -8,6 +8,7 @@
 mod about;
 pub mod frames;
 pub mod inbox;
+pub(crate) mod lease;
 mod outward;
 mod socket;
 

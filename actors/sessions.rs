@@ -20,7 +20,7 @@ use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use wakala::id::{ClientId, Epoch, TerminalId};
-use wakala::session::{Limits, Rights, What};
+use wakala::session::{Limits, What};
 
 use crate::listener::tls::Papers;
 use crate::ports::{Clock, Wait};
@@ -192,8 +192,6 @@ struct Inner {
     ends: Ends,
     router: Router,
     presence: Presence,
-    /// What a guest may do; none where only terminals connect.
-    open: Option<Rights>,
     connected: RwLock<BTreeMap<ClientId, Connected>>,
     panics: Mutex<VecDeque<Instant>>,
     /// A connection has ended and left a will.
@@ -228,10 +226,6 @@ impl Sessions {
         let marks = deps.store.marks(room, max);
         let router = Router::new(&deps.open, &deps.store);
         let presence = Presence::new(&deps.presence, &deps.node);
-        let open = deps
-            .open
-            .anonymous
-            .then(|| Rights::Open { closed: deps.open.closed.iter().map(|topic| topic.clone().into()).collect() });
         deps.tree.set(PATH, BranchState::Running);
         Self(Arc::new(Inner {
             limits: deps.options.limits(),
@@ -239,7 +233,6 @@ impl Sessions {
             marks,
             router,
             presence,
-            open,
             ends,
             deps,
             connected: RwLock::default(),
@@ -263,7 +256,7 @@ impl Sessions {
         if !ended.is_empty() {
             tracing::info!(count = ended.len(), "connections ended with the node's last life");
         }
-        if self.0.open.is_some() {
+        if self.open().is_open() {
             while let Err(error) = self.0.router.load(store, clock.now()).await {
                 tracing::warn!(%error, "waiting for the database: what is subscribed and retained");
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -514,8 +507,9 @@ impl Sessions {
         self.0.marks.clone()
     }
 
-    pub(crate) fn rights(&self) -> Option<Rights> {
-        self.0.open.clone()
+    /// What there is for guests.
+    pub(crate) fn open(&self) -> &router::Options {
+        &self.0.deps.open
     }
 
     pub(crate) fn limits(&self) -> &Limits {

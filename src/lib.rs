@@ -15,9 +15,9 @@ pub mod id;
 pub mod money;
 pub mod time;
 
-pub mod websocket;
 pub mod hook;
 pub mod token;
+pub mod websocket;
 
 pub mod message;
 pub mod presence;

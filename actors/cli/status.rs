@@ -42,8 +42,40 @@ async fn ask(address: SocketAddr, terminal: &str, what: &str) -> Option<bool> {
     answer.ok().map(|answer| answer.status().is_success())
 }
 
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Of tokens and the hook, where there are such.
+fn identity(identity: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    let files = |of: &Value| {
+        let wrong = of.get("failure").map_or_else(String::new, |why| format!(" · NOT RIGHT: {}", text(why)));
+        format!("files read again {} times, {} times in vain{wrong}", text(&of["reloads"]), text(&of["failures"]))
+    };
+    if let Some(jwt) = identity.get("jwt") {
+        lines.push(format!("tokens · {} keys · {}", text(&jwt["keys"]), files(jwt)));
+    }
+    if let Some(hook) = identity.get("hook") {
+        let count = |what: &str| text(&hook[what]);
+        lines.push(format!(
+            "hook · {}asked {} times, {} in vain · {} known ({} beyond their time) · turned away: {} too many, {} while it was away · \
+             {} wait · {}",
+            if hook["open"] == Value::Bool(true) { "DOES NOT ANSWER · " } else { "" },
+            count("asked"),
+            count("failed"),
+            count("known"),
+            count("stale"),
+            count("full"),
+            count("shut"),
+            count("waiting"),
+            files(hook),
+        ));
+    }
+    lines
+}
+
 fn drawing(status: &Value) -> String {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let mut lines = vec![format!(
         "{} {} · {}{} · up {} · {} terminals connected",
         text(&status["node"]),
@@ -64,6 +96,7 @@ fn drawing(status: &Value) -> String {
             tls.get("failure").map_or_else(String::new, |why| format!(" · NOT RIGHT: {}", text(why))),
         ));
     }
+    lines.extend(identity(&status["identity"]));
     if let Some(messages) = status["messages"].as_object() {
         let count = |what: &str| text(&messages[what]);
         lines.push(format!(

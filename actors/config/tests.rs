@@ -4,6 +4,8 @@ use std::io::Write as _;
 
 use super::*;
 
+mod identity;
+
 fn shown() -> PathBuf {
     PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests")).join("../config/wakala.toml")
 }
@@ -28,13 +30,18 @@ fn the_shown_configuration_is_the_default() {
     assert_eq!(shown, default);
 }
 
+/// What is shown in comments from this line on.
+fn commented(text: &str, from: &str) -> toml::Table {
+    let lines = text.lines().skip_while(|line| !line.contains(from));
+    let lines = lines.take_while(|line| line.starts_with("#   ")).map(|line| line.trim_start_matches('#').trim());
+    lines.collect::<Vec<_>>().join("\n").parse().expect("TOML")
+}
+
 /// There is no TLS by default, for there are no files. What is shown of it in comments is true all the same.
 #[test]
 fn the_shown_tls_is_the_default() {
     let text = std::fs::read_to_string(shown()).expect("config/wakala.toml");
-    let lines = text.lines().skip_while(|line| !line.contains("[listener.tls]"));
-    let lines = lines.take_while(|line| line.starts_with("#   ")).map(|line| line.trim_start_matches('#').trim());
-    let shown: toml::Table = lines.collect::<Vec<_>>().join("\n").parse().expect("TOML");
+    let shown = commented(&text, "[listener.tls]");
     let shown: listener::Tls = shown["listener"]["tls"].clone().try_into().expect("a TLS listener");
     let default = listener::Tls::new("0.0.0.0:8883".parse().expect("an address"), shown.files.clone());
     assert_eq!(shown, default);

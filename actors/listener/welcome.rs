@@ -4,21 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ntex::io::IoBoxed;
-use ntex::tls::rustls::PeerCertChain;
 use ntex_bytes::BytesMut;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal, Packet};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use wakala::id::{ClientId, Epoch, NoClientId, TerminalId};
+use wakala::id::{ClientId, Epoch};
 use wakala::session::connect::{Terms, refuse};
 use wakala::session::strict::{self, Flaw};
-use wakala::session::{Loaded, Rights, Session as Twin, Version};
+use wakala::session::{Change, Loaded, Rights, Session as Twin, Subscription, Version};
 
 use super::Options;
-use super::password::{Passwords, Verdict};
-use super::tls::{self, Handshake, Papers};
+use super::identity::{Bearer, Identified, Identity, Secret};
+use super::tls::{Handshake, Papers};
 use crate::session::frames::{Frames, Inbound};
+use crate::session::lease::Lease;
 use crate::session::{Session, say};
 use crate::sessions::Sessions;
+use crate::store::Error;
 use crate::store::presence::Connection;
 use crate::store::sessions::Opening;
 use crate::store::terminals::Terminal;
@@ -28,7 +29,7 @@ use crate::terminal::{Enrolled, Who};
 #[derive(Clone)]
 pub(super) struct Door {
     sessions: Sessions,
-    passwords: Passwords,
+    identity: Identity,
     strangers: Arc<Semaphore>,
     connect_within: Duration,
     connect_bytes_max: u32,
@@ -39,10 +40,10 @@ pub(super) struct Door {
 pub(super) type Stranger = OwnedSemaphorePermit;
 
 impl Door {
-    pub(super) fn new(options: &Options, sessions: Sessions) -> Self {
+    pub(super) fn new(options: &Options, identity: Identity, sessions: Sessions) -> Self {
         Self {
             sessions,
-            passwords: Passwords::new(options.passwords_at_once, options.password_within),
+            identity,
             strangers: Arc::new(Semaphore::new(options.strangers_max * options.workers.max(1))),
             connect_within: options.connect_within,
             connect_bytes_max: options.connect_bytes_max,
@@ -112,38 +113,36 @@ impl Door {
     }
 
     async fn admit(&self, io: IoBoxed, frames: Frames, mut connect: Box<Connect>, handshake: Option<Handshake>) {
-        let password = connect.password.take();
-        let limits = self.sessions.limits();
-        let admitted = match self.sessions.rights() {
-            Some(rights) => self.guest(&connect, &frames, rights),
-            None => self.authenticate(&io, &connect, password, handshake).await.and_then(|(terminal, papers)| {
-                let terms = Terms::of(&connect, frames.version(), limits, &Rights::Terminal)?;
-                Ok(Admitted::terminal(terminal, terms, papers))
-            }),
-        };
-        match admitted {
+        let password = connect.password.take().map(Secret);
+        let identified = self.identity.identify(&io, &connect, frames.version(), password, handshake).await;
+        match identified.and_then(|identified| self.grant(&connect, &frames, identified)) {
             Ok(admitted) => self.open(io, frames, admitted).await,
             Err(refusal) => self.turn_away(&io, &frames, &connect, refusal).await,
         }
     }
 
-    /// Anybody, under the name that it gives itself or under one that it is given.
-    fn guest(&self, connect: &Connect, frames: &Frames, rights: Rights) -> Result<Admitted, Refusal> {
-        let terms = Terms::of(connect, frames.version(), self.sessions.limits(), &rights)?;
-        let client = match &*connect.client_id {
-            "" => assigned(),
-            named => ClientId::new(named),
+    /// The terms for somebody who is known, if there is room for him.
+    fn grant(&self, connect: &Connect, frames: &Frames, identified: Identified) -> Result<Admitted, Refusal> {
+        let Identified { bearer, lease } = identified;
+        let (client, rights) = match &bearer {
+            Bearer::Terminal(terminal, _) => (ClientId::from(&terminal.id), Rights::Terminal),
+            Bearer::Guest(client, rights) => (client.clone(), rights.clone()),
         };
-        let client = client.map_err(|_| Refusal::ClientIdentifierNotValid)?;
+        let terms = Terms::of(connect, frames.version(), self.sessions.limits(), &rights)?;
         if !self.sessions.has_room_for(&client, self.connections_max) {
             return Err(Refusal::ServerBusy);
         }
-        if terms.expiry_s > 0 && !self.sessions.router().has_room_for(&client) {
-            return Err(Refusal::QuotaExceeded);
+        match bearer {
+            Bearer::Terminal(terminal, papers) => Ok(Admitted::terminal(*terminal, terms, papers, lease)),
+            Bearer::Guest(..) => {
+                if terms.expiry_s > 0 && !self.sessions.router().has_room_for(&client) {
+                    return Err(Refusal::QuotaExceeded);
+                }
+                let keeps = self.sessions.router().keeps(&client);
+                let stored = terms.expiry_s > 0 || terms.will.is_some() || keeps || self.sessions.stores_clean();
+                Ok(Admitted { client, rights, who: Who::Guest { stored }, terms, papers: None, lease })
+            }
         }
-        let keeps = self.sessions.router().keeps(&client);
-        let stored = terms.expiry_s > 0 || terms.will.is_some() || keeps || self.sessions.stores_clean();
-        Ok(Admitted { client, rights, who: Who::Guest { stored }, terms, papers: None })
     }
 
     async fn turn_away(&self, io: &IoBoxed, frames: &Frames, connect: &Connect, refusal: Refusal) {
@@ -152,72 +151,9 @@ impl Door {
         end(io).await;
     }
 
-    /// Whose connection it is. A certificate that is enrolled is proof by itself; otherwise the password is.
-    async fn authenticate(
-        &self,
-        io: &IoBoxed,
-        connect: &Connect,
-        password: Option<ntex_bytes::Bytes>,
-        handshake: Option<Handshake>,
-    ) -> Result<(Terminal, Option<Papers>), Refusal> {
-        let (proven, papers) = match handshake {
-            Some(handshake) => self.by_certificate(io, &handshake).await?,
-            None => (None, None),
-        };
-        let terminal = match proven {
-            Some(terminal) => terminal,
-            None => self.by_password(connect, password).await?,
-        };
-        if !connect.client_id.is_empty() && *connect.client_id != *terminal.id.as_str() {
-            return Err(Refusal::ClientIdentifierNotValid);
-        }
-        if terminal.blocked.is_some() {
-            return Err(Refusal::Banned);
-        }
-        if terminal.sandbox && !self.sessions.sandbox() {
-            return Err(Refusal::NotAuthorized);
-        }
-        if !self.sessions.has_room_for(&ClientId::from(&terminal.id), self.connections_max) {
-            return Err(Refusal::ServerBusy);
-        }
-        Ok((terminal, papers))
-    }
-
-    /// The terminal that is enrolled with the certificate of this connection, and what is to be remembered of that. One
-    /// that is no longer good opens nothing, with a password neither.
-    async fn by_certificate(
-        &self,
-        io: &IoBoxed,
-        handshake: &Handshake,
-    ) -> Result<(Option<Terminal>, Option<Papers>), Refusal> {
-        let peer = io.query::<PeerCertChain<'static>>();
-        let Some(PeerCertChain(chain)) = peer.as_ref() else { return Ok((None, None)) };
-        let Some(certificate) = chain.first() else { return Ok((None, None)) };
-        let papers = handshake.examine(chain).map_err(|objection| {
-            tracing::info!(why = objection.text(), "a certificate was not taken");
-            Refusal::NotAuthorized
-        })?;
-        let terminal = self.sessions.store().terminal_by_certificate(tls::fingerprint(certificate)).await;
-        Ok((terminal.map_err(away)?, papers))
-    }
-
-    async fn by_password(&self, connect: &Connect, password: Option<ntex_bytes::Bytes>) -> Result<Terminal, Refusal> {
-        let (Some(name), Some(password)) = (&connect.username, password) else { return Err(Refusal::NotAuthorized) };
-        let terminal = match TerminalId::new(name) {
-            Ok(id) => self.sessions.store().terminal(&id).await.map_err(away)?,
-            Err(_) => None,
-        };
-        let hash = terminal.as_ref().and_then(|terminal| terminal.password_hash.clone());
-        match (self.passwords.verify(hash, password).await, terminal) {
-            (Verdict::Right, Some(terminal)) => Ok(terminal),
-            (Verdict::Busy, _) => Err(Refusal::ServerBusy),
-            (Verdict::Right | Verdict::Wrong, _) => Err(Refusal::BadUserNameOrPassword),
-        }
-    }
-
     /// Opens what is stored of the session and hands the connection to its actor.
     async fn open(&self, io: IoBoxed, frames: Frames, admitted: Admitted) {
-        let Admitted { client, rights, who, terms, papers } = admitted;
+        let Admitted { client, rights, who, terms, papers, lease } = admitted;
         let (now, guest) = (self.sessions.clock().now(), matches!(who, Who::Guest { .. }));
         let mut above = self.sessions.epoch_of(&client);
         if guest {
@@ -239,7 +175,7 @@ impl Door {
                 connection: Connection::of(&io.get_ref(), &terms),
                 at: now,
             };
-            self.sessions.store().open_session(opening).await
+            self.reopen(opening, &rights).await
         };
         let (epoch, loaded) = match opened {
             Ok(opened) => opened,
@@ -252,11 +188,32 @@ impl Door {
         let (kept, with) = (terms.expiry_s > 0, loaded.subscriptions.clone());
         let twin = Twin::load(client.clone(), rights, terms, self.sessions.limits(), loaded, now);
         let (addr, inbox) = Session::start(twin, epoch, who, self.sessions.clone(), io, frames);
+        if let Some(lease) = lease {
+            // Its mailbox is empty yet.
+            let _ = addr.try_send(lease);
+        }
         if guest {
             self.sessions.router().connected(&client, epoch, inbox, kept, &with);
             self.sessions.came(&client, epoch, now);
         }
         self.sessions.register(client, epoch, addr, papers);
+    }
+}
+
+impl Door {
+    /// What is stored of a session, without the subscriptions to which its client has a right no longer. What was queued
+    /// for them stays its own.
+    async fn reopen(&self, opening: Opening, rights: &Rights) -> Result<(Epoch, Loaded), Error> {
+        let (store, client) = (self.sessions.store(), opening.client.clone());
+        let (epoch, mut loaded) = store.open_session(opening).await?;
+        let lost = |subscription: &Subscription| !rights.keeps(&client, subscription);
+        let lost: Vec<_> = loaded.subscriptions.extract_if(.., |subscription| lost(subscription)).collect();
+        if !lost.is_empty() {
+            tracing::info!(%client, count = lost.len(), "subscriptions ended to which a client has a right no longer");
+            let filters = lost.into_iter().map(|subscription| subscription.filter).collect();
+            store.change_subscriptions(&client, epoch, Change::Unsubscribe(filters)).await?;
+        }
+        Ok((epoch, loaded))
     }
 }
 
@@ -268,10 +225,12 @@ struct Admitted {
     terms: Terms,
     /// Of its certificate, where it has one that may be revoked.
     papers: Option<Papers>,
+    /// Until when it may stay, if that is known.
+    lease: Option<Lease>,
 }
 
 impl Admitted {
-    fn terminal(terminal: Terminal, terms: Terms, papers: Option<Papers>) -> Self {
+    fn terminal(terminal: Terminal, terms: Terms, papers: Option<Papers>, lease: Option<Lease>) -> Self {
         let client = ClientId::from(&terminal.id);
         let enrolled = Arc::new(Enrolled {
             terminal: terminal.id,
@@ -280,23 +239,8 @@ impl Admitted {
             sandbox: terminal.sandbox,
             blocked: false,
         });
-        Self { client, rights: Rights::Terminal, who: Who::Terminal(enrolled), terms, papers }
+        Self { client, rights: Rights::Terminal, who: Who::Terminal(enrolled), terms, papers, lease }
     }
-}
-
-/// A client identifier for one that brought none (3.1.3.1), which nobody else has.
-fn assigned() -> Result<ClientId, NoClientId> {
-    let mut drawn = [0; 12];
-    // Without randomness it would be somebody else's; an empty one is refused.
-    match getrandom::fill(&mut drawn) {
-        Ok(()) => ClientId::new(&format!("auto-{}", hex::encode(drawn))),
-        Err(_) => ClientId::new(""),
-    }
-}
-
-fn away(error: crate::store::Error) -> Refusal {
-    tracing::warn!(%error, "a terminal could not be looked up");
-    Refusal::ServerUnavailable
 }
 
 fn refusal_of(flaw: Flaw) -> Refusal {

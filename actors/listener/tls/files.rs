@@ -30,7 +30,17 @@ pub struct Files {
 
 /// What is known of files without reading them: of each its time, size and inode, or that it is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stamp(Vec<Option<(SystemTime, u64, u64)>>);
+pub(in crate::listener) struct Stamp(Vec<Option<(SystemTime, u64, u64)>>);
+
+impl Stamp {
+    pub(in crate::listener) fn of<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Self {
+        let stamp = |path: &PathBuf| {
+            let found = std::fs::metadata(path).ok()?;
+            Some((found.modified().ok()?, found.len(), found.ino()))
+        };
+        Self(paths.map(stamp).collect())
+    }
+}
 
 /// What the files hold.
 pub(super) struct Contents {
@@ -50,12 +60,7 @@ impl Files {
     }
 
     pub(super) fn stamp(&self) -> Stamp {
-        let paths = [&self.certificate, &self.key].into_iter().chain(&self.client_authorities).chain(&self.revoked);
-        let stamp = |path: &PathBuf| {
-            let found = std::fs::metadata(path).ok()?;
-            Some((found.modified().ok()?, found.len(), found.ino()))
-        };
-        Stamp(paths.map(stamp).collect())
+        Stamp::of([&self.certificate, &self.key].into_iter().chain(&self.client_authorities).chain(&self.revoked))
     }
 
     pub(super) fn read(&self) -> Result<Contents, Error> {

@@ -29,7 +29,7 @@ use sha2::{Digest as _, Sha256};
 use crate::sessions::Sessions;
 
 pub use files::Files;
-use files::Stamp;
+pub(super) use files::Stamp;
 pub use papers::Papers;
 pub use trust::{Objection, Trust};
 

@@ -3,6 +3,7 @@
 mod certificates;
 mod ended;
 mod foreign;
+mod identity;
 mod idle;
 mod killed;
 mod messages;
@@ -91,6 +92,7 @@ impl Broker {
     }
 
     async fn with(store: Store, options: listener::Options) -> Self {
+        let options = listener::Options { connect_within: Duration::from_secs(1), ..options };
         Self::made(store, options, |_| ()).await
     }
 
@@ -111,7 +113,6 @@ impl Broker {
         };
         change(&mut deps);
         let sessions = Sessions::new(deps);
-        let options = listener::Options { connect_within: Duration::from_secs(1), ..options };
         let listening = listener::start(&options, sessions.clone()).await.expect("it listens");
         Self { store, sessions, taken, listening }
     }

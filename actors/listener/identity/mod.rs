@@ -1,0 +1,447 @@
+//! Who it is that connects. There is one entry, [`Identity::identify`], and every way is behind it:
+//!
+//! | way | proof | for |
+//! |---|---|---|
+//! | certificate | the TLS handshake | enrolled terminals |
+//! | token | a signature (`jwt`) | guests, and terminals where configured |
+//! | password | argon2id against its row (`password`) | enrolled terminals |
+//! | hook | another program says so (`hook`) | guests, and terminals where configured |
+//! | none | | guests where anybody may connect |
+//!
+//! In this order, and the first that fits decides: whoever has a row with a password is judged by that row, and waits for
+//! no other program.
+
+mod faults;
+mod hook;
+mod jwt;
+mod password;
+mod watched;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ntex::io::IoBoxed;
+use ntex::io::types::PeerAddr;
+use ntex::tls::rustls::PeerCertChain;
+use ntex_bytes::{ByteString, Bytes};
+use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal};
+use serde::Serialize;
+use wakala::hook::{Allowed, Decision};
+use wakala::id::{ClientId, NoClientId, TerminalId};
+use wakala::session::{NoTemplate, Rights, Template, Templates, Version};
+use wakala::time::Time;
+use wakala::token;
+
+use super::Options;
+use super::tls::{self, Handshake, Papers};
+use crate::router;
+use crate::session::lease::{Lease, calendar};
+use crate::sessions::Sessions;
+use crate::store::terminals::Terminal;
+
+pub use faults::faults;
+pub use hook::Options as HookOptions;
+use hook::{Hook, Question, Undecided};
+pub use jwt::Options as JwtOptions;
+use jwt::Tokens;
+use password::{Passwords, Verdict};
+
+/// A password as it came. It cannot be printed.
+pub(super) struct Secret(pub(super) Bytes);
+
+/// Somebody who has proved who he is, or need not.
+pub(super) struct Identified {
+    pub(super) bearer: Bearer,
+    /// Until when his proof is good, if it ends.
+    pub(super) lease: Option<Lease>,
+}
+
+pub(super) enum Bearer {
+    /// With what is to be remembered of its certificate.
+    Terminal(Box<Terminal>, Option<Papers>),
+    Guest(ClientId, Rights),
+}
+
+/// The ways by which clients of this node prove who they are. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Identity(Arc<Inner>);
+
+struct Inner {
+    sessions: Sessions,
+    passwords: Passwords,
+    tokens: Option<Tokens>,
+    hook: Option<Hook>,
+    /// Anybody may connect.
+    anonymous: bool,
+    guests: Option<Guests>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").finish_non_exhaustive()
+    }
+}
+
+/// What `wakala status` shows of the ways that have something to show.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<JwtReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<HookReport>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct JwtReport {
+    pub keys: usize,
+    #[serde(flatten)]
+    pub files: watched::Report,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct HookReport {
+    #[serde(flatten)]
+    pub asked: wakala::hook::Report,
+    #[serde(flatten)]
+    pub files: watched::Report,
+}
+
+/// Has paths that the configuration's file gives relative to itself found from anywhere.
+pub(crate) fn resolve(options: &mut Options, found: impl Fn(&Path) -> PathBuf) {
+    if let Some(jwt) = &mut options.jwt {
+        jwt.resolve(&found);
+    }
+    if let Some(hook) = &mut options.hook {
+        hook.resolve(&found);
+    }
+}
+
+/// Reads the files as the listener would when it starts.
+///
+/// # Errors
+/// The first fault, with its key.
+pub(crate) fn check(options: &Options) -> Result<(), String> {
+    if let Some(jwt) = &options.jwt {
+        jwt.read().map_err(|why| format!("listener.jwt: {why}"))?;
+    }
+    if let Some(hook) = &options.hook {
+        hook.read().map_err(|why| format!("listener.hook: {why}"))?;
+    }
+    Ok(())
+}
+
+impl Identity {
+    pub(super) fn open(options: &Options, sessions: &Sessions) -> Result<Self, String> {
+        let (runtime, open) = (sessions.store().handle().clone(), sessions.open());
+        let tokens = options.jwt.as_ref().map(|jwt| Tokens::open(jwt, &runtime)).transpose()?;
+        let hook = options.hook.as_ref().map(|hook| Hook::open(hook, open.templates_max, sessions.clock(), &runtime));
+        Ok(Self(Arc::new(Inner {
+            passwords: Passwords::new(options.passwords_at_once, options.password_within),
+            tokens,
+            hook: hook.transpose()?,
+            anonymous: open.anonymous,
+            guests: open.is_open().then(|| Guests::new(open)),
+            sessions: sessions.clone(),
+        })))
+    }
+
+    /// Reads the files again at once. Not for an event loop.
+    pub(super) fn reload(&self) {
+        if let Some(tokens) = &self.0.tokens {
+            tokens.reload();
+        }
+        if let Some(hook) = &self.0.hook {
+            hook.reload();
+        }
+    }
+
+    pub(super) fn report(&self) -> Option<Report> {
+        let jwt = self.0.tokens.as_ref().map(|tokens| {
+            let (keys, files) = tokens.report();
+            JwtReport { keys, files }
+        });
+        let hook = self.0.hook.as_ref().map(|hook| {
+            let (asked, files) = hook.report();
+            HookReport { asked, files }
+        });
+        (jwt.is_some() || hook.is_some()).then_some(Report { jwt, hook })
+    }
+
+    /// Whose connection it is, and what it may do.
+    pub(super) async fn identify(
+        &self,
+        io: &IoBoxed,
+        connect: &Connect,
+        version: Version,
+        password: Option<Secret>,
+        handshake: Option<Handshake>,
+    ) -> Result<Identified, Refusal> {
+        let inner = &*self.0;
+        if let Some(guests) = inner.guests.as_ref().filter(|_| inner.anonymous) {
+            return guests.anybody(&connect.client_id);
+        }
+        let (proven, papers) = match handshake {
+            Some(handshake) => inner.by_certificate(io, &handshake).await?,
+            None => (None, None),
+        };
+        if let Some(terminal) = proven {
+            return inner.terminal(terminal, papers, &connect.client_id, None);
+        }
+        if let (Some(tokens), Some(Secret(text))) = (&inner.tokens, &password)
+            && token::is_meant(text)
+        {
+            return inner.by_token(tokens, &connect.client_id, text, papers).await;
+        }
+        let row = match &connect.username {
+            Some(name) => inner.enrolled(name).await?,
+            None => None,
+        };
+        let hash = row.as_ref().and_then(|terminal| terminal.password_hash.clone());
+        match (&inner.hook, password) {
+            (_, Some(password)) if hash.is_some() || inner.hook.is_none() => {
+                let terminal = inner.by_password(connect.username.is_some(), row, hash, password).await?;
+                inner.terminal(terminal, papers, &connect.client_id, None)
+            }
+            (None, _) => Err(Refusal::NotAuthorized),
+            (Some(hook), password) => inner.by_hook(hook, io, connect, version, row, password, papers).await,
+        }
+    }
+}
+
+impl Inner {
+    async fn enrolled(&self, name: &str) -> Result<Option<Terminal>, Refusal> {
+        match TerminalId::new(name) {
+            Ok(id) => self.sessions.store().terminal(&id).await.map_err(away),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// A terminal that has proved to be it, if it may connect here under the name that it gives itself.
+    fn terminal(
+        &self,
+        terminal: Terminal,
+        papers: Option<Papers>,
+        client: &str,
+        until: Option<Time>,
+    ) -> Result<Identified, Refusal> {
+        if !client.is_empty() && *client != *terminal.id.as_str() {
+            return Err(Refusal::ClientIdentifierNotValid);
+        }
+        if terminal.blocked.is_some() {
+            return Err(Refusal::Banned);
+        }
+        if terminal.sandbox && !self.sessions.sandbox() {
+            return Err(Refusal::NotAuthorized);
+        }
+        let lease = until.map(|until| Lease { until });
+        Ok(Identified { bearer: Bearer::Terminal(Box::new(terminal), papers), lease })
+    }
+
+    /// The terminal that is enrolled with the certificate of this connection, and what is to be remembered of that. One
+    /// that is no longer good opens nothing, with a password neither.
+    async fn by_certificate(
+        &self,
+        io: &IoBoxed,
+        handshake: &Handshake,
+    ) -> Result<(Option<Terminal>, Option<Papers>), Refusal> {
+        let peer = io.query::<PeerCertChain<'static>>();
+        let Some(PeerCertChain(chain)) = peer.as_ref() else { return Ok((None, None)) };
+        let Some(certificate) = chain.first() else { return Ok((None, None)) };
+        let papers = handshake.examine(chain).map_err(|objection| {
+            tracing::info!(why = objection.text(), "a certificate was not taken");
+            Refusal::NotAuthorized
+        })?;
+        let terminal = self.sessions.store().terminal_by_certificate(tls::fingerprint(certificate)).await;
+        Ok((terminal.map_err(away)?, papers))
+    }
+
+    async fn by_password(
+        &self,
+        named: bool,
+        terminal: Option<Terminal>,
+        hash: Option<String>,
+        Secret(password): Secret,
+    ) -> Result<Terminal, Refusal> {
+        if !named {
+            return Err(Refusal::NotAuthorized);
+        }
+        match (self.passwords.verify(hash, password).await, terminal) {
+            (Verdict::Right, Some(terminal)) => Ok(terminal),
+            (Verdict::Busy, _) => Err(Refusal::ServerBusy),
+            (Verdict::Right | Verdict::Wrong, _) => Err(Refusal::BadUserNameOrPassword),
+        }
+    }
+
+    async fn by_token(
+        &self,
+        tokens: &Tokens,
+        client: &str,
+        text: &[u8],
+        papers: Option<Papers>,
+    ) -> Result<Identified, Refusal> {
+        let token = tokens.judge(text, calendar()).map_err(|objection| {
+            tracing::info!(why = %objection, "a token was not taken");
+            Refusal::BadUserNameOrPassword
+        })?;
+        if !client.is_empty() && *client != *token.name {
+            return Err(Refusal::ClientIdentifierNotValid);
+        }
+        if let Some(terminal) = self.enrolled(&token.name).await? {
+            let may = tokens.terminals.then_some(terminal).ok_or(Refusal::NotAuthorized)?;
+            return self.terminal(may, papers, client, Some(token.until));
+        }
+        let guests = self.guests.as_ref().ok_or(Refusal::NotAuthorized)?;
+        let name = ClientId::new(&token.name).map_err(|_| Refusal::ClientIdentifierNotValid)?;
+        let read = |texts: Option<Vec<String>>| guests.read(texts);
+        let rights = read(token.publish).and_then(|publish| {
+            let subscribe = read(token.subscribe)?;
+            // Its user name is what nobody has vouched for; the token's is.
+            Ok(guests.rights(&name, Some(&token.name), publish.as_deref(), subscribe.as_deref()))
+        });
+        let rights = rights.map_err(|why| {
+            tracing::info!(client = %name, %why, "a token was not taken");
+            Refusal::NotAuthorized
+        })?;
+        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: Some(Lease { until: token.until }) })
+    }
+
+    async fn by_hook(
+        &self,
+        hook: &Hook,
+        io: &IoBoxed,
+        connect: &Connect,
+        version: Version,
+        row: Option<Terminal>,
+        password: Option<Secret>,
+        papers: Option<Papers>,
+    ) -> Result<Identified, Refusal> {
+        let user = connect.username.as_deref();
+        // Whose name it wants to have: an enrolled terminal's is not to be had by the way.
+        let terminal = match &*connect.client_id {
+            "" => row,
+            named if Some(named) == user => row,
+            named => self.enrolled(named).await?,
+        };
+        let for_it = match &terminal {
+            Some(terminal) => hook.terminals() && terminal.password_hash.is_none(),
+            None => self.guests.is_some(),
+        };
+        if !for_it {
+            return Err(Refusal::BadUserNameOrPassword);
+        }
+        let chain = io.query::<PeerCertChain<'static>>();
+        let certificate = chain.as_ref().and_then(|PeerCertChain(chain)| chain.first().map(tls::fingerprint));
+        let question = Question {
+            client: &connect.client_id,
+            username: user,
+            password: password.as_ref().map(|Secret(bytes)| &**bytes),
+            address: address_of(io),
+            certificate,
+            protocol: if version == Version::V5 { "5" } else { "3.1.1" },
+        };
+        let allowed = match hook.decide(&question).await {
+            Ok(Decision::Allow(allowed)) => allowed,
+            Ok(Decision::Deny) => return Err(Refusal::BadUserNameOrPassword),
+            Err(Undecided::Busy) => return Err(Refusal::ServerBusy),
+            Err(Undecided::Away) => return Err(Refusal::ServerUnavailable),
+        };
+        let until = allowed.session.map(|session| calendar() + session);
+        if let Some(terminal) = terminal {
+            return self.terminal(terminal, papers, &connect.client_id, until);
+        }
+        let guests = self.guests.as_ref().ok_or(Refusal::NotAuthorized)?;
+        let name = named_or_assigned(&connect.client_id)?;
+        let Allowed { publish, subscribe, .. } = &*allowed;
+        let rights = guests.rights(&name, user, publish.as_deref(), subscribe.as_deref());
+        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: until.map(|until| Lease { until }) })
+    }
+}
+
+/// What guests may do of whom nothing else is said.
+struct Guests {
+    closed: Arc<[ByteString]>,
+    templates: Templates,
+    templates_max: usize,
+    /// The templates grant every topic.
+    all: bool,
+}
+
+/// Why topics that a token brings are not taken.
+#[derive(Debug, thiserror::Error)]
+enum NoRights {
+    #[error(transparent)]
+    Template(#[from] NoTemplate),
+    #[error("more topic templates than open.templates_max")]
+    TooMany,
+}
+
+impl Guests {
+    fn new(open: &router::Options) -> Self {
+        let usual = router::Options::default();
+        Self {
+            closed: open.closed.iter().map(|topic| topic.clone().into()).collect(),
+            templates: Templates { publish: open.publish.clone(), subscribe: open.subscribe.clone() },
+            templates_max: open.templates_max,
+            all: (&open.publish, &open.subscribe) == (&usual.publish, &usual.subscribe),
+        }
+    }
+
+    fn anybody(&self, client: &str) -> Result<Identified, Refusal> {
+        let name = named_or_assigned(client)?;
+        let rights = self.rights(&name, None, None, None);
+        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: None })
+    }
+
+    fn read(&self, texts: Option<Vec<String>>) -> Result<Option<Vec<Template>>, NoRights> {
+        let Some(texts) = texts else { return Ok(None) };
+        if texts.len() > self.templates_max {
+            return Err(NoRights::TooMany);
+        }
+        let templates: Result<_, _> = texts.iter().map(|text| Template::new(text)).collect();
+        Ok(Some(templates?))
+    }
+
+    fn rights(
+        &self,
+        client: &ClientId,
+        user: Option<&str>,
+        publish: Option<&[Template]>,
+        subscribe: Option<&[Template]>,
+    ) -> Rights {
+        let closed = Arc::clone(&self.closed);
+        if self.all && publish.is_none() && subscribe.is_none() {
+            return Rights::Open { closed };
+        }
+        let templates = Templates {
+            publish: publish.unwrap_or(&self.templates.publish).to_vec(),
+            subscribe: subscribe.unwrap_or(&self.templates.subscribe).to_vec(),
+        };
+        Rights::Granted { closed, grants: Arc::new(templates.fill(client.as_str(), user)) }
+    }
+}
+
+/// The name that a guest gives itself, or one that it is given.
+fn named_or_assigned(client: &str) -> Result<ClientId, Refusal> {
+    let name = if client.is_empty() { assigned() } else { ClientId::new(client) };
+    name.map_err(|_| Refusal::ClientIdentifierNotValid)
+}
+
+/// A client identifier for one that brought none (3.1.3.1), which nobody else has.
+fn assigned() -> Result<ClientId, NoClientId> {
+    let mut drawn = [0; 12];
+    // Without randomness it would be somebody else's; an empty one is refused.
+    match getrandom::fill(&mut drawn) {
+        Ok(()) => ClientId::new(&format!("auto-{}", hex::encode(drawn))),
+        Err(_) => ClientId::new(""),
+    }
+}
+
+fn address_of(io: &IoBoxed) -> Option<IpAddr> {
+    io.query::<PeerAddr>().get().map(|PeerAddr(address)| address.ip())
+}
+
+fn away(error: crate::store::Error) -> Refusal {
+    tracing::warn!(%error, "a terminal could not be looked up");
+    Refusal::ServerUnavailable
+}

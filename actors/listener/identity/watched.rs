@@ -1,0 +1,121 @@
+//! Files that say who is to be believed, read again when they change or when the node is told to.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::listener::tls::Stamp;
+
+/// What is read from files, all of it or, if anything is wrong, what was read before. Clones are the same.
+pub(super) struct Watched<T>(Arc<Inner<T>>);
+
+struct Inner<T> {
+    paths: Vec<PathBuf>,
+    read: Box<dyn Fn() -> Result<T, String> + Send + Sync>,
+    what: &'static str,
+    now: RwLock<Arc<T>>,
+    seen: Mutex<Seen>,
+}
+
+struct Seen {
+    /// When they were read last, well or not.
+    read: Stamp,
+    /// At the last look, if that was another.
+    moving: Option<Stamp>,
+    report: Report,
+}
+
+/// How often files were read, and what is wrong with them now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// How often changed files were taken over since the node started.
+    pub reloads: u64,
+    /// How often they were not, because something in them was wrong.
+    pub failures: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+impl<T> Clone for Watched<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: Send + Sync + 'static> Watched<T> {
+    /// Reads for the first time. The log calls them `what`.
+    pub(super) fn open(
+        what: &'static str,
+        paths: Vec<PathBuf>,
+        read: impl Fn() -> Result<T, String> + Send + Sync + 'static,
+    ) -> Result<Self, String> {
+        let stamp = Stamp::of(paths.iter());
+        let now = RwLock::new(Arc::new(read()?));
+        let seen = Mutex::new(Seen { read: stamp, moving: None, report: Report::default() });
+        Ok(Self(Arc::new(Inner { paths, read: Box::new(read), what, now, seen })))
+    }
+
+    pub(super) fn now(&self) -> Arc<T> {
+        Arc::clone(&self.0.now.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn report(&self) -> Report {
+        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).report.clone()
+    }
+
+    /// Reads them again, changed or not. It reads files: not for an event loop.
+    pub(super) fn reload(&self) {
+        self.0.read_again(&mut self.0.seen.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Reads them again when they have changed and stood still for one look, until nobody holds them any more.
+    pub(super) fn look_every(&self, every: Duration, runtime: &tokio::runtime::Handle) {
+        let watched: Weak<Inner<T>> = Arc::downgrade(&self.0);
+        runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(watched) = watched.upgrade() else { break };
+                // The disk may be slow. A panic is its task's own, and the next look comes.
+                let _ = tokio::task::spawn_blocking(move || watched.look()).await;
+            }
+        });
+    }
+}
+
+impl<T> Inner<T> {
+    fn look(&self) {
+        let stamp = Stamp::of(self.paths.iter());
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if stamp == seen.read {
+            seen.moving = None;
+        } else if seen.moving.as_ref() == Some(&stamp) {
+            self.read_again(&mut seen);
+        } else {
+            seen.moving = Some(stamp);
+        }
+    }
+
+    fn read_again(&self, seen: &mut Seen) {
+        seen.read = Stamp::of(self.paths.iter());
+        seen.moving = None;
+        match (self.read)() {
+            Ok(read) => {
+                *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(read);
+                seen.report.reloads += 1;
+                seen.report.failure = None;
+                tracing::info!(what = self.what, "files were read again and are in force");
+            }
+            Err(why) => {
+                tracing::error!(
+                    what = self.what,
+                    why,
+                    "files are not right, and those before them stay in force; put it right, and they are read again"
+                );
+                seen.report.failures += 1;
+                seen.report.failure = Some(why);
+            }
+        }
+    }
+}
