@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const ROOMS: [&str; 5] = ["src", "actors", "migrations", "sandbox", "tests"];
+const ROOMS: [&str; 6] = ["src", "actors", "migrations", "sandbox", "bench", "tests"];
 
 /// A file's lines, comments blanked, so that a wall is not broken by speaking of it.
 struct Source {
@@ -163,6 +163,11 @@ fn migrations_outlive_the_code() {
 #[test]
 fn the_server_does_not_know_the_sandbox() {
     silent(&["src", "actors"], &["wakala_sandbox"], &[], "simulated parts stay out of the server's binary");
+}
+
+#[test]
+fn the_load_knows_no_broker() {
+    silent(&["bench"], &["wakala::", "wakala_node"], &[], "all brokers are measured by the same stranger");
 }
 
 #[test]

@@ -1,0 +1,60 @@
+//! The loads, one per file.
+
+pub(crate) mod connects;
+pub(crate) mod fan_out;
+pub(crate) mod join;
+pub(crate) mod publish;
+pub(crate) mod requests;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::links::{Links, Play};
+use crate::tls::Tls;
+
+/// What all loads are told.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) target: SocketAddr,
+    pub(crate) tls: Option<Tls>,
+    /// The broker's processes.
+    pub(crate) pids: Vec<u32>,
+    pub(crate) warm_up: Duration,
+    pub(crate) measured: Duration,
+    /// How long the broker may leave what it owes.
+    pub(crate) patience: Duration,
+    /// Bytes of each payload.
+    pub(crate) size: usize,
+}
+
+impl Setting {
+    pub(crate) fn links(&self, count: usize) -> Result<Links> {
+        Links::new(self.target, self.tls.clone(), count)
+    }
+}
+
+/// The longest wait for events: how late the clock may be looked at.
+const TURN: Duration = Duration::from_millis(20);
+
+/// Lets `play` go on for so long.
+fn go_on(links: &mut Links, play: &mut impl Play, span: Duration) -> Result<()> {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        links.turn(Some(TURN), play)?;
+    }
+    Ok(())
+}
+
+/// Lets `play` go on until it is done, or `patience` is over; whether it is.
+fn finish<P: Play>(links: &mut Links, play: &mut P, patience: Duration, done: impl Fn(&P) -> bool) -> Result<bool> {
+    let end = Instant::now() + patience;
+    while !done(play) {
+        if Instant::now() > end {
+            return Ok(false);
+        }
+        links.turn(Some(TURN), play)?;
+    }
+    Ok(true)
+}

@@ -1,0 +1,100 @@
+//! QoS 1 publishes that nobody subscribes to: what a broker's reading and acknowledging costs.
+
+use anyhow::{Result, ensure};
+
+use super::join::{Client, join};
+use super::{Setting, finish, go_on};
+use crate::links::{Links, Play};
+use crate::packets::{self, PUBACK, Publish};
+use crate::process::Meter;
+use crate::report::Report;
+
+/// Publishers, and how many publishes of each wait for their PUBACK at any time.
+pub(crate) fn run(setting: &Setting, clients: usize, in_flight: u16) -> Result<Report> {
+    let mut links = setting.links(clients)?;
+    let joining: Vec<Client> = (0..clients).map(|n| Client::clean(&format!("bench-p{n}"))).collect();
+    join(&mut links, &joining, setting)?;
+    let mut publishers = Publishers::new(clients, in_flight, |n| format!("bench/{n}/up"), setting.size);
+    publishers.start(&mut links);
+    go_on(&mut links, &mut publishers, setting.warm_up)?;
+    let (before, meter) = (publishers.acknowledged, Meter::start(&setting.pids));
+    go_on(&mut links, &mut publishers, setting.measured)?;
+    let (rate, shares) = meter.finish(publishers.acknowledged - before);
+    publishers.stopping = true;
+    finish(&mut links, &mut publishers, setting.patience, |publishers| publishers.unacknowledged == 0)?;
+    Ok(Report::new(rate, "publishes/s")
+        .with("clients", clients)
+        .with("in_flight", in_flight)
+        .unless_zero(publishers.unacknowledged, "publishes without PUBACK")
+        .and(shares))
+}
+
+/// Clients that keep a number of publishes in flight. Each identifier is taken again as soon as it is free, in whatever order
+/// the broker acknowledges.
+pub(crate) struct Publishers {
+    templates: Vec<Publish>,
+    in_flight: u16,
+    /// By client and identifier: what the publish under way is stamped with.
+    waiting: Vec<Option<u64>>,
+    next_stamp: Vec<u64>,
+    pub(crate) acknowledged: u64,
+    pub(crate) unacknowledged: u64,
+    pub(crate) stopping: bool,
+    /// Told of each stamp that is acknowledged.
+    pub(crate) witness: Option<Box<dyn FnMut(usize, u64)>>,
+}
+
+impl Publishers {
+    pub(crate) fn new(clients: usize, in_flight: u16, topic: impl Fn(usize) -> String, size: usize) -> Self {
+        Self {
+            templates: (0..clients).map(|n| Publish::new(&topic(n), 1, size)).collect(),
+            in_flight,
+            waiting: vec![None; clients * usize::from(in_flight)],
+            next_stamp: vec![0; clients],
+            acknowledged: 0,
+            unacknowledged: 0,
+            stopping: false,
+            witness: None,
+        }
+    }
+
+    pub(crate) fn start(&mut self, links: &mut Links) {
+        for at in 0..self.templates.len() {
+            for id in 1..=self.in_flight {
+                self.publish(links, at, id);
+            }
+        }
+    }
+
+    fn slot(&self, at: usize, id: u16) -> usize {
+        at * usize::from(self.in_flight) + usize::from(id - 1)
+    }
+
+    fn publish(&mut self, links: &mut Links, at: usize, id: u16) {
+        let stamp = self.next_stamp[at];
+        self.next_stamp[at] += 1;
+        let slot = self.slot(at, id);
+        self.waiting[slot] = Some(stamp);
+        self.unacknowledged += 1;
+        self.templates[at].push(links.out(at), id, stamp);
+    }
+}
+
+impl Play for Publishers {
+    fn packet(&mut self, links: &mut Links, at: usize, first: u8, body: &[u8]) -> Result<()> {
+        ensure!(packets::kind(first) == PUBACK, "publisher {at} was sent a packet {first:#x}");
+        let id = packets::number(body, 0).unwrap_or(0);
+        ensure!((1..=self.in_flight).contains(&id), "PUBACK for {id}, which was never used");
+        let slot = self.slot(at, id);
+        let Some(stamp) = self.waiting[slot].take() else { anyhow::bail!("a second PUBACK for {id}") };
+        self.acknowledged += 1;
+        self.unacknowledged -= 1;
+        if let Some(witness) = &mut self.witness {
+            witness(at, stamp);
+        }
+        if !self.stopping {
+            self.publish(links, at, id);
+        }
+        Ok(())
+    }
+}

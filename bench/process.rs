@@ -1,0 +1,87 @@
+//! What Linux says of a broker's processes: their time on a processor, their memory.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+/// Processor time of the brokers' processes and of this one, over a span.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    pids: Vec<u32>,
+    started: Instant,
+    ticks: u64,
+    own_ticks: u64,
+}
+
+impl Meter {
+    pub(crate) fn start(pids: &[u32]) -> Self {
+        Self {
+            pids: pids.to_vec(),
+            started: Instant::now(),
+            ticks: ticks_of(pids),
+            own_ticks: ticks_of(&[std::process::id()]),
+        }
+    }
+
+    /// How often per second it was done, and how much of a processor each had: with the generator at 1, it was the limit, and the figure is its own. And what the
+    /// broker would have done with a whole one: on a machine with other work the better figure of the two.
+    #[expect(clippy::cast_precision_loss, reason = "rates and shares")]
+    pub(crate) fn finish(&self, done: u64) -> (f64, Map<String, Value>) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let share = |ticks: u64| {
+            let busy = ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+            json!((busy / seconds * 100.0).round() / 100.0)
+        };
+        let mut shares = Map::new();
+        shares
+            .insert("generator_cpu".to_owned(), share(ticks_of(&[std::process::id()]).saturating_sub(self.own_ticks)));
+        if !self.pids.is_empty() {
+            let ticks = ticks_of(&self.pids).saturating_sub(self.ticks);
+            shares.insert("broker_cpu".to_owned(), share(ticks));
+            let per_core = done * rustix::param::clock_ticks_per_second() / ticks.max(1);
+            shares.insert("per_core".to_owned(), json!(per_core));
+        }
+        (done as f64 / seconds, shares)
+    }
+}
+
+/// Processor time of these processes and their descendants, in ticks. One that has ended counts nothing.
+fn ticks_of(pids: &[u32]) -> u64 {
+    family(pids).into_iter().filter_map(stat).map(|stat| stat.ticks).sum()
+}
+
+struct Stat {
+    parent: u32,
+    ticks: u64,
+}
+
+/// proc(5), /proc/PID/stat: what follows the name, which ends with the last bracket.
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+    Some(Stat { parent: fields.get(1)?.parse().ok()?, ticks: ticks(11)? + ticks(12)? })
+}
+
+/// These processes and their descendants.
+fn family(pids: &[u32]) -> BTreeSet<u32> {
+    let mut known: BTreeSet<u32> = pids.iter().copied().collect();
+    if known.len() == 1 && known.contains(&std::process::id()) {
+        return known;
+    }
+    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let all: Vec<(u32, u32)> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, stat(pid)?.parent)))
+        .collect();
+    loop {
+        let before = known.len();
+        let children: Vec<u32> = all.iter().filter(|(_, parent)| known.contains(parent)).map(|(pid, _)| *pid).collect();
+        known.extend(children);
+        if known.len() == before {
+            return known;
+        }
+    }
+}
