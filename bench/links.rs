@@ -25,6 +25,11 @@ pub(crate) trait Play {
         anyhow::bail!("connection {at} was closed: {why}")
     }
 
+    /// The longest wait for events: how late the clock may be looked at.
+    fn wait(&self) -> Duration {
+        Duration::from_millis(20)
+    }
+
     /// All that had happened has been told.
     fn turned(&mut self, _links: &mut Links) -> Result<()> {
         Ok(())
@@ -125,11 +130,11 @@ impl Links {
         link.written = 0;
     }
 
-    /// Waits for events, at most for `wait`, tells them to `play` and writes what it has to say.
-    pub(crate) fn turn(&mut self, wait: Option<Duration>, play: &mut impl Play) -> Result<()> {
+    /// Waits for events, tells them to `play` and writes what it has to say.
+    pub(crate) fn turn(&mut self, play: &mut impl Play) -> Result<()> {
         self.flush(play)?;
         let mut events = self.events.take().unwrap_or_else(|| Events::with_capacity(EVENTS));
-        match self.poll.poll(&mut events, wait) {
+        match self.poll.poll(&mut events, Some(play.wait())) {
             Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
             other => other.context("epoll")?,
         }

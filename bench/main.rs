@@ -5,6 +5,7 @@ mod load;
 mod packets;
 mod process;
 mod report;
+mod table;
 mod tls;
 
 use std::io::Write as _;
@@ -116,6 +117,44 @@ enum Load {
         #[arg(long)]
         persistent: bool,
     },
+    /// Idle connections with one subscription each: resident bytes of each of them
+    Memory {
+        #[arg(long, default_value_t = 5000)]
+        connections: usize,
+    },
+    /// Sessions that are stored and whose terminals are away: resident bytes of each of them
+    Away {
+        #[arg(long, default_value_t = 5000)]
+        sessions: usize,
+    },
+    /// Terminals with stored sessions, cut in one moment, back in the next: seconds until the last CONNACK
+    Storm {
+        #[arg(long, default_value_t = 10_000)]
+        terminals: usize,
+        /// How long the round trips of another terminal are measured before
+        #[arg(long, value_name = "S", default_value_t = 3.0)]
+        calm: f64,
+    },
+    /// Queue messages for a subscriber that is away, and kill the broker (--pid) in the middle of it: queued per second
+    QueueFill {
+        #[arg(long, default_value_t = 10)]
+        clients: usize,
+        #[arg(long, default_value_t = 64)]
+        in_flight: u16,
+        /// Where to write what was acknowledged
+        #[arg(long, value_name = "FILE")]
+        state: PathBuf,
+    },
+    /// Then, with the broker back: how many of the acknowledged are lost
+    QueueDrain {
+        #[arg(long, value_name = "FILE")]
+        state: PathBuf,
+        /// The queue is empty when nothing has come for so long
+        #[arg(long, value_name = "S", default_value_t = 3.0)]
+        quiet: f64,
+    },
+    /// Read lines of JSON of many runs and print one table: medians, and ratios to the first broker
+    Table,
     /// Make an authority, a server for 127.0.0.1 and a client, for --tls
     Certificates { folder: PathBuf },
 }
@@ -138,9 +177,17 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options, load: &Load) -> Result<Option<Report>> {
-    if let Load::Certificates { folder } = load {
-        tls::write_certificates(folder)?;
-        return Ok(None);
+    match load {
+        Load::Certificates { folder } => {
+            tls::write_certificates(folder)?;
+            return Ok(None);
+        }
+        Load::Table => {
+            let lines = std::io::read_to_string(std::io::stdin()).context("standard input")?;
+            std::io::stdout().write_all(table::table(&lines)?.as_bytes()).context("standard output")?;
+            return Ok(None);
+        }
+        _ => {}
     }
     // A connection is a file.
     let files = getrlimit(Resource::Nofile);
@@ -155,15 +202,20 @@ fn run(options: &Options, load: &Load) -> Result<Option<Report>> {
         patience: seconds(options.patience)?,
         size: options.size,
     };
-    let report = match *load {
-        Load::Publish { clients, in_flight } => load::publish::run(&setting, clients, in_flight)?,
-        Load::Requests { terminals } => load::requests::run(&setting, terminals, None)?,
-        Load::Latency { terminals, rate } => load::requests::run(&setting, terminals, Some(rate))?,
-        Load::FanOut { publishers, subscribers, qos, in_flight } => {
+    let report = match load {
+        &Load::Publish { clients, in_flight } => load::publish::run(&setting, clients, in_flight)?,
+        &Load::Requests { terminals } => load::requests::run(&setting, terminals, None)?,
+        &Load::Latency { terminals, rate } => load::requests::run(&setting, terminals, Some(rate))?,
+        &Load::FanOut { publishers, subscribers, qos, in_flight } => {
             load::fan_out::run(&setting, publishers, subscribers, qos, in_flight)?
         }
-        Load::Connects { at_once, persistent } => load::connects::run(&setting, at_once, persistent)?,
-        Load::Certificates { .. } => return Ok(None),
+        &Load::Connects { at_once, persistent } => load::connects::run(&setting, at_once, persistent)?,
+        &Load::Memory { connections } => load::memory::connected(&setting, connections)?,
+        &Load::Away { sessions } => load::memory::away(&setting, sessions)?,
+        &Load::Storm { terminals, calm } => load::storm::run(&setting, terminals, seconds(calm)?)?,
+        Load::QueueFill { clients, in_flight, state } => load::queue::fill(&setting, *clients, *in_flight, state)?,
+        Load::QueueDrain { state, quiet } => load::queue::drain(&setting, state, seconds(*quiet)?)?,
+        Load::Table | Load::Certificates { .. } => return Ok(None),
     };
     Ok(Some(report))
 }
@@ -176,6 +228,12 @@ impl Load {
             Self::Latency { .. } => "latency",
             Self::FanOut { .. } => "fan-out",
             Self::Connects { .. } => "connects",
+            Self::Memory { .. } => "memory",
+            Self::Away { .. } => "away",
+            Self::Storm { .. } => "storm",
+            Self::QueueFill { .. } => "queue-fill",
+            Self::QueueDrain { .. } => "queue-drain",
+            Self::Table => "table",
             Self::Certificates { .. } => "certificates",
         }
     }

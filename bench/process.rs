@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Instant;
 
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 
 /// Processor time of the brokers' processes and of this one, over a span.
@@ -84,4 +86,34 @@ fn family(pids: &[u32]) -> BTreeSet<u32> {
             return known;
         }
     }
+}
+
+/// Memory of one process, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Resident: `VmRSS`.
+    pub(crate) resident: u64,
+    /// Its share of what is mapped: `Pss`.
+    pub(crate) share: u64,
+}
+
+impl Memory {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
+        let line = |file: &str, name: &str| {
+            let path = format!("/proc/{pid}/{file}");
+            let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+            let kib = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+                .with_context(|| format!("{path} does not say {name}"))?;
+            Ok::<_, anyhow::Error>(kib * 1024)
+        };
+        Ok(Self { resident: line("status", "VmRSS:")?, share: line("smaps_rollup", "Pss:")? })
+    }
+}
+
+/// Ends a process as a power cut would, as far as it is concerned.
+pub(crate) fn kill(pid: u32) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process")?;
+    kill_process(pid, Signal::KILL).with_context(|| format!("SIGKILL to {pid:?}"))
 }

@@ -3,8 +3,11 @@
 pub(crate) mod connects;
 pub(crate) mod fan_out;
 pub(crate) mod join;
+pub(crate) mod memory;
 pub(crate) mod publish;
+pub(crate) mod queue;
 pub(crate) mod requests;
+pub(crate) mod storm;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -35,14 +38,11 @@ impl Setting {
     }
 }
 
-/// The longest wait for events: how late the clock may be looked at.
-const TURN: Duration = Duration::from_millis(20);
-
 /// Lets `play` go on for so long.
 fn go_on(links: &mut Links, play: &mut impl Play, span: Duration) -> Result<()> {
     let end = Instant::now() + span;
     while Instant::now() < end {
-        links.turn(Some(TURN), play)?;
+        links.turn(play)?;
     }
     Ok(())
 }
@@ -54,7 +54,7 @@ fn finish<P: Play>(links: &mut Links, play: &mut P, patience: Duration, done: im
         if Instant::now() > end {
             return Ok(false);
         }
-        links.turn(Some(TURN), play)?;
+        links.turn(play)?;
     }
     Ok(true)
 }

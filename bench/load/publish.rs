@@ -40,8 +40,8 @@ pub(crate) struct Publishers {
     pub(crate) acknowledged: u64,
     pub(crate) unacknowledged: u64,
     pub(crate) stopping: bool,
-    /// Told of each stamp that is acknowledged.
-    pub(crate) witness: Option<Box<dyn FnMut(usize, u64)>>,
+    /// By client and stamp, for whoever wants to know: whether it was acknowledged.
+    pub(crate) witnessed: Option<Vec<Vec<bool>>>,
 }
 
 impl Publishers {
@@ -54,7 +54,7 @@ impl Publishers {
             acknowledged: 0,
             unacknowledged: 0,
             stopping: false,
-            witness: None,
+            witnessed: None,
         }
     }
 
@@ -89,8 +89,12 @@ impl Play for Publishers {
         let Some(stamp) = self.waiting[slot].take() else { anyhow::bail!("a second PUBACK for {id}") };
         self.acknowledged += 1;
         self.unacknowledged -= 1;
-        if let Some(witness) = &mut self.witness {
-            witness(at, stamp);
+        if let Some(witnessed) = &mut self.witnessed {
+            let (stamps, stamp) = (&mut witnessed[at], usize::try_from(stamp)?);
+            if stamps.len() <= stamp {
+                stamps.resize(stamp + 1, false);
+            }
+            stamps[stamp] = true;
         }
         if !self.stopping {
             self.publish(links, at, id);

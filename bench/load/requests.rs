@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 
 use super::join::{Client, join};
-use super::{Setting, TURN, finish};
+use super::{Setting, finish};
 use crate::links::{Links, Play};
 use crate::packets::{self, Arrived, PUBACK, PUBLISH, Publish};
 use crate::process::Meter;
@@ -131,8 +131,7 @@ impl Exchange {
     fn go_on(&mut self, links: &mut Links, schedule: &mut Option<Schedule>, span: Duration) -> Result<()> {
         let end = Instant::now() + span;
         while Instant::now() < end {
-            // epoll waits whole milliseconds: an open load looks all the time.
-            links.turn(Some(if schedule.is_some() { Duration::ZERO } else { TURN }), self)?;
+            links.turn(self)?;
             while let Some(schedule) = schedule
                 && schedule.due() <= Instant::now()
             {
@@ -193,6 +192,11 @@ fn next(id: &mut u16) {
 }
 
 impl Play for Exchange {
+    /// epoll waits whole milliseconds: an open load looks all the time.
+    fn wait(&self) -> Duration {
+        if self.open { Duration::ZERO } else { Duration::from_millis(20) }
+    }
+
     fn packet(&mut self, links: &mut Links, at: usize, first: u8, body: &[u8]) -> Result<()> {
         match packets::kind(first) {
             PUBACK => {
