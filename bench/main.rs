@@ -162,15 +162,17 @@ enum Load {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let (options, load) = (&arguments.options, &arguments.load);
+    let name = options.figure.as_deref().unwrap_or_else(|| load.name());
     match run(options, load) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(report)) => {
-            let name = options.figure.as_deref().unwrap_or_else(|| load.name());
             drop(writeln!(std::io::stdout(), "{}", report.line(name, &options.broker)));
             if report.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             drop(writeln!(std::io::stderr(), "wakala-load: {error:#}"));
+            let report = Report::failed(&error);
+            drop(writeln!(std::io::stdout(), "{}", report.line(name, &options.broker)));
             ExitCode::FAILURE
         }
     }

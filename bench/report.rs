@@ -17,6 +17,11 @@ impl Report {
         Self { value, unit, faults: Vec::new(), details: Map::new() }
     }
 
+    /// A run that came to no figure.
+    pub(crate) fn failed(error: &anyhow::Error) -> Self {
+        Self { faults: vec![format!("{error:#}")], ..Self::new(0.0, "") }
+    }
+
     pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.details.insert(name.to_owned(), value.into());
         self

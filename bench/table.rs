@@ -22,8 +22,12 @@ pub(crate) fn table(lines: &str) -> Result<String> {
         let word = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
         let (figure, broker, unit) = (word("figure"), word("broker"), word("unit"));
         let column = position(&mut brokers, |known| *known == broker, || broker.clone());
-        let new = || Row { figure: figure.clone(), unit: unit.clone(), cells: Vec::new() };
+        let new = || Row { figure: figure.clone(), unit: String::new(), cells: Vec::new() };
         let row = position(&mut rows, |row| row.figure == figure, new);
+        // A run that came to nothing has none.
+        if rows[row].unit.is_empty() {
+            rows[row].unit = unit;
+        }
         let cells = &mut rows[row].cells;
         cells.resize_with(cells.len().max(column + 1), || (Vec::new(), 0));
         match (line["valid"].as_bool(), line["value"].as_f64()) {
