@@ -124,7 +124,7 @@ enum Load {
     },
     /// Sessions that are stored and whose terminals are away: resident bytes of each of them
     Away {
-        #[arg(long, default_value_t = 5000)]
+        #[arg(long, default_value_t = 10_000)]
         sessions: usize,
     },
     /// Terminals with stored sessions, cut in one moment, back in the next: seconds until the last CONNACK

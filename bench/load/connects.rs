@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::join::{Client, accepted, granted};
+use super::join::{AT_ONCE, Client, accepted, granted};
 use super::{Setting, finish, go_on};
 use crate::links::{Links, Play};
 use crate::packets::{self, CONNACK, DISCONNECT, SUBACK};
@@ -12,18 +12,8 @@ use crate::report::Report;
 
 pub(crate) fn run(setting: &Setting, at_once: usize, persistent: bool) -> Result<Report> {
     let mut links = setting.links(at_once)?;
-    let mut comers = Comers {
-        persistent,
-        // Of this run alone: no client finds a session of another run.
-        run: std::process::id(),
-        next: 0,
-        current: vec![None; at_once],
-        joined: 0,
-        stopping: false,
-    };
-    for at in 0..at_once {
-        comers.come(&mut links, at)?;
-    }
+    let mut comers = Comers::new(at_once, persistent);
+    comers.start(&mut links)?;
     go_on(&mut links, &mut comers, setting.warm_up)?;
     let (before, meter) = (comers.joined, Meter::start(&setting.pids));
     go_on(&mut links, &mut comers, setting.measured)?;
@@ -38,10 +28,28 @@ pub(crate) fn run(setting: &Setting, at_once: usize, persistent: bool) -> Result
         .and(shares))
 }
 
+/// So many clients come and go, and no more.
+pub(crate) fn come_and_go(setting: &Setting, clients: u64, persistent: bool) -> Result<()> {
+    let mut links = setting.links(AT_ONCE)?;
+    let mut comers = Comers::new(AT_ONCE, persistent);
+    comers.left = clients;
+    comers.start(&mut links)?;
+    let all = finish(&mut links, &mut comers, setting.patience, |comers| comers.under_way() == 0)?;
+    ensure!(
+        all && comers.joined == clients,
+        "{} of {clients} clients had come after {:?}",
+        comers.joined,
+        setting.patience
+    );
+    Ok(())
+}
+
 struct Comers {
     persistent: bool,
     run: u32,
     next: u64,
+    /// How many may still come.
+    left: u64,
     /// By link.
     current: Vec<Option<Client>>,
     joined: u64,
@@ -49,13 +57,32 @@ struct Comers {
 }
 
 impl Comers {
+    fn new(at_once: usize, persistent: bool) -> Self {
+        Self {
+            persistent,
+            // Of this run alone: no client finds a session of another run.
+            run: std::process::id(),
+            next: 0,
+            left: u64::MAX,
+            current: vec![None; at_once],
+            joined: 0,
+            stopping: false,
+        }
+    }
+
+    fn start(&mut self, links: &mut Links) -> Result<()> {
+        (0..self.current.len()).try_for_each(|at| self.come(links, at))
+    }
+
     fn come(&mut self, links: &mut Links, at: usize) -> Result<()> {
-        if self.stopping {
+        if self.stopping || self.left == 0 {
             self.current[at] = None;
             return Ok(());
         }
-        let id = format!("bench-{}-{}", self.run, self.next);
+        let kind = if self.persistent { "kept" } else { "clean" };
+        let id = format!("bench-{}-{kind}-{}", self.run, self.next);
         self.next += 1;
+        self.left -= 1;
         let client = if self.persistent { Client::persistent(&id) } else { Client::clean(&id) };
         let client = client.subscribing(&format!("t/{id}/res"), 1);
         links.open(at, &client.connect)?;

@@ -8,7 +8,7 @@ use crate::packets::{self, CONNACK, SUBACK};
 
 /// Clients that connect at the same time while a load is being prepared: below the listen backlog of any broker (Mosquitto's
 /// is 100).
-const AT_ONCE: usize = 64;
+pub(crate) const AT_ONCE: usize = 64;
 
 /// What one client says to begin with.
 #[derive(Clone, Debug)]

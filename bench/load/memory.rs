@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use super::connects::come_and_go;
 use super::join::{Client, join};
 use super::{Setting, go_on};
 use crate::links::{Links, Play};
@@ -18,7 +19,8 @@ pub(crate) fn connected(setting: &Setting, connections: usize) -> Result<Report>
     let pid = broker(setting)?;
     let mut links = setting.links(connections)?;
     let before = Memory::of(pid)?;
-    join(&mut links, &clients(connections, Client::clean), setting)?;
+    let client = |n| Client::clean(&format!("bench-m{n}")).subscribing(&format!("t/{n}/res"), 1);
+    join(&mut links, &(0..connections).map(client).collect::<Vec<_>>(), setting)?;
     go_on(&mut links, &mut Idle, SETTLE)?;
     let after = Memory::of(pid)?;
     Ok(Report::new(each(before.resident, after.resident, connections), "bytes")
@@ -28,20 +30,17 @@ pub(crate) fn connected(setting: &Setting, connections: usize) -> Result<Report>
         .with("resident_after", after.resident))
 }
 
-/// Resident bytes of each of so many sessions that are stored and whose terminals are away. As many clean ones have come and
-/// gone before, so that what the allocator keeps of the coming and going is not counted.
+/// Resident bytes of each of so many sessions that are stored and whose terminals are away. They come and go a few at a time, and
+/// as many clean ones before them, so that neither what connections cost nor what the allocator keeps of them is counted.
 pub(crate) fn away(setting: &Setting, sessions: usize) -> Result<Report> {
     let pid = broker(setting)?;
-    let mut links = setting.links(sessions)?;
-    let mut come_and_go = |client: fn(&str) -> Client| {
-        join(&mut links, &clients(sessions, client), setting)?;
-        go_on(&mut links, &mut Idle, SETTLE)?;
-        (0..sessions).for_each(|at| links.cut(at));
-        go_on(&mut links, &mut Idle, SETTLE)?;
+    let come_and_go = |persistent| {
+        come_and_go(setting, sessions as u64, persistent)?;
+        std::thread::sleep(SETTLE);
         Memory::of(pid)
     };
-    let before = come_and_go(Client::clean)?;
-    let after = come_and_go(Client::persistent)?;
+    let before = come_and_go(false)?;
+    let after = come_and_go(true)?;
     Ok(Report::new(each(before.resident, after.resident, sessions), "bytes")
         .with("sessions", sessions)
         .with("share_bytes", each(before.share, after.share, sessions))
@@ -51,10 +50,6 @@ pub(crate) fn away(setting: &Setting, sessions: usize) -> Result<Report> {
 
 pub(crate) fn broker(setting: &Setting) -> Result<u32> {
     setting.pids.first().copied().context("whose memory? --pid")
-}
-
-fn clients(count: usize, client: fn(&str) -> Client) -> Vec<Client> {
-    (0..count).map(|n| client(&format!("bench-m{n}")).subscribing(&format!("t/{n}/res"), 1)).collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "bytes of a process")]

@@ -134,7 +134,7 @@ pub(crate) fn drain(setting: &Setting, state: &Path, quiet: Duration) -> Result<
     #[expect(clippy::cast_precision_loss, reason = "messages of a measurement")]
     let (value, delivered) = (lost as f64, draining.delivered as f64);
     let seconds = draining.first_and_last.map_or(0.0, |(first, last)| (last - first).as_secs_f64());
-    Ok(Report::new(value, "lost")
+    Ok(Report::new(value, "messages")
         .with("acknowledged", total)
         .with("delivered", draining.delivered)
         .with("duplicates", duplicates)
