@@ -51,7 +51,7 @@ struct Options {
     /// What the figure is called, where it is not just the load's name
     #[arg(long, value_name = "NAME", global = true)]
     figure: Option<String>,
-    /// The broker's process, whose children count too; and others that work for it
+    /// The broker's process; again, others that work for it. Their children count too
     #[arg(long, value_name = "PID", global = true)]
     pid: Vec<u32>,
     /// How long to measure

@@ -8,42 +8,51 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 
-/// Processor time of the brokers' processes and of this one, over a span.
+/// Processor time of the broker, of those that work for it and of this process, over a span.
 #[derive(Debug)]
 pub(crate) struct Meter {
-    pids: Vec<u32>,
+    broker: Vec<u32>,
+    helpers: Vec<u32>,
     started: Instant,
-    ticks: u64,
-    own_ticks: u64,
+    /// At the beginning: of the broker, its helpers, this process.
+    ticks: [u64; 3],
 }
 
 impl Meter {
+    /// The first process is the broker's, the others work for it.
     pub(crate) fn start(pids: &[u32]) -> Self {
-        Self {
-            pids: pids.to_vec(),
-            started: Instant::now(),
-            ticks: ticks_of(pids),
-            own_ticks: ticks_of(&[std::process::id()]),
-        }
+        let (broker, helpers) = pids.split_at(pids.len().min(1));
+        let mut meter =
+            Self { broker: broker.to_vec(), helpers: helpers.to_vec(), started: Instant::now(), ticks: [0; 3] };
+        meter.ticks = meter.now();
+        meter
     }
 
-    /// How often per second it was done, and how much of a processor each had: with the generator at 1, it was the limit, and the figure is its own. And what the
-    /// broker would have done with a whole one: on a machine with other work the better figure of the two.
+    fn now(&self) -> [u64; 3] {
+        [ticks_of(&self.broker), ticks_of(&self.helpers), ticks_of(&[std::process::id()])]
+    }
+
+    /// How often per second it was done, and how much of a processor each had: with the generator at 1, it was the limit, and the
+    /// figure is its own. And what broker and helpers would have done with a whole processor: on a machine with other work the better
+    /// figure of the two.
     #[expect(clippy::cast_precision_loss, reason = "rates and shares")]
     pub(crate) fn finish(&self, done: u64) -> (f64, Map<String, Value>) {
         let seconds = self.started.elapsed().as_secs_f64();
+        let now = self.now();
+        let ticks = |which: usize| now[which].saturating_sub(self.ticks[which]);
         let share = |ticks: u64| {
             let busy = ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
             json!((busy / seconds * 100.0).round() / 100.0)
         };
         let mut shares = Map::new();
-        shares
-            .insert("generator_cpu".to_owned(), share(ticks_of(&[std::process::id()]).saturating_sub(self.own_ticks)));
-        if !self.pids.is_empty() {
-            let ticks = ticks_of(&self.pids).saturating_sub(self.ticks);
-            shares.insert("broker_cpu".to_owned(), share(ticks));
-            let per_core = done * rustix::param::clock_ticks_per_second() / ticks.max(1);
-            shares.insert("per_core".to_owned(), json!(per_core));
+        shares.insert("generator_cpu".to_owned(), share(ticks(2)));
+        if !self.broker.is_empty() {
+            shares.insert("broker_cpu".to_owned(), share(ticks(0)));
+            let both = (ticks(0) + ticks(1)).max(1);
+            shares.insert("per_core".to_owned(), json!(done * rustix::param::clock_ticks_per_second() / both));
+        }
+        if !self.helpers.is_empty() {
+            shares.insert("helpers_cpu".to_owned(), share(ticks(1)));
         }
         (done as f64 / seconds, shares)
     }
@@ -70,7 +79,7 @@ fn stat(pid: u32) -> Option<Stat> {
 /// These processes and their descendants.
 fn family(pids: &[u32]) -> BTreeSet<u32> {
     let mut known: BTreeSet<u32> = pids.iter().copied().collect();
-    if known.len() == 1 && known.contains(&std::process::id()) {
+    if known.is_empty() || pids == [std::process::id()] {
         return known;
     }
     let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);

@@ -19,6 +19,8 @@ use crate::report::{Report, rounded};
 const OPENED_AT_ONCE: usize = 100;
 /// How often the terminal that was not cut sends itself a message.
 const PROBE_EVERY: Duration = Duration::from_millis(20);
+/// Messages under way to terminals that are back: fewer than any broker has a reason to drop.
+const CALLED_AT_ONCE: usize = 64;
 /// Before a terminal whose connection failed tries again.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -127,13 +129,17 @@ impl Storm {
     fn call_all(&mut self, links: &mut Links, setting: &Setting) -> Result<u64> {
         self.probe.resting = true;
         finish(links, self, setting.patience, |storm| storm.probe.under_way.is_none() && storm.unacknowledged == 0)?;
-        for at in 0..self.heard.len() {
-            let (id, stamp) = self.probe.next_message();
-            Publish::new(&format!("w/{at}"), 1, self.size).push(links.out(self.probe.link), id, stamp);
-            self.unacknowledged += 1;
-            // One at a time: no broker has a reason to drop any.
-            if !finish(links, self, setting.patience, |storm| storm.unacknowledged == 0 && storm.heard[at])? {
-                return Ok((self.heard.len() - at) as u64);
+        for first in (0..self.heard.len()).step_by(CALLED_AT_ONCE) {
+            let called = first..self.heard.len().min(first + CALLED_AT_ONCE);
+            for at in called.clone() {
+                let (id, stamp) = self.probe.next_message();
+                Publish::new(&format!("w/{at}"), 1, self.size).push(links.out(self.probe.link), id, stamp);
+                self.unacknowledged += 1;
+            }
+            let heard =
+                |storm: &Self| storm.unacknowledged == 0 && storm.heard[called.clone()].iter().all(|heard| *heard);
+            if !finish(links, self, setting.patience, heard)? {
+                return Ok(self.heard.iter().filter(|heard| !**heard).count() as u64);
             }
         }
         Ok(0)
@@ -170,7 +176,15 @@ impl Probe {
 impl Play for Storm {
     fn packet(&mut self, links: &mut Links, at: usize, first: u8, body: &[u8]) -> Result<()> {
         match packets::kind(first) {
-            CONNACK => self.came_back(at, body),
+            CONNACK if at == self.probe.link => anyhow::bail!("a second CONNACK"),
+            CONNACK => {
+                // Told that the server is busy is a failure like any other: it comes again.
+                if let Err(error) = accepted(body) {
+                    links.cut(at);
+                    return self.closed(links, at, &error.to_string());
+                }
+                self.came_back(at, body)
+            }
             PUBACK => {
                 ensure!(self.unacknowledged > 0, "a PUBACK for nothing");
                 self.unacknowledged -= 1;
