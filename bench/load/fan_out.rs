@@ -16,22 +16,7 @@ pub(crate) fn run(setting: &Setting, publishers: usize, subscribers: usize, qos:
     let mut joining: Vec<Client> = (0..publishers).map(|n| Client::clean(&format!("bench-f{n}"))).collect();
     joining.extend((0..subscribers).map(|n| Client::clean(&format!("bench-s{n}")).subscribing("f/+", qos)));
     join(&mut links, &joining, setting)?;
-    let mut fan = Fan {
-        publishers: (0..publishers)
-            .map(|n| Publisher {
-                template: Publish::new(&format!("f/{n}"), qos, setting.size),
-                sent: 0,
-                received: vec![0; subscribers],
-                unacknowledged: 0,
-            })
-            .collect(),
-        qos,
-        in_flight,
-        size: setting.size,
-        delivered: 0,
-        dropped: 0,
-        stopping: false,
-    };
+    let mut fan = Fan::new(publishers, subscribers, qos, in_flight, setting.size);
     go_on(&mut links, &mut fan, setting.warm_up)?;
     let (before, meter) = (fan.delivered, Meter::start(&setting.pids));
     go_on(&mut links, &mut fan, setting.measured)?;
@@ -68,6 +53,17 @@ struct Publisher {
 }
 
 impl Fan {
+    fn new(publishers: usize, subscribers: usize, qos: u8, in_flight: u16, size: usize) -> Self {
+        let publisher = |n| Publisher {
+            template: Publish::new(&format!("f/{n}"), qos, size),
+            sent: 0,
+            received: vec![0; subscribers],
+            unacknowledged: 0,
+        };
+        let publishers = (0..publishers).map(publisher).collect();
+        Self { publishers, qos, in_flight, size, delivered: 0, dropped: 0, stopping: false }
+    }
+
     fn missing(&self) -> u64 {
         self.publishers.iter().flat_map(|p| p.received.iter().map(|received| p.sent - received)).sum()
     }
@@ -127,5 +123,36 @@ impl Play for Fan {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_a_drop_and_nobody_runs_ahead_of_the_slowest() {
+        let mut links = Links::new(([127, 0, 0, 1], 1).into(), None, 3).unwrap();
+        let mut fan = Fan::new(1, 2, 0, 4, 8);
+        fan.turned(&mut links).unwrap();
+        assert_eq!(fan.publishers[0].sent, 4);
+        let deliver = |fan: &mut Fan, links: &mut Links, subscriber: usize, stamp: u64| {
+            let mut bytes = Vec::new();
+            Publish::new("f/0", 0, 8).push(&mut bytes, 0, stamp);
+            let body = packets::body(&bytes)?.unwrap();
+            fan.packet(links, 1 + subscriber, bytes[0], &bytes[body.clone()])
+        };
+        for stamp in 0..4 {
+            deliver(&mut fan, &mut links, 0, stamp).unwrap();
+        }
+        fan.turned(&mut links).unwrap();
+        assert_eq!((fan.publishers[0].sent, fan.missing(), fan.dropped), (4, 4, 0), "the other one has had none");
+        deliver(&mut fan, &mut links, 1, 0).unwrap();
+        deliver(&mut fan, &mut links, 1, 3).unwrap();
+        assert_eq!((fan.dropped, fan.missing(), fan.delivered), (2, 0, 6));
+        fan.turned(&mut links).unwrap();
+        assert_eq!(fan.publishers[0].sent, 8);
+        assert!(deliver(&mut fan, &mut links, 1, 3).is_err(), "the same again");
+        assert!(deliver(&mut fan, &mut links, 1, 8).is_err(), "one that was not sent");
     }
 }

@@ -102,3 +102,87 @@ impl Play for Publishers {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A broker of one thread per client that acknowledges every publish but each `forgotten`th.
+    fn broker(forgotten: Option<u32>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                std::thread::spawn(move || serve(client.unwrap(), forgotten));
+            }
+        });
+        address
+    }
+
+    fn serve(mut client: TcpStream, forgotten: Option<u32>) {
+        let (mut bytes, mut chunk, mut publishes) = (Vec::new(), [0; 1000], 0);
+        while let Ok(got) = client.read(&mut chunk)
+            && got > 0
+        {
+            bytes.extend_from_slice(&chunk[..got]);
+            while let Some(range) = packets::body(&bytes).unwrap() {
+                let mut answer = Vec::new();
+                if packets::kind(bytes[0]) == packets::PUBLISH {
+                    publishes += 1;
+                    if forgotten.is_none_or(|forgotten| publishes % forgotten != 0) {
+                        let arrived = packets::Arrived::read(bytes[0], &bytes[range.clone()]).unwrap();
+                        packets::push_puback(&mut answer, arrived.id);
+                    }
+                } else {
+                    answer.extend_from_slice(&[0x20, 2, 0, 0]);
+                }
+                // One byte at a time, so that packets arrive in pieces.
+                answer.chunks(1).for_each(|byte| drop(client.write_all(byte)));
+                bytes.drain(..range.end);
+            }
+        }
+    }
+
+    fn run_against(target: SocketAddr) -> Report {
+        let setting = Setting {
+            target,
+            tls: None,
+            pids: Vec::new(),
+            warm_up: Duration::ZERO,
+            measured: Duration::from_millis(300),
+            patience: Duration::from_secs(2),
+            size: 256,
+        };
+        run(&setting, 3, 8).unwrap()
+    }
+
+    #[test]
+    fn a_broker_that_acknowledges_everything_has_a_figure() {
+        let report = run_against(broker(None));
+        assert_eq!(report.faults, Vec::<String>::new());
+        assert!(report.value > 0.0);
+    }
+
+    #[test]
+    fn a_broker_that_forgets_an_acknowledgement_has_none() {
+        let report = run_against(broker(Some(50)));
+        assert_eq!(report.faults.len(), 1, "{report:?}");
+        assert!(report.faults[0].contains("without PUBACK"), "{report:?}");
+    }
+
+    #[test]
+    fn a_second_acknowledgement_is_an_error() {
+        let mut links = Links::new(([127, 0, 0, 1], 1).into(), None, 1).unwrap();
+        let mut publishers = Publishers::new(1, 2, |_| "t".to_owned(), 8);
+        publishers.stopping = true;
+        publishers.publish(&mut links, 0, 1);
+        assert!(publishers.packet(&mut links, 0, 0x40, &[0, 2]).is_err(), "for one that was not sent");
+        publishers.packet(&mut links, 0, 0x40, &[0, 1]).unwrap();
+        assert!(publishers.packet(&mut links, 0, 0x40, &[0, 1]).is_err(), "for one that has it");
+        assert!(publishers.packet(&mut links, 0, 0x40, &[0, 3]).is_err(), "for an identifier that is not used");
+    }
+}

@@ -122,15 +122,7 @@ pub(crate) fn drain(setting: &Setting, state: &Path, quiet: Duration) -> Result<
         }
     }
     let present = draining.present.context("no CONNACK")?;
-    let mut total = 0;
-    let mut lost = 0;
-    for (stamps, seen) in acknowledged.iter().zip(&draining.seen) {
-        for (stamp, _) in stamps.iter().enumerate().filter(|(_, acknowledged)| **acknowledged) {
-            total += 1;
-            lost += u64::from(seen[stamp] == 0);
-        }
-    }
-    let duplicates: u64 = draining.seen.iter().flatten().map(|seen| u64::from(*seen).saturating_sub(1)).sum();
+    let Losses { total, lost, duplicates } = losses(&acknowledged, &draining.seen);
     #[expect(clippy::cast_precision_loss, reason = "messages of a measurement")]
     let (value, delivered) = (lost as f64, draining.delivered as f64);
     let seconds = draining.first_and_last.map_or(0.0, |(first, last)| (last - first).as_secs_f64());
@@ -141,6 +133,26 @@ pub(crate) fn drain(setting: &Setting, state: &Path, quiet: Duration) -> Result<
         .with("out_of_order", draining.out_of_order)
         .with("session_present", present)
         .with("delivered_per_s", if seconds > 0.0 { rounded(delivered / seconds) } else { 0.0 }))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Losses {
+    total: u64,
+    lost: u64,
+    duplicates: u64,
+}
+
+/// What of `acknowledged` was not seen, and what was seen more than once.
+fn losses(acknowledged: &[Vec<bool>], seen: &[Vec<u8>]) -> Losses {
+    let mut losses = Losses { total: 0, lost: 0, duplicates: 0 };
+    for (acknowledged, seen) in acknowledged.iter().zip(seen) {
+        for (stamp, _) in acknowledged.iter().enumerate().filter(|(_, acknowledged)| **acknowledged) {
+            losses.total += 1;
+            losses.lost += u64::from(seen[stamp] == 0);
+        }
+        losses.duplicates += seen.iter().map(|seen| u64::from(seen.saturating_sub(1))).sum::<u64>();
+    }
+    losses
 }
 
 struct Draining {
@@ -215,6 +227,13 @@ fn read_stamps(value: &Value) -> Result<Vec<Vec<bool>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_was_acknowledged_can_be_lost() {
+        let acknowledged = [vec![true, false, true, true], vec![true]];
+        let seen = [vec![1, 0, 0, 3, 1], vec![0]];
+        assert_eq!(losses(&acknowledged, &seen), Losses { total: 4, lost: 2, duplicates: 2 });
+    }
 
     #[test]
     fn stamps_are_read_as_they_were_written() {

@@ -215,3 +215,27 @@ impl Play for Exchange {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(exchange: &mut Exchange, links: &mut Links, terminal: usize, stamp: u64) -> Result<()> {
+        let mut bytes = Vec::new();
+        Publish::new(&format!("t/{terminal}/res"), 1, 8).push(&mut bytes, 7, stamp);
+        let body = packets::body(&bytes)?.unwrap();
+        exchange.packet(links, terminal, bytes[0], &bytes[body.clone()])
+    }
+
+    #[test]
+    fn an_answer_must_be_to_the_request_that_waits() {
+        let mut links = Links::new(([127, 0, 0, 1], 1).into(), None, 3).unwrap();
+        let mut exchange = Exchange::new(2, true, 8).unwrap();
+        exchange.request(&mut links, 1, Instant::now());
+        exchange.request(&mut links, 1, Instant::now());
+        assert!(response(&mut exchange, &mut links, 2, 1).is_err(), "terminal 2 has asked nothing");
+        response(&mut exchange, &mut links, 1, 1).unwrap();
+        assert_eq!((exchange.unanswered(), exchange.times.len()), (1, 1));
+        assert!(response(&mut exchange, &mut links, 1, 1).is_err(), "the same again");
+    }
+}
