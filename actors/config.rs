@@ -195,6 +195,11 @@ impl Config {
         if files.is_some_and(|files| files.revoked.is_some() && files.client_authorities.is_none()) {
             fault("listener.tls.files.revoked", "needs client_authorities, which must have signed it".to_owned());
         }
+        let is_word = |word: &String| !word.is_empty() && word.chars().all(|c| c.is_ascii_graphic());
+        if !self.listener.elsewhere.iter().all(is_word) || self.listener.elsewhere.concat().len() > 1024 {
+            let text = "right would be, for example, [\"mqtt-2.bank.example:8883\"], 1 KiB in all at most";
+            fault("listener.elsewhere", text.to_owned());
+        }
         if let Some(websocket) = &self.listener.websocket {
             for (key, text) in websocket.faults(self.listener.tls.is_some()) {
                 fault(&format!("listener.websocket.{key}"), text);

@@ -19,6 +19,7 @@ use ntex::service::fn_service;
 use ntex::time::Millis;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use wakala::session::Elsewhere;
 
 use crate::sessions::Sessions;
 use identity::Identity;
@@ -47,6 +48,9 @@ pub struct Options {
     pub backlog: i32,
     /// Terminals connected at the same time; the next one is told that the server is busy.
     pub connections_max: usize,
+    /// Other nodes that MQTT 5 clients are sent to when this one stops or is full, as they find them from where they are.
+    /// Empty: they are sent to none.
+    pub elsewhere: Vec<String>,
     /// Connections at the same time that have not proved yet who they are, per worker; the next one is closed.
     pub strangers_max: usize,
     /// From the end of the TLS handshake, or of the WebSocket's, to the last byte of CONNECT.
@@ -80,6 +84,7 @@ impl Default for Options {
             workers: 1,
             backlog: 4096,
             connections_max: 25_000,
+            elsewhere: Vec::new(),
             strangers_max: 4096,
             connect_within: Duration::from_secs(10),
             handshake_within: Duration::from_secs(10),
@@ -118,6 +123,7 @@ pub struct Listening {
     pub websocket: WebSocket,
     credentials: Option<Credentials>,
     identity: Identity,
+    elsewhere: Elsewhere,
     sessions: Sessions,
     server: ntex::server::Server,
     /// Closed when the listener's thread has ended, however.
@@ -182,7 +188,7 @@ impl Listening {
     /// Stops accepting, ends all connections and waits for the listener's thread.
     pub async fn stop(mut self) {
         self.server.pause().await;
-        self.sessions.end_all();
+        self.sessions.send_elsewhere(&self.elsewhere);
         self.server.stop(true).await;
         // Not by joining it: a thread that waits for a thread that hangs would keep the process from its end.
         self.ended().await;
@@ -236,7 +242,8 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
         .map_err(|error| Error::Thread(error.to_string()))?;
     let server = hears.await.map_err(|_| Error::Thread("no word from it".to_owned()))?;
     let server = server.map_err(|error| Error::Thread(error.to_string()))?;
-    let listening = Listening { plain, tls, websocket, credentials, identity, sessions, server, ended };
+    let elsewhere = Elsewhere::new(&options.elsewhere);
+    let listening = Listening { plain, tls, websocket, credentials, identity, elsewhere, sessions, server, ended };
     tracing::info!(at = ?listening.addresses(), "terminals may connect");
     Ok(listening)
 }

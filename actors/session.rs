@@ -25,7 +25,7 @@ use ntex::tls::rustls::PeerCertChain;
 use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Packet};
 use rustls::pki_types::UnixTime;
 use wakala::id::{ClientId, Epoch};
-use wakala::session::{Beyond, Effect, Event, Session as Twin, What};
+use wakala::session::{Beyond, Effect, Elsewhere, Event, Session as Twin, What};
 use wakala::time::Time;
 
 use self::frames::{Frames, Outbound};
@@ -319,6 +319,11 @@ pub struct Hint(pub Option<(i64, Option<What>)>);
 #[rtype(result = "()")]
 pub struct End(pub Reason, pub &'static str);
 
+/// The node stops, and MQTT 5 clients may go elsewhere.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Leave(pub Elsewhere);
+
 /// Sent once, when the session is registered: CONNACK, and then what is owed.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -423,7 +428,15 @@ impl Handler<Stop> for Session {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
-        self.event(Event::End(Reason::ServerShuttingDown, "the node is stopping"), ctx);
+        self.event(Event::Leave(Elsewhere::default()), ctx);
+    }
+}
+
+impl Handler<Leave> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Leave(elsewhere): Leave, ctx: &mut Context<Self>) {
+        self.event(Event::Leave(elsewhere), ctx);
     }
 }
 

@@ -6,6 +6,7 @@
 //! panics within a period escalate like those of any other actor.
 
 mod barred;
+mod elsewhere;
 mod overtaken;
 mod presence;
 

@@ -146,6 +146,10 @@ fn a_wrong_value_is_named_with_its_key() {
     let fault = faults("[receipts]\nsweep = \"0s\"").remove(0);
     assert_eq!(fault, "FILE: receipts.sweep: must be at least 1ms");
     assert_eq!(faults("[node]\ndrain = \"0s\"\n[receipts]\nsweep = \"0s\"").len(), 1, "a drain may be none");
+    for elsewhere in ["[\"\"]".to_owned(), "[\"a b\"]".to_owned(), format!("[\"{}\"]", "a".repeat(1025))] {
+        let fault = faults(&format!("[listener]\nelsewhere = {elsewhere}")).remove(0);
+        assert!(fault.starts_with("FILE: listener.elsewhere: right would be"), "{fault}");
+    }
     let fault = faults("[cores.mwanga]\ndialect = \"nowhere.toml\"").remove(0);
     assert!(fault.starts_with("FILE: cores.mwanga.dialect: ") && fault.contains("nowhere.toml"), "{fault}");
 }

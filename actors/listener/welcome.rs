@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wakala::id::{ClientId, Epoch};
 use wakala::session::connect::{Terms, refuse};
 use wakala::session::strict::{self, Flaw};
-use wakala::session::{Change, Loaded, Rights, Session as Twin, Subscription, Version};
+use wakala::session::{Change, Elsewhere, Loaded, Rights, Session as Twin, Subscription, Version};
 
 use super::Options;
 use super::identity::{Bearer, Identified, Identity, Secret};
@@ -34,6 +34,7 @@ pub(super) struct Door {
     connect_within: Duration,
     connect_bytes_max: u32,
     connections_max: usize,
+    elsewhere: Elsewhere,
 }
 
 /// A place among those who have not proved yet who they are.
@@ -48,6 +49,7 @@ impl Door {
             connect_within: options.connect_within,
             connect_bytes_max: options.connect_bytes_max,
             connections_max: options.connections_max,
+            elsewhere: Elsewhere::new(&options.elsewhere),
         }
     }
 
@@ -130,7 +132,7 @@ impl Door {
         };
         let terms = Terms::of(connect, frames.version(), self.sessions.limits(), &rights)?;
         if !self.sessions.has_room_for(&client, self.connections_max) {
-            return Err(Refusal::ServerBusy);
+            return Err(Refusal::UseAnotherServer);
         }
         match bearer {
             Bearer::Terminal(terminal, papers) => Ok(Admitted::terminal(*terminal, terms, papers, lease)),
@@ -146,8 +148,12 @@ impl Door {
     }
 
     async fn turn_away(&self, io: &IoBoxed, frames: &Frames, connect: &Connect, refusal: Refusal) {
-        tracing::info!(client = %Printable(&connect.client_id), ?refusal, "a connection was refused");
-        say(&io.get_ref(), frames, Packet::ConnectAck(Box::new(refuse(refusal))));
+        let answer = match refusal {
+            Refusal::UseAnotherServer => self.elsewhere.refuse(connect),
+            other => refuse(other),
+        };
+        tracing::info!(client = %Printable(&connect.client_id), refusal = ?answer.reason_code, "a connection was refused");
+        say(&io.get_ref(), frames, Packet::ConnectAck(Box::new(answer)));
         end(io).await;
     }
 

@@ -18,6 +18,7 @@
 
 mod aliases;
 pub mod connect;
+mod elsewhere;
 mod incoming;
 pub mod lift;
 mod outgoing;
@@ -41,6 +42,7 @@ use crate::message::Message;
 use crate::time::Time;
 use aliases::Heard;
 use connect::Terms;
+pub use elsewhere::Elsewhere;
 use incoming::{Incoming, Work};
 use outgoing::Outgoing;
 pub use outgoing::{Addressed, Beyond, Delivery, What, packet_id, payload_bytes_max};
@@ -137,6 +139,8 @@ pub enum Event {
     Wake,
     /// The connection is to end, for a reason that is not the client's doing.
     End(Reason, &'static str),
+    /// The server stops.
+    Leave(Elsewhere),
 }
 
 /// Something to be done.
@@ -324,6 +328,7 @@ impl Session {
             Event::Look => self.outgoing.look(),
             Event::Wake => self.wake(now, effects),
             Event::End(reason, why) => self.close(Some(reason), why, effects),
+            Event::Leave(elsewhere) => self.leave(&elsewhere, effects),
         }
         if !self.closed {
             self.outgoing.now(now);

@@ -47,7 +47,7 @@ class Client:
         self.room = threading.Semaphore(15)
         self.paho.on_publish = lambda client, data, mid, code, properties: self.room.release()
         self.version, self.keep, self.keepalive, self.asks = version, keep, keepalive, asks
-        self.port = {"tcp": broker.port, "ws": broker.ws, "wss": broker.wss}[by]
+        self.port = broker.port if by == "tcp" else getattr(broker, by)
         if by == "wss":
             self.paho.tls_set(broker.authority)
         if will:

@@ -1,5 +1,6 @@
 //! Events in, effects out.
 
+mod elsewhere;
 mod exactly_once;
 mod frames;
 mod lanes;
