@@ -191,7 +191,8 @@ impl Door {
                 return end(&io).await;
             }
         };
-        let (kept, with) = (terms.expiry_s > 0, loaded.subscriptions.clone());
+        // One that was kept has a queue, also when it ends with this connection: what comes now is behind that.
+        let (kept, with) = (terms.expiry_s > 0 || loaded.present, loaded.subscriptions.clone());
         let twin = Twin::load(client.clone(), rights, terms, self.sessions.limits(), loaded, now);
         let (addr, inbox) = Session::start(twin, epoch, who, self.sessions.clone(), io, frames);
         if let Some(lease) = lease {

@@ -19,6 +19,11 @@ impl Heard {
         Self { max, topics: Vec::new() }
     }
 
+    /// How many there is room for so far.
+    pub(super) fn len(&self) -> usize {
+        self.topics.len()
+    }
+
     /// Puts the topic in the alias' place.
     pub(super) fn resolve(&mut self, publish: &mut Publish) -> Result<(), Flaw> {
         let Some(alias) = publish.properties.topic_alias.take() else {
@@ -59,6 +64,10 @@ pub(super) struct Told {
 impl Told {
     pub(super) fn new(max: u16) -> Self {
         Self { max, topics: Vec::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.topics.len()
     }
 
     /// What goes out for a topic.

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use ntex_bytes::ByteString;
-use ntex_mqtt::v5::codec::{Connect, ConnectAck, ConnectAckReason, LastWill, QoS};
+use ntex_mqtt::v5::codec::{Connect, ConnectAck, ConnectAckReason, DisconnectReasonCode as Reason, LastWill, QoS};
 
 use super::rights::Rights;
+use super::strict::Flaw;
 use super::{Limits, Version};
 use crate::id::ClientId;
 
@@ -42,6 +43,15 @@ struct Asked {
     response_info: bool,
 }
 
+/// The largest CONNACK without texts: 5 bytes and 25 of properties.
+const CONNACK_BYTES: u32 = 30;
+/// What a name that the server gives may add to it.
+const ASSIGNED_BYTES: u32 = 48;
+/// The bytes around the codes of the largest of the other answers.
+const SHORT_BYTES: u32 = 10;
+/// The bytes around a text: the property's identifier, its length, and one more in each of the lengths before it.
+const AROUND_TEXT: usize = 5;
+
 impl Terms {
     /// The terms on which a CONNECT is accepted, if its sender is who it says.
     ///
@@ -64,6 +74,11 @@ impl Terms {
         }
         if connect.client_id.is_empty() && version == Version::V3 && !connect.clean_start {
             return Err(ConnectAckReason::ClientIdentifierNotValid);
+        }
+        // [MQTT-3.1.2-24]: what it could not be sent, it cannot be promised.
+        let packet_bytes_max = connect.max_packet_size.map_or(u32::MAX, std::num::NonZeroU32::get);
+        if packet_bytes_max < CONNACK_BYTES + if connect.client_id.is_empty() { ASSIGNED_BYTES } else { 0 } {
+            return Err(ConnectAckReason::PacketTooLarge);
         }
         let expiry_max_s = u32::try_from(limits.session_expiry_max.as_secs()).unwrap_or(u32::MAX);
         let asked_expiry_s = match version {
@@ -91,7 +106,7 @@ impl Terms {
             },
             keep_alive,
             receive_max: connect.receive_max.map_or(u16::MAX, std::num::NonZeroU16::get),
-            packet_bytes_max: connect.max_packet_size.map_or(u32::MAX, std::num::NonZeroU32::get),
+            packet_bytes_max,
             topic_alias_max: connect.topic_alias_max,
             problem_info: connect.request_problem_info,
             will: connect.last_will.clone().map(Box::new),
@@ -120,16 +135,35 @@ impl Terms {
             retain_available: offers.retained,
             wildcard_subscription_available: offers.wildcards,
             shared_subscription_available: offers.shared,
-            response_info: self.asked.response_info.then(|| ByteString::from(format!("r/{}", client.as_str()))),
+            response_info: self.response_info(client),
             server_keepalive_sec: (keep_alive_s != self.asked.keep_alive_s).then_some(keep_alive_s),
             ..ConnectAck::default()
         }
     }
 
-    /// A reason in words, where they are wanted.
+    fn response_info(&self, client: &ClientId) -> Option<ByteString> {
+        let info = ByteString::from(format!("r/{}", client.as_str()));
+        let room = self.room(CONNACK_BYTES + if self.asked.named { 0 } else { ASSIGNED_BYTES });
+        (self.asked.response_info && info.len() + AROUND_TEXT <= room).then_some(info)
+    }
+
+    /// What the client's Maximum Packet Size leaves beside so many bytes.
+    fn room(&self, beside: u32) -> usize {
+        usize::try_from(self.packet_bytes_max.saturating_sub(beside)).unwrap_or(usize::MAX)
+    }
+
+    /// A reason in words, where they are wanted and the packet has room for them beside its reason codes
+    /// [MQTT-3.14.2-3], [MQTT-3.9.2-1].
     #[must_use]
-    pub fn explain(&self, why: &'static str) -> Option<ByteString> {
-        self.problem_info.then(|| ByteString::from_static(why))
+    pub fn explain(&self, why: &'static str, codes: usize) -> Option<ByteString> {
+        let fits = why.len() + codes + AROUND_TEXT <= self.room(SHORT_BYTES);
+        (self.problem_info && fits).then(|| ByteString::from_static(why))
+    }
+
+    /// Whether an answer with so many reason codes is one that the client takes [MQTT-3.1.2-24].
+    pub(super) fn may_answer(&self, codes: usize) -> Result<(), Flaw> {
+        let why = "the answer would be larger than the client takes";
+        if codes <= self.room(SHORT_BYTES) { Ok(()) } else { Err(Flaw { reason: Reason::PacketTooLarge, why }) }
     }
 
     /// The client changed its mind at DISCONNECT (3.14.2.2.2).

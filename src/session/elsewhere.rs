@@ -59,7 +59,7 @@ impl Session {
         match reference.filter(|_| self.terms.version == Version::V5) {
             Some(reference) => {
                 let disconnect = Disconnect {
-                    reason_string: self.terms.explain(why),
+                    reason_string: self.terms.explain(why, reference.len() + 3),
                     server_reference: Some(reference),
                     ..Disconnect::new(Reason::UseAnotherServer)
                 };

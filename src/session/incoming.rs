@@ -80,6 +80,11 @@ impl Incoming {
         }
     }
 
+    /// How many publishes, and how many identifiers of QoS 2.
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (self.arrived.len(), self.received.len())
+    }
+
     /// Whether an identifier belongs to a publish that is not answered yet.
     pub(super) fn holds(&self, packet_id: NonZeroU16) -> bool {
         self.arrived.iter().any(|arrived| arrived.packet_id == Some(packet_id))

@@ -23,6 +23,7 @@ mod incoming;
 pub mod lift;
 mod outgoing;
 mod rights;
+mod sizes;
 pub mod strict;
 mod subscriptions;
 #[cfg(test)]
@@ -48,9 +49,10 @@ use outgoing::Outgoing;
 pub use outgoing::{Addressed, Beyond, Delivery, What, packet_id, payload_bytes_max};
 use rights::Target;
 pub use rights::{Grants, NoTemplate, Rights, TEMPLATE_MAX, Template, Templates};
+pub use sizes::Sizes;
 use strict::Flaw;
+use subscriptions::{Asked, Pending};
 pub use subscriptions::{Change, Subscription};
-use subscriptions::{Pending, decide};
 
 /// The two protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,7 +239,7 @@ impl Session {
     /// A session at its CONNECT.
     #[must_use]
     pub fn load(client: ClientId, rights: Rights, terms: Terms, limits: &Limits, loaded: Loaded, now: Time) -> Self {
-        let outgoing = Outgoing::new(&client, &rights, &terms, limits, loaded.sent_to, now);
+        let outgoing = Outgoing::new(&client, &rights, &terms, limits, &loaded, now);
         Self {
             incoming: Incoming::new(limits, loaded.received, terms.expiry_s > 0),
             outgoing,
@@ -356,20 +358,13 @@ impl Session {
             }
             Packet::Subscribe(subscribe) => {
                 self.unused(subscribe.packet_id)?;
-                self.change(
-                    decide::subscribe(
-                        &self.client,
-                        &self.rights,
-                        &self.subscriptions,
-                        self.subscriptions_max,
-                        subscribe,
-                    ),
-                    effects,
-                );
+                self.terms.may_answer(subscribe.topic_filters.len())?;
+                self.change(Asked::Subscribe(subscribe), effects);
             }
             Packet::Unsubscribe(unsubscribe) => {
                 self.unused(unsubscribe.packet_id)?;
-                self.change(decide::unsubscribe(&self.subscriptions, unsubscribe), effects);
+                self.terms.may_answer(unsubscribe.topic_filters.len())?;
+                self.change(Asked::Unsubscribe(unsubscribe), effects);
             }
             Packet::Disconnect(disconnect) => self.disconnect(&disconnect, effects),
             Packet::Connect(_) => return Err(protocol("a second CONNECT [MQTT-3.1.0-2]")),
@@ -428,7 +423,7 @@ impl Session {
         match (self.terms.version, packet_id) {
             (Version::V3, _) => return Err(Flaw { reason: Reason::NotAuthorized, why }),
             (Version::V5, Some(packet_id)) => {
-                self.incoming.refused(packet_id, qos, self.terms.explain(why), effects);
+                self.incoming.refused(packet_id, qos, self.terms.explain(why, 0), effects);
             }
             (Version::V5, None) => {}
         }
@@ -442,8 +437,8 @@ impl Session {
         if used { Err(protocol("packet identifier in use [MQTT-2.2.1-3]")) } else { Ok(()) }
     }
 
-    fn change(&mut self, pending: Pending, effects: &mut Vec<Effect>) {
-        self.pending.push_back(pending);
+    fn change(&mut self, asked: Asked, effects: &mut Vec<Effect>) {
+        self.pending.push_back(Pending::new(asked));
         if self.pending.len() == 1 {
             self.store_next(effects);
         }
@@ -451,7 +446,8 @@ impl Session {
 
     /// Has the oldest change stored, or applies it at once when there is nothing to keep.
     fn store_next(&mut self, effects: &mut Vec<Effect>) {
-        while let Some(pending) = self.pending.front() {
+        while let Some(pending) = self.pending.front_mut() {
+            pending.decide(&self.client, &self.rights, &self.subscriptions, self.subscriptions_max);
             if let Some(change) = pending.change()
                 && self.terms.expiry_s > 0
             {
@@ -469,7 +465,7 @@ impl Session {
 
     fn apply_front(&mut self, effects: &mut Vec<Effect>) {
         if let Some(pending) = self.pending.pop_front() {
-            pending.apply(&mut self.subscriptions, self.terms.problem_info, effects);
+            pending.apply(&mut self.subscriptions, &self.terms, effects);
         }
         if self.pending.is_empty() {
             self.pending = VecDeque::new();
@@ -510,7 +506,7 @@ impl Session {
         if let Some(reason_code) = reason
             && self.terms.version == Version::V5
         {
-            let disconnect = Disconnect { reason_string: self.terms.explain(why), ..Disconnect::new(reason_code) };
+            let disconnect = Disconnect { reason_string: self.terms.explain(why, 0), ..Disconnect::new(reason_code) };
             effects.push(Effect::Send(Packet::Disconnect(disconnect)));
         }
         self.closed = true;

@@ -4,10 +4,12 @@ use std::num::{NonZeroU16, NonZeroU32};
 
 use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{
-    Packet, QoS, SubscribeAck, SubscribeAckReason, SubscriptionOptions, UnsubscribeAck, UnsubscribeAckReason,
+    Packet, QoS, Subscribe, SubscribeAck, SubscribeAckReason, SubscriptionOptions, Unsubscribe, UnsubscribeAck,
+    UnsubscribeAckReason,
 };
 
 use super::Effect;
+use super::connect::Terms;
 use super::rights::Rights;
 use crate::id::ClientId;
 
@@ -29,12 +31,25 @@ pub enum Change {
     Unsubscribe(Vec<ByteString>),
 }
 
-/// A change and the acknowledgement that waits for it.
+/// A SUBSCRIBE or UNSUBSCRIBE, and the acknowledgement that waits for its change.
 #[derive(Debug)]
 pub(super) struct Pending {
     packet_id: NonZeroU16,
-    change: Option<Change>,
-    answer: Answer,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Another is before it, whose change it is decided upon.
+    Asked(Asked),
+    Decided(Option<Change>, Answer),
+}
+
+/// What a client asks for.
+#[derive(Debug)]
+pub(super) enum Asked {
+    Subscribe(Subscribe),
+    Unsubscribe(Unsubscribe),
 }
 
 #[derive(Debug)]
@@ -44,17 +59,39 @@ enum Answer {
 }
 
 impl Pending {
+    pub(super) fn new(asked: Asked) -> Self {
+        let packet_id = match &asked {
+            Asked::Subscribe(subscribe) => subscribe.packet_id,
+            Asked::Unsubscribe(unsubscribe) => unsubscribe.packet_id,
+        };
+        Self { packet_id, state: State::Asked(asked) }
+    }
+
     pub(super) fn packet_id(&self) -> NonZeroU16 {
         self.packet_id
     }
 
+    /// Decides it upon what the client subscribes to now.
+    pub(super) fn decide(&mut self, client: &ClientId, rights: &Rights, has: &[Subscription], max: NonZeroU16) {
+        if let State::Asked(asked) = &mut self.state {
+            self.state = match asked {
+                Asked::Subscribe(subscribe) => decide::subscribe(client, rights, has, max, subscribe),
+                Asked::Unsubscribe(unsubscribe) => decide::unsubscribe(has, unsubscribe),
+            };
+        }
+    }
+
     pub(super) fn change(&self) -> Option<&Change> {
-        self.change.as_ref()
+        match &self.state {
+            State::Decided(change, _) => change.as_ref(),
+            State::Asked(_) => None,
+        }
     }
 
     /// Makes the change and gives the acknowledgement. What others must know of it comes before.
-    pub(super) fn apply(self, subscriptions: &mut Vec<Subscription>, explain: bool, effects: &mut Vec<Effect>) {
-        match self.change {
+    pub(super) fn apply(self, subscriptions: &mut Vec<Subscription>, terms: &Terms, effects: &mut Vec<Effect>) {
+        let State::Decided(change, answer) = self.state else { return };
+        match change {
             Some(Change::Subscribe(new)) => {
                 for subscription in new {
                     let old = subscriptions.iter_mut().find(|old| old.filter == subscription.filter);
@@ -72,9 +109,9 @@ impl Pending {
             None => {}
         }
         let (packet_id, properties) = (self.packet_id, Vec::new());
-        effects.push(Effect::Send(match self.answer {
+        effects.push(Effect::Send(match answer {
             Answer::Subscribe(status, why) => {
-                let reason_string = why.filter(|_| explain).map(ByteString::from_static);
+                let reason_string = why.and_then(|why| terms.explain(why, status.len()));
                 Packet::SubscribeAck(SubscribeAck { packet_id, properties, reason_string, status })
             }
             Answer::Unsubscribe(status) => {
@@ -85,22 +122,20 @@ impl Pending {
 }
 
 /// The decisions, filter by filter.
-pub(super) mod decide {
-    use ntex_mqtt::v5::codec::{Subscribe, Unsubscribe};
-
+mod decide {
     use super::*;
 
-    pub(in crate::session) fn subscribe(
+    pub(super) fn subscribe(
         client: &ClientId,
         rights: &Rights,
         subscriptions: &[Subscription],
         max: NonZeroU16,
-        subscribe: Subscribe,
-    ) -> Pending {
+        subscribe: &mut Subscribe,
+    ) -> State {
         let mut room = usize::from(max.get()).saturating_sub(subscriptions.len());
         let mut granted: Vec<Subscription> = Vec::new();
         let mut why = None;
-        let status = subscribe.topic_filters.into_iter().map(|(filter, options)| {
+        let status = std::mem::take(&mut subscribe.topic_filters).into_iter().map(|(filter, options)| {
             let new = subscriptions.iter().chain(&granted).all(|subscription| subscription.filter != filter);
             let may = rights.subscribe(client, &filter, options.qos).and_then(|qos| {
                 let full = (SubscribeAckReason::QuotaExceeded, "no more subscriptions than a client may have");
@@ -128,16 +163,13 @@ pub(super) mod decide {
             }
         });
         let status = status.collect();
-        Pending {
-            packet_id: subscribe.packet_id,
-            change: (!granted.is_empty()).then_some(Change::Subscribe(granted)),
-            answer: Answer::Subscribe(status, why),
-        }
+        let change = (!granted.is_empty()).then_some(Change::Subscribe(granted));
+        State::Decided(change, Answer::Subscribe(status, why))
     }
 
-    pub(in crate::session) fn unsubscribe(subscriptions: &[Subscription], unsubscribe: Unsubscribe) -> Pending {
+    pub(super) fn unsubscribe(subscriptions: &[Subscription], unsubscribe: &mut Unsubscribe) -> State {
         let mut gone: Vec<ByteString> = Vec::new();
-        let status = unsubscribe.topic_filters.into_iter().map(|filter| {
+        let status = std::mem::take(&mut unsubscribe.topic_filters).into_iter().map(|filter| {
             if subscriptions.iter().any(|subscription| subscription.filter == filter) && !gone.contains(&filter) {
                 gone.push(filter);
                 UnsubscribeAckReason::Success
@@ -146,10 +178,6 @@ pub(super) mod decide {
             }
         });
         let status = status.collect();
-        Pending {
-            packet_id: unsubscribe.packet_id,
-            change: (!gone.is_empty()).then_some(Change::Unsubscribe(gone)),
-            answer: Answer::Unsubscribe(status),
-        }
+        State::Decided((!gone.is_empty()).then_some(Change::Unsubscribe(gone)), Answer::Unsubscribe(status))
     }
 }

@@ -20,7 +20,7 @@ use ntex_mqtt::v5::codec::QoS;
 use super::aliases::Told;
 use super::connect::Terms;
 use super::rights::Rights;
-use super::{Effect, Limits, Subscription};
+use super::{Effect, Limits, Loaded, Subscription};
 use crate::id::ClientId;
 use crate::message::Message;
 use crate::time::Time;
@@ -156,15 +156,16 @@ impl Outgoing {
         rights: &Rights,
         terms: &Terms,
         limits: &Limits,
-        sent_to: i64,
+        loaded: &Loaded,
         now: Time,
     ) -> Self {
+        let sent_to = loaded.sent_to;
         Self {
             queue: VecDeque::new(),
             lanes: Lanes::of(client, rights),
             hinted_to: 0,
-            // A session that does not outlive its connection has no rows, but for receipts.
-            unread: terms.expiry_s > 0 || matches!(rights, Rights::Terminal),
+            // A session has no rows, but for receipts, if it neither outlives its connection nor outlived an earlier one.
+            unread: terms.expiry_s > 0 || loaded.present || matches!(rights, Rights::Terminal),
             fetching: Fetching::No,
             sent_before: sent_to,
             sent_to,
@@ -184,6 +185,12 @@ impl Outgoing {
 
     pub(super) fn now(&mut self, now: Time) {
         self.now = now;
+    }
+
+    /// How many rows, how many that came directly, and how many aliases.
+    pub(super) fn sizes(&self) -> (usize, usize, usize) {
+        let direct = usize::from(self.direct);
+        (self.queue.len() - direct, direct, self.aliases.len())
     }
 
     pub(super) fn sent_to(&self) -> i64 {

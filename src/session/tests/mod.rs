@@ -7,6 +7,7 @@ mod lanes;
 mod model;
 mod open;
 mod pair;
+mod room;
 
 use std::num::{NonZeroU16, NonZeroU32};
 
@@ -321,11 +322,11 @@ fn a_clean_session_stores_no_subscription() {
 
 #[test]
 fn a_delivery_that_the_client_cannot_take_stays_queued() {
-    let connect = Connect { max_packet_size: NonZeroU32::new(24), ..asked(false) };
+    let connect = Connect { max_packet_size: NonZeroU32::new(40), ..asked(false) };
     let loaded = Loaded { present: true, subscriptions: vec![receipts()], ..Loaded::default() };
     let (mut session, effects) = resumed(Version::V5, &connect, loaded);
     assert_eq!(told(&effects), ["connack present=true", "fetch 0"]);
-    let deliveries = vec![receipt(1, "much too large for it"), receipt(2, "small")];
+    let deliveries = vec![receipt(1, "much too large for this client, I fear"), receipt(2, "small")];
     let effects = handle(&mut session, Event::Fetched { deliveries, last: 2 }, 1);
     assert_eq!(told(&effects), ["too large 1", "publish r/T1 2 small"]);
 }

@@ -144,7 +144,7 @@ fn what_fits_is_what_the_codec_writes() {
     };
     let long: &'static str = "x".repeat(150).leak();
     for (payload, with, qos, expires) in [
-        (0, None, QoS::AtMostOnce, None),
+        (20, None, QoS::AtMostOnce, None),
         (100, None, QoS::AtLeastOnce, None),
         (121, Some(properties("n")), QoS::AtLeastOnce, Some(at(9))),
         (20_000, Some(properties(long)), QoS::ExactlyOnce, Some(at(9))),

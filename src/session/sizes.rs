@@ -1,0 +1,38 @@
+//! How much a session holds: all of it is bounded, and whoever wants to see that looks here.
+
+use super::Session;
+
+/// Entries of a session's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Publishes of the client's that wait for an answer, or for the one before them.
+    pub arrived: usize,
+    /// Identifiers of QoS 2 that are not complete.
+    pub received: usize,
+    /// SUBSCRIBE and UNSUBSCRIBE that wait for the database.
+    pub changes: usize,
+    pub subscriptions: usize,
+    /// Rows of the client's queue, in flight or next.
+    pub rows: usize,
+    /// Messages for it that are not stored, in flight or next.
+    pub direct: usize,
+    /// Topics that have an alias, in both directions.
+    pub aliases: usize,
+}
+
+impl Session {
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        let (arrived, received) = self.incoming.sizes();
+        let (rows, direct, told) = self.outgoing.sizes();
+        Sizes {
+            arrived,
+            received,
+            changes: self.pending.len(),
+            subscriptions: self.subscriptions.len(),
+            rows,
+            direct,
+            aliases: told + self.heard_aliases.len(),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What a client has room for, and what follows before its turn: faults that `tests/fuzz/schedules.rs` and [`super::pair`] found.
+
+use super::*;
+
+fn limited(max: u32) -> Connect {
+    Connect { max_packet_size: NonZeroU32::new(max), ..asked(false) }
+}
+
+fn subscribe(packet_id: u16, filters: &[&'static str]) -> Event {
+    let topic_filters = filters.iter().map(|&filter| (filter.into(), SubscriptionOptions::default())).collect();
+    Event::Packet(Packet::Subscribe(Subscribe {
+        packet_id: id(packet_id),
+        id: None,
+        user_properties: vec![],
+        topic_filters,
+    }))
+}
+
+fn unsubscribe(packet_id: u16, filter: &'static str) -> Event {
+    let packet = Unsubscribe { packet_id: id(packet_id), user_properties: vec![], topic_filters: vec![filter.into()] };
+    Event::Packet(Packet::Unsubscribe(packet))
+}
+
+/// [MQTT-3.1.2-24]: no packet is larger than the client's Maximum Packet Size.
+#[test]
+fn a_client_that_could_not_be_answered_is_not_let_in() {
+    let terms = |connect: &Connect| Terms::of(connect, Version::V5, &limits(), &open()).map(|_| ());
+    assert_eq!(terms(&limited(29)), Err(ConnectAckReason::PacketTooLarge));
+    assert_eq!(terms(&limited(30)), Ok(()));
+    let nameless = Connect { client_id: ByteString::new(), ..limited(30) };
+    assert_eq!(terms(&nameless), Err(ConnectAckReason::PacketTooLarge), "its name is to be told too");
+    let curious = Connect { request_response_info: true, ..limited(38) };
+    let told = |connect: &Connect| {
+        let (_, effects) = playing(open(), Version::V5, connect, Loaded::default());
+        let Effect::Send(Packet::ConnectAck(ack)) = &effects[0] else { panic!("{effects:?}") };
+        ack.response_info.clone()
+    };
+    assert_eq!(told(&curious), None);
+    assert_eq!(told(&Connect { max_packet_size: NonZeroU32::new(39), ..curious }).as_deref(), Some("r/T1"));
+}
+
+/// [MQTT-3.14.2-3], [MQTT-3.9.2-1], [MQTT-3.4.2-2]
+#[test]
+fn a_reason_is_given_in_words_where_it_fits() {
+    for (max, said) in [(30, false), (31, true)] {
+        let (mut session, _) = playing(open(), Version::V5, &limited(max), Loaded::default());
+        let effects = handle(&mut session, Event::End(Reason::ServerShuttingDown, "sixteen letters!"), 1);
+        let Effect::Send(Packet::Disconnect(bye)) = &effects[0] else { panic!("{effects:?}") };
+        assert_eq!(bye.reason_string.is_some(), said, "{max}");
+    }
+    let (mut session, _) = playing(open(), Version::V5, &limited(30), Loaded::default());
+    let effects = handle(&mut session, subscribe(1, &["a"; 21]), 1);
+    assert_eq!(told(&effects), ["disconnect 95", "close"], "the codes alone would be too many");
+}
+
+#[test]
+fn subscriptions_that_follow_at_once_are_decided_each_upon_the_one_before() {
+    let (mut session, _) = playing(open(), Version::V5, &asked(false), Loaded::default());
+    // Three are the most.
+    assert_eq!(told(&handle(&mut session, subscribe(1, &["a", "b"]), 1)), ["store +2"]);
+    assert_eq!(told(&handle(&mut session, subscribe(2, &["c", "d"]), 1)), [""; 0]);
+    assert_eq!(told(&handle(&mut session, unsubscribe(3, "a"), 1)), [""; 0]);
+    let mut stored = || told(&handle(&mut session, Event::Stored, 1));
+    assert_eq!(stored(), ["new a", "new b", "suback [00, 00]", "store +1"]);
+    assert_eq!(stored(), ["new c", "suback [00, 97]", "store -1"]);
+    assert_eq!(stored(), ["left a", "unsuback [00]"], "it was not there yet when this was asked");
+}
+
+/// A session that was kept, and whose client comes back to end it (Session Expiry Interval 0).
+#[test]
+fn what_was_queued_is_delivered_on_the_last_connection_too() {
+    let last = Connect { session_expiry_interval_secs: 0, ..asked(false) };
+    let loaded = Loaded { present: true, ..Loaded::default() };
+    let (_, effects) = playing(open(), Version::V5, &last, loaded);
+    assert_eq!(told(&effects), ["connack present=true", "fetch r-1 c0"]);
+    let (_, effects) = playing(open(), Version::V5, &last, Loaded::default());
+    assert_eq!(told(&effects), ["connack present=false"], "there is nothing to be read");
+}
