@@ -1,4 +1,5 @@
-//! Writes the bytes of every case of the tables as a file in the folder that is named: where the fuzzing begins.
+//! Writes the bytes of every case of the tables as files in two folders of the one that is named, where the fuzzing begins:
+//! `frames`, and `schedules` in which a client that is in the middle of something sends them.
 
 #![allow(dead_code, reason = "the cases' verdicts are not asked for here")]
 #![allow(clippy::expect_used, reason = "a test: what does not hold is to be seen")]
@@ -22,19 +23,45 @@ mod standard;
 mod tables;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Longer ones are their beginning many times over.
 const BYTES_MAX: usize = 1024;
 
+/// Of the cases so many are enough for schedules, whose frames are the other target's affair.
+const EVERY: usize = 16;
+
 fn main() -> std::io::Result<()> {
     let folder = PathBuf::from(std::env::args_os().nth(1).expect("the folder for the seeds"));
-    std::fs::create_dir_all(&folder)?;
     let cases = tables::tables().into_iter().chain(families::all());
-    let seeds: BTreeSet<Vec<u8>> = cases
-        .filter(|case| case.bytes.len() <= BYTES_MAX)
-        .map(|case| [&[u8::from(case.version() == 5)], case.bytes.as_slice()].concat())
-        .collect();
+    let (mut frames, mut schedules) = (BTreeSet::new(), BTreeSet::new());
+    for (number, case) in cases.filter(|case| case.bytes.len() <= BYTES_MAX).enumerate() {
+        let five = u8::from(case.version() == 5);
+        frames.insert([&[five], case.bytes.as_slice()].concat());
+        if number.is_multiple_of(EVERY) {
+            schedules.extend(schedule(five, &case.bytes));
+        }
+    }
+    write(&folder.join("frames"), &frames)?;
+    write(&folder.join("schedules"), &schedules)
+}
+
+/// The bytes as they come first, and as they come after other packets (`tests/schedules/play.rs` says how it is read).
+fn schedule(five: u8, bytes: &[u8]) -> Vec<Vec<u8>> {
+    let Ok(length) = u8::try_from(bytes.len()) else { return Vec::new() };
+    let raw = [&[length], bytes].concat();
+    let (open, kept, step_raw) = (1, five | 0x20, 0);
+    // Subscribes to `t`, publishes, is sent two messages and acknowledges one; the database answers in between.
+    let before = [27, 0, 0, 8 + 2, 36, 6, 2, 54, 1 | 4, 9, 54, 2 | 8, 9, 14, 29, 0, 45, 48, 2 | 8, 5, 45];
+    let after = [22, 39, 42, 0, 14, 14];
+    vec![
+        [&[open, 0xC0], raw.as_slice(), &before, &after].concat(),
+        [&[open, kept, 0], before.as_slice(), &[step_raw], &raw, &after].concat(),
+    ]
+}
+
+fn write(folder: &Path, seeds: &BTreeSet<Vec<u8>>) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
     for (number, seed) in seeds.iter().enumerate() {
         std::fs::write(folder.join(format!("{number:05}")), seed)?;
     }
