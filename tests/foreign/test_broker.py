@@ -144,7 +144,7 @@ def keeps_its_word(figures):
 
 
 @pytest.mark.parametrize("nth", range(KILLS))
-def test_kill_9_loses_nothing_and_at_qos_2_repeats_nothing(broker, nth):
+def test_pain_01_kill_9_loses_nothing_and_at_qos_2_repeats_nothing(broker, nth):
     kill = Kill(nth, *[("3.1.1", 1), ("3.1.1", 2), ("5", 1), ("5", 2)][nth % 4])
     try:
         kill.run(broker)

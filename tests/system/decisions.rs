@@ -58,7 +58,7 @@ async fn enrol(store: &Store, n: u8) {
 }
 
 #[tokio::test]
-async fn a_withdrawal_is_committed_from_the_record_to_the_receipt() {
+async fn pain_05_a_withdrawal_is_committed_from_the_record_to_the_receipt() {
     let database = Database::new();
     let store = database.store().await;
     enrol(&store, 1).await;
@@ -152,7 +152,7 @@ async fn a_notice_is_withdrawn_when_the_receipt_overtakes_it() {
 }
 
 #[tokio::test]
-async fn an_owner_of_yesterday_writes_nothing() {
+async fn pain_06_an_owner_of_yesterday_writes_nothing() {
     let database = Database::new();
     let store = database.store().await;
     let mut old = Desk::open(&store, "n1", 0).await;
@@ -185,7 +185,7 @@ async fn an_owner_of_yesterday_writes_nothing() {
 }
 
 #[tokio::test]
-async fn work_that_is_dropped_never_was_and_frees_its_locks() {
+async fn pain_05_work_that_is_dropped_never_was_and_frees_its_locks() {
     let database = Database::new();
     let store = database.store().await;
     let mut desk = Desk::open(&store, "n1", 0).await;

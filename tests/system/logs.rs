@@ -311,7 +311,7 @@ async fn what_postgres_acknowledged_survives_its_death() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_kafka_acknowledged_survives_the_death_of_any_one_broker() {
+async fn pain_04_what_kafka_acknowledged_survives_the_death_of_any_one_broker() {
     let cluster = Kafka::alone(3);
     let dir = cluster.dir.clone();
     let ground = Ground::on(cluster);

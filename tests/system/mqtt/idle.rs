@@ -64,7 +64,7 @@ async fn an_idle_terminal_costs_little_memory() {
 
 /// emqx #3277, #3289, #1535: with mutual TLS a connection cost 155 kB, and TLS was left to a proxy.
 #[tokio::test]
-async fn an_idle_terminal_with_a_certificate_costs_little_memory() {
+async fn pain_11_an_idle_terminal_with_a_certificate_costs_little_memory() {
     let database = Database::new();
     let (store, papers, count) = (database.store().await, Arc::new(Papers::new()), terminals());
     for n in 0..count {

@@ -73,7 +73,7 @@ async fn serves_until_it_is_killed() {
 }
 
 #[tokio::test]
-async fn after_kill_9_the_same_deliveries_follow_with_the_same_identifiers() {
+async fn pain_05_after_kill_9_the_same_deliveries_follow_with_the_same_identifiers() {
     let database = Database::new();
     let store = database.store().await;
     enrol(&store, "T1", None).await;

@@ -115,7 +115,7 @@ async fn a_session_whose_time_is_over_is_gone_and_its_receipts_are_not() {
 
 /// A CONNECT that the terminal had given up reaches another node after all, opens the session there, and is gone.
 #[tokio::test]
-async fn a_session_that_was_overtaken_at_another_node_ends_and_its_receipt_arrives() {
+async fn pain_03_a_session_that_was_overtaken_at_another_node_ends_and_its_receipt_arrives() {
     let database = Database::new();
     let broker = Broker::start(&database, None).await;
     broker.enrol("T1").await;

@@ -57,7 +57,7 @@ fn middle(pem: &str) -> String {
 
 /// mosquitto #524, #1677, #1402: to reload them was to restart, or dropped the clients that came with a certificate.
 #[tokio::test]
-async fn certificate_and_crl_are_reloaded_without_dropping_a_session() {
+async fn pain_12_certificate_and_crl_are_reloaded_without_dropping_a_session() {
     let database = Database::new();
     let papers = Papers::new();
     let revoked = papers.issue("stolen");
@@ -115,7 +115,7 @@ async fn certificate_and_crl_are_reloaded_without_dropping_a_session() {
 
 /// emqx #9732: who was revoked went on until the broker was restarted.
 #[tokio::test]
-async fn a_revoked_client_is_out_within_a_second_live_and_resumed() {
+async fn pain_12_a_revoked_client_is_out_within_a_second_live_and_resumed() {
     let database = Database::new();
     let papers = Papers::new();
     let broker = Broker::start(&database, Some(papers.tls_with_list())).await;

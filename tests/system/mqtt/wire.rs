@@ -266,7 +266,7 @@ async fn a_stranger_costs_little_and_not_for_long() {
 }
 
 #[tokio::test]
-async fn acknowledgements_wait_for_the_log_and_keep_the_order() {
+async fn pain_04_acknowledgements_wait_for_the_log_and_keep_the_order() {
     let database = Database::new();
     let broker = Broker::start(&database, None).await;
     broker.enrol("T1").await;
@@ -336,7 +336,7 @@ async fn silence_for_one_and_a_half_keep_alives_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn a_later_connection_takes_over_and_the_earlier_one_is_fenced() {
+async fn pain_03_a_later_connection_takes_over_and_the_earlier_one_is_fenced() {
     let database = Database::new();
     let broker = Broker::start(&database, None).await;
     let t1 = broker.enrol("T1").await;
