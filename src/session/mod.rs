@@ -22,6 +22,7 @@ mod elsewhere;
 mod incoming;
 pub mod lift;
 mod outgoing;
+pub mod redacted;
 mod rights;
 mod sizes;
 pub mod strict;
@@ -266,6 +267,17 @@ impl Session {
     #[must_use]
     pub fn client(&self) -> &ClientId {
         &self.client
+    }
+
+    #[must_use]
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// How many deliveries wait for the client's acknowledgement, and how many are held to be sent.
+    #[must_use]
+    pub fn waiting(&self) -> (usize, usize) {
+        self.outgoing.waiting()
     }
 
     /// Whether the socket is to be left unread for now.

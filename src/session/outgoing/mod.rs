@@ -197,6 +197,12 @@ impl Outgoing {
         self.sent_to
     }
 
+    /// How many wait for the client's acknowledgement, and how many are held to be sent.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        let in_flight = usize::from(self.in_flight);
+        (in_flight, self.queue.len().saturating_sub(in_flight))
+    }
+
     /// When the connection is given up because nothing was acknowledged.
     pub(super) fn stalls_at(&self) -> Option<Time> {
         (self.in_flight > 0).then(|| self.progress + self.ack_within)
