@@ -2,11 +2,17 @@
 //!
 //! It listens on loopback only; the configuration refuses anything else. There is no money behind it.
 
+mod sessions;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use actix_web::{App, HttpResponse, HttpServer, web};
 use serde::{Deserialize, Serialize};
+
+use crate::sessions::Sessions;
+
+pub(crate) use sessions::ASKED_BY;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -28,8 +34,8 @@ pub trait Node: Send + Sync {
     /// Whether terminals may be sent here.
     fn is_ready(&self) -> bool;
 
-    /// Ends a terminal's connection; true when there was one.
-    fn kick(&self, terminal: &str) -> bool;
+    /// The sessions that are connected here.
+    fn sessions(&self) -> &Sessions;
 
     /// Has a terminal's session look at its queue; true when there was one.
     fn wake(&self, terminal: &str) -> bool;
@@ -74,7 +80,7 @@ pub fn serve(options: &Options, node: Arc<dyn Node>) -> std::io::Result<actix_we
             .app_data(node.clone())
             .route("/status", web::get().to(status))
             .route("/readyz", web::get().to(ready))
-            .route("/terminals/{terminal}/kick", web::post().to(kick))
+            .configure(sessions::routes)
             .route("/terminals/{terminal}/wake", web::post().to(wake))
             .route("/sandbox/panic", web::post().to(panic))
     })
@@ -95,10 +101,6 @@ async fn ready(node: web::Data<dyn Node>) -> HttpResponse {
     } else {
         HttpResponse::ServiceUnavailable().body("not ready\n")
     }
-}
-
-async fn kick(node: web::Data<dyn Node>, terminal: web::Path<String>) -> HttpResponse {
-    found(node.kick(&terminal))
 }
 
 async fn wake(node: web::Data<dyn Node>, terminal: web::Path<String>) -> HttpResponse {

@@ -15,7 +15,7 @@ use wakala::id::CoreId;
 
 use crate::adapters::{kafka, postgres_log, soft_hsm};
 use crate::supervision::Policy;
-use crate::{admin, banks, edge, listener, partitions, presence, receipts, router, sessions, store};
+use crate::{admin, banks, edge, listener, partitions, presence, receipts, router, sessions, store, tap};
 
 mod said;
 
@@ -35,6 +35,7 @@ pub struct Config {
     pub sessions: sessions::Options,
     pub open: router::Options,
     pub presence: presence::Options,
+    pub tap: tap::Options,
     pub edge: edge::Options,
     pub keys: soft_hsm::Options,
     pub partitions: partitions::Options,

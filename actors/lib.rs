@@ -20,6 +20,7 @@ pub mod presence;
 pub mod router;
 pub mod session;
 pub mod sessions;
+pub mod tap;
 
 pub mod edge;
 pub mod intake;

@@ -64,6 +64,17 @@ enum Command {
     },
     /// Show a running node: the living tree of actors with restarts and the last panic
     Status,
+    /// Who is connected, who was, and how each session stands
+    #[command(subcommand)]
+    Sessions(cli::sessions::Command),
+    /// Show what one client sends and is sent, as it happens
+    ///
+    /// Packets in both directions, with their names, identifiers, QoS, topics and reason codes. What may be card data, a PIN or
+    /// a password is never shown: a payload is a number of bytes and a digest that tells payloads of this tap apart and is of
+    /// no other use. It waits for a client that is away, and goes on when it connects again; it sees the node at admin.address
+    /// alone. A reader that is slow loses packets and is told how many; the client is never slowed. Who looked, at whom, when
+    /// and why is recorded (audit.admin_actions). With --json one document a line.
+    Tap(cli::tap::Arguments),
     /// Who may connect
     #[command(subcommand)]
     Terminals(cli::terminals::Command),
@@ -116,6 +127,8 @@ async fn obey(command: Command, config: Config, output: Output) -> anyhow::Resul
         }
         Command::Migrate { pending } => return migrate(pending, &config, output).await,
         Command::Status => cli::status::run(config.admin.address, output).await?,
+        Command::Sessions(command) => cli::sessions::run(command, &config, &MonotonicClock::start(), output).await?,
+        Command::Tap(arguments) => cli::tap::run(arguments, config.admin.address, output).await?,
         Command::Terminals(command) => cli::terminals::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Txn(command) => cli::txn::run(command, &config, output).await?,
         Command::Ledger(command) => return cli::ledger::run(command, &config, output).await,

@@ -171,6 +171,7 @@ fn start_sessions(config: &Config, parts: &Parts, tree: &Tree, give_up: &GiveUp)
         options: config.sessions.clone(),
         open: config.open.clone(),
         presence: config.presence.clone(),
+        tap: config.tap.clone(),
         node: config.node.name.clone(),
         store: parts.store.clone(),
         intake: Arc::new(Admission { edge, log: Arc::clone(&parts.log) }),
@@ -322,8 +323,8 @@ impl admin::Node for Node {
         self.ready.load(Ordering::Relaxed)
     }
 
-    fn kick(&self, terminal: &str) -> bool {
-        self.sessions.kick(terminal)
+    fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     fn wake(&self, terminal: &str) -> bool {

@@ -23,6 +23,7 @@ use crate::cli::rfc3339;
 use crate::ports::Clock;
 use crate::router::Router;
 use crate::store::publications::Publication;
+use crate::store::sessions::Cut;
 
 /// Who came and went, and for how long that is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +93,7 @@ impl Presence {
     pub fn begin(
         &self,
         kept: Vec<(ClientId, Epoch, Time)>,
-        ended: &[(ClientId, Epoch)],
+        ended: &[Cut],
         watched: bool,
         router: Router,
         clock: Arc<dyn Clock>,
@@ -107,7 +108,7 @@ impl Presence {
         for (client, epoch, since) in kept {
             board.load(client, epoch, since);
         }
-        self.say(ended.iter().map(|(client, epoch)| died(client, *epoch, now)));
+        self.say(ended.iter().filter(|cut| cut.guest).map(|cut| died(cut, now)));
     }
 
     /// The epoch of a connection that others are not to be mistaken for: milliseconds of the calendar, and no two alike.
@@ -131,9 +132,9 @@ impl Presence {
     }
 
     /// Connections of another node have ended with it.
-    pub fn died(&self, ended: &[(ClientId, Epoch)], now: Time) {
+    pub fn died(&self, ended: &[Cut], now: Time) {
         let _in_turn = self.board();
-        self.say(ended.iter().map(|(client, epoch)| died(client, *epoch, now)));
+        self.say(ended.iter().filter(|cut| cut.guest).map(|cut| died(cut, now)));
     }
 
     /// Sessions that were kept are over.
@@ -195,9 +196,9 @@ impl Presence {
     }
 }
 
-fn died(client: &ClientId, epoch: Epoch, now: Time) -> Told {
-    let standing = Standing { epoch, online: false, since: now };
-    Told { client: client.clone(), standing, why: Some("its node died".to_owned()) }
+fn died(cut: &Cut, now: Time) -> Told {
+    let standing = Standing { epoch: cut.epoch, online: false, since: now };
+    Told { client: cut.client.clone(), standing, why: Some("its node died".to_owned()) }
 }
 
 /// Tells one after the other. What is for sessions that are kept goes into the database, many in one commit, before

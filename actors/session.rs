@@ -5,7 +5,7 @@
 //! allows resending on a new connection only [MQTT-4.4.0-1]: the terminal reconnects, and its next actor starts with
 //! what is stored. So the restart of this actor is the terminal's reconnect, and its supervisor only counts.
 
-mod about;
+pub(crate) mod about;
 pub mod frames;
 pub mod inbox;
 pub(crate) mod lease;
@@ -36,6 +36,7 @@ use crate::store::Error;
 use crate::store::publications::{Mark, Remembered};
 use crate::store::sessions::{Acknowledged, Ended};
 use crate::supervision::{Exit, Link, Stop};
+use crate::tap::Tapped;
 use crate::terminal::Who;
 
 /// See the module's text.
@@ -58,6 +59,8 @@ pub struct Session {
     waker: Option<Waker>,
     /// For when the wake-up is set that comes first.
     wakes_at: Option<Time>,
+    /// Who looks at its packets.
+    tapped: Tapped,
     /// Held for its end: the registry hears of it.
     link: Link,
 }
@@ -111,6 +114,7 @@ impl Session {
             closed: false,
             waker: None,
             wakes_at: None,
+            tapped: Tapped::default(),
             link,
         };
         (Actor::start(session), inbox)
@@ -201,6 +205,7 @@ impl Session {
     }
 
     fn write(&mut self, item: Outbound, ctx: &mut Context<Self>) {
+        self.told(&item);
         if let Err(error) = self.io.encode(item, &self.frames) {
             tracing::error!(client = %self.twin.client(), ?error, "a packet could not be encoded");
             self.closed = true;
@@ -346,6 +351,7 @@ impl Drop for Session {
     /// Runs after a panic too: the socket is closed, and what remains is stored, unless a newer connection fenced it.
     fn drop(&mut self) {
         tokio::task::spawn_local(socket::part(self.io.take(), self.lingers));
+        self.tapped.ended(self.sessions.taps(), self.twin.client(), self.link.reason());
         let remains = self.twin.remains();
         let ended = Ended {
             client: self.client(),

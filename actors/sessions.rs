@@ -7,6 +7,7 @@
 
 mod barred;
 mod elsewhere;
+mod operator;
 mod overtaken;
 mod presence;
 
@@ -32,9 +33,12 @@ use crate::store::publications::{Marks, Publication};
 use crate::store::sessions::{Acknowledgements, Ended, Ends};
 use crate::store::{Error, Store};
 use crate::supervision::{BranchState, Exit, Policy, Tree};
+use crate::tap::{self, Taps};
 use crate::terminal::Enrolled;
 
 pub(crate) use barred::Vouch;
+pub(crate) use operator::ANSWER_WITHIN;
+pub use operator::Here;
 
 /// Limits of every session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -163,6 +167,7 @@ pub struct Deps {
     pub options: Options,
     pub open: router::Options,
     pub presence: told::Options,
+    pub tap: tap::Options,
     /// Of this node, in `wakala.session`.
     pub node: String,
     pub store: Store,
@@ -193,6 +198,7 @@ struct Inner {
     ends: Ends,
     router: Router,
     presence: Presence,
+    taps: Taps,
     connected: RwLock<BTreeMap<ClientId, Connected>>,
     panics: Mutex<VecDeque<Instant>>,
     /// A connection has ended and left a will.
@@ -227,6 +233,7 @@ impl Sessions {
         let marks = deps.store.marks(room, max);
         let router = Router::new(&deps.open, &deps.store);
         let presence = Presence::new(&deps.presence, &deps.node);
+        let taps = Taps::new(deps.tap.clone(), Arc::clone(&deps.clock));
         deps.tree.set(PATH, BranchState::Running);
         Self(Arc::new(Inner {
             limits: deps.options.limits(),
@@ -234,6 +241,7 @@ impl Sessions {
             marks,
             router,
             presence,
+            taps,
             ends,
             deps,
             connected: RwLock::default(),
@@ -267,6 +275,7 @@ impl Sessions {
         }
         self.look_for_overtaken();
         self.look_for_blocked();
+        self.look_for_kicks();
         let (sessions, every, batch_max) = (Arc::downgrade(&self.0), options.expire_every, options.expire_batch_max);
         store.handle().spawn(async move {
             loop {
@@ -347,12 +356,6 @@ impl Sessions {
         let addr = ClientId::new(terminal).ok().and_then(|terminal| self.addr(&terminal));
         // A full mailbox: the sweeper looks again.
         addr.is_some_and(|addr| !matches!(addr.try_send(Hint(None)), Err(SendError::Closed(_))))
-    }
-
-    /// Ends a terminal's connection, such as when it was blocked. False when it is not connected here.
-    #[must_use]
-    pub fn kick(&self, terminal: &str) -> bool {
-        self.tell(terminal, || End(Reason::AdministrativeAction, "an operator ended the connection"))
     }
 
     /// Has a session panic, of this terminal or, with an empty name, of any. False when there is none, or when this

@@ -3,7 +3,9 @@
 pub mod cards;
 pub mod keys;
 pub mod ledger;
+pub mod sessions;
 pub mod status;
+pub mod tap;
 pub mod tell;
 pub mod terminals;
 pub mod txn;

@@ -26,20 +26,11 @@ async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Value> {
         .ok_or_else(|| anyhow::anyhow!("what answers at {address} is no node of Wakala; is admin.address the node's?"))
 }
 
-/// Ends a terminal's connection: whether there was one, or nothing if no node answers.
-pub async fn kick(address: SocketAddr, terminal: &str) -> Option<bool> {
-    ask(address, terminal, "kick").await
-}
-
 /// Has a terminal's session look at its queue, if a node runs here and has one.
 pub async fn wake(address: SocketAddr, terminal: &str) -> bool {
-    ask(address, terminal, "wake").await.unwrap_or(false)
-}
-
-async fn ask(address: SocketAddr, terminal: &str, what: &str) -> Option<bool> {
     let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
-    let answer = client.post(format!("http://{address}/terminals/{terminal}/{what}")).send().await;
-    answer.ok().map(|answer| answer.status().is_success())
+    let answer = client.post(format!("http://{address}/terminals/{terminal}/wake")).send().await;
+    answer.is_ok_and(|answer| answer.status().is_success())
 }
 
 fn text(value: &Value) -> String {
@@ -132,17 +123,4 @@ fn drawing(status: &Value) -> String {
     });
     lines.push(table(["actor", "state", "restarts", "panics", "says", "last panic"], rows));
     lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[actix_rt::test]
-    async fn nobody_who_answers_is_not_nobody_connected() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = taken.local_addr().expect("its address");
-        drop(taken);
-        assert_eq!(kick(address, "T1").await, None);
-    }
 }

@@ -76,7 +76,7 @@ pub enum Command {
 }
 
 /// A line, as tables and auditors show it.
-fn reason(text: &str) -> Result<String, String> {
+pub(super) fn reason(text: &str) -> Result<String, String> {
     let text = text.trim();
     let fits = (1..=200).contains(&text.chars().count()) && !text.chars().any(char::is_control);
     if fits { Ok(text.to_owned()) } else { Err("a reason is one line of 1 to 200 characters".to_owned()) }
@@ -149,7 +149,8 @@ pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: O
             if !store.block_terminal(&terminal, &why, clock.now()).await? {
                 bail!("there is no terminal {terminal}");
             }
-            let kicked = super::status::kick(config.admin.address, terminal.as_str()).await;
+            let kicked =
+                super::sessions::kick_here(config.admin.address, terminal.as_str(), &format!("blocked: {why}")).await;
             let text = || match kicked {
                 Some(true) => "blocked; its connection was ended".to_owned(),
                 Some(false) => "blocked; it was not connected here, and where it is, that node ends it".to_owned(),

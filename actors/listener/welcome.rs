@@ -115,6 +115,7 @@ impl Door {
     }
 
     async fn admit(&self, io: IoBoxed, frames: Frames, mut connect: Box<Connect>, handshake: Option<Handshake>) {
+        self.sessions.taps().connecting(&connect, frames.version());
         let password = connect.password.take().map(Secret);
         let identified = self.identity.identify(&io, &connect, frames.version(), password, handshake).await;
         match identified.and_then(|identified| self.grant(&connect, &frames, identified)) {
@@ -153,7 +154,9 @@ impl Door {
             other => refuse(other),
         };
         tracing::info!(client = %Printable(&connect.client_id), refusal = ?answer.reason_code, "a connection was refused");
-        say(&io.get_ref(), frames, Packet::ConnectAck(Box::new(answer)));
+        let ack = Packet::ConnectAck(Box::new(answer));
+        self.sessions.taps().refused(&connect.client_id, &ack, frames.version());
+        say(&io.get_ref(), frames, ack);
         end(io).await;
     }
 

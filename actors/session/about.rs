@@ -1,11 +1,14 @@
-//! How a client is connected, for whoever asks about its session.
+//! How a client is connected and how its session stands, for whoever asks, and its packets for whoever taps it.
 
+use actix::prelude::*;
 use ntex::io::IoRef;
 use ntex::io::types::{HttpProtocol, PeerAddr};
 use ntex::tls::rustls::PeerCert;
-use wakala::session::Version;
 use wakala::session::connect::Terms;
+use wakala::session::{Event, Version};
 
+use super::Session;
+use super::frames::Outbound;
 use crate::listener::tls::fingerprint;
 use crate::store::presence::Connection;
 
@@ -27,5 +30,47 @@ impl Connection {
             None => "TCP".to_owned(),
         };
         Self { address, protocol: protocol.to_owned(), carrier, keep_alive_s: terms.keep_alive.as_secs() }
+    }
+}
+
+/// How a session stands at this moment.
+#[derive(Debug, Message)]
+#[rtype(result = "About")]
+pub(crate) struct Describe;
+
+/// See [`Describe`].
+#[derive(Clone, Debug, PartialEq, Eq, MessageResponse)]
+pub(crate) struct About {
+    pub(crate) connection: Connection,
+    /// Deliveries that wait for the client's acknowledgement.
+    pub(crate) in_flight: usize,
+    /// Deliveries that are in memory, to be sent.
+    pub(crate) held: usize,
+    /// How long the session outlives the connection, in seconds.
+    pub(crate) expiry_s: u32,
+}
+
+impl Handler<Describe> for Session {
+    type Result = About;
+
+    fn handle(&mut self, _: Describe, _: &mut Context<Self>) -> About {
+        let (terms, (in_flight, held)) = (self.twin.terms(), self.twin.waiting());
+        About { connection: Connection::of(&self.io.get_ref(), terms), in_flight, held, expiry_s: terms.expiry_s }
+    }
+}
+
+impl Session {
+    /// What has come of the client's doing, for whoever taps it.
+    #[inline]
+    pub(super) fn heard(&mut self, event: &Event) {
+        let version = self.twin.terms().version;
+        self.tapped.heard(self.sessions.taps(), self.twin.client(), version, event);
+    }
+
+    /// What goes to the client, for whoever taps it.
+    #[inline]
+    pub(super) fn told(&mut self, item: &Outbound) {
+        let version = self.twin.terms().version;
+        self.tapped.told(self.sessions.taps(), self.twin.client(), version, item);
     }
 }

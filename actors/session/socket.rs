@@ -84,6 +84,7 @@ impl Session {
                 }
                 Poll::Pending => return Poll::Pending,
             };
+            self.heard(&event);
             self.twin.handle(event, now, &mut turn.effects);
             self.act(turn, now, ctx);
         }

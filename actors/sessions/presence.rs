@@ -7,6 +7,7 @@ use wakala::session::{Addressed, Subscription};
 use wakala::time::Time;
 
 use super::{Deps, Inner, Sessions};
+use crate::store::sessions::Cut;
 
 impl Sessions {
     /// Higher than any before it, in earlier lives of the node too: by the calendar, and no two alike.
@@ -34,7 +35,7 @@ impl Sessions {
         self.0.deps.presence.store_clean
     }
 
-    pub(super) async fn begin_presence(&self, ended: &[(ClientId, Epoch)]) {
+    pub(super) async fn begin_presence(&self, ended: &[Cut]) {
         let Deps { store, clock, .. } = &self.0.deps;
         let (kept, watched) = loop {
             match store.presence_begun(clock.now()).await {

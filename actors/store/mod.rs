@@ -17,6 +17,7 @@ pub mod presence;
 pub mod publications;
 pub mod receipts;
 pub mod sessions;
+pub mod standing;
 pub mod terminals;
 mod transactions;
 pub mod wills;

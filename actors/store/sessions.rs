@@ -68,6 +68,14 @@ pub struct Ended {
     pub at: Time,
 }
 
+/// A connection that ended with its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    pub client: ClientId,
+    pub epoch: Epoch,
+    pub guest: bool,
+}
+
 /// Marks deliveries, many in one commit. False when a later connection owns the session.
 pub type Acknowledgements = Batcher<Acknowledged, bool>;
 
@@ -351,7 +359,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database does not do it.
-    pub async fn forget_connections(&self, node: &str, now: Time) -> Result<Vec<(ClientId, Epoch)>, Error> {
+    pub async fn forget_connections(&self, node: &str, now: Time) -> Result<Vec<Cut>, Error> {
         let node = node.to_owned();
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
@@ -366,7 +374,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database does not do it.
-    pub async fn bury_nodes(&self, but: &str, now: Time) -> Result<Vec<(ClientId, Epoch)>, Error> {
+    pub async fn bury_nodes(&self, but: &str, now: Time) -> Result<Vec<Cut>, Error> {
         let but = but.to_owned();
         self.run(move |db| async move {
             let pool = db.get_postgres_connection_pool();
@@ -436,19 +444,21 @@ fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
     results
 }
 
-async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Result<Vec<(ClientId, Epoch)>, Error> {
+async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Result<Vec<Cut>, Error> {
     wills::node_died(db, node, now).await?;
-    let forgotten: Vec<(String, i64)> = sqlx::query_as(
+    let forgotten: Vec<(String, i64, bool)> = sqlx::query_as(
         "update wakala.session set connected = false, node = null, disconnected_at = $2, ended_why = 'its node died', \
         expires_at = $2 + make_interval(secs => expiry_s) where client_id in ( \
            select client_id from wakala.session where node = $1 and connected order by client_id for no key update) \
-         returning client_id, epoch",
+         returning client_id, epoch, not exists (select from wakala.terminal t where t.id = client_id)",
     )
     .bind(node)
     .bind(now)
     .fetch_all(db)
     .await?;
-    let named = |(client, epoch): (String, i64)| Some((ClientId::new(&client).ok()?, Epoch(epoch)));
+    let named = |(client, epoch, guest): (String, i64, bool)| {
+        Some(Cut { client: ClientId::new(&client).ok()?, epoch: Epoch(epoch), guest })
+    };
     Ok(forgotten.into_iter().filter_map(named).collect())
 }
 
@@ -483,7 +493,7 @@ async fn forget_guests(db: &mut PgConnection, clients: &[String]) -> Result<(), 
     Ok(())
 }
 
-async fn subscriptions(db: &mut PgConnection, client: &ClientId) -> Result<Vec<Subscription>, Error> {
+pub(super) async fn subscriptions(db: &mut PgConnection, client: &ClientId) -> Result<Vec<Subscription>, Error> {
     let rows: Vec<(String, i16, i16, Option<i32>)> = sqlx::query_as(
         "select filter, qos, options, identifier from wakala.subscription where client_id = $1 order by filter",
     )

@@ -227,9 +227,10 @@ impl Redactor {
         Hidden { bytes: data.len(), digest: digest.unwrap_or_default() }
     }
 
-    /// The client's own identifier, which whoever taps it has named, is shown; so is a name without secrets.
+    /// The client's own identifier, which whoever taps it has named, is shown; so is a guest's name without secrets.
     fn name(&self, text: &str) -> Text {
-        if text == self.client.as_str() || !may_hold_secret(text) {
+        let plain = self.whose == Whose::Guest && !may_hold_secret(text);
+        if plain || text == self.client.as_str() {
             Text::Shown(text.to_owned())
         } else {
             Text::Hidden(self.hidden(text.as_bytes()))

@@ -64,11 +64,11 @@ fn port() -> u16 {
 pub(super) struct Node {
     process: Child,
     pub(super) mqtt: SocketAddr,
-    admin: SocketAddr,
+    pub(super) admin: SocketAddr,
 }
 
 impl Node {
-    async fn start(database: &Database) -> Self {
+    pub(super) async fn start(database: &Database) -> Self {
         Self::start_with(database, &[]).await
     }
 
@@ -105,7 +105,9 @@ impl Node {
     /// What the admin port answers; nothing when it does not.
     pub(super) async fn ask(&self, what: &str) -> String {
         let Ok(mut stream) = TcpStream::connect(self.admin).await else { return String::new() };
-        let request = format!("{what} HTTP/1.1\r\nhost: node\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let request = format!(
+            "{what} HTTP/1.1\r\nhost: node\r\nx-wakala: test\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
         let mut answer = String::new();
         let asked = stream.write_all(request.as_bytes()).await.is_ok();
         let answered = asked && stream.read_to_string(&mut answer).await.is_ok();

@@ -8,6 +8,7 @@ mod idle;
 mod killed;
 mod messages;
 mod openssl;
+mod operators;
 mod presence;
 mod queue;
 mod tls;
@@ -103,6 +104,7 @@ impl Broker {
             options: sessions::Options::default(),
             open: Default::default(),
             presence: Default::default(),
+            tap: Default::default(),
             node: "n1".to_owned(),
             store: store.clone(),
             intake: Arc::new(Edge(Arc::clone(&taken))),
