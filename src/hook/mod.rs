@@ -230,17 +230,16 @@ impl Desk {
         self.report.asked += 1;
     }
 
-    /// A decision to let in whose time is over, where such are used. One to keep out is not: it would keep out whoever was
-    /// let in since.
+    /// A decision whose time is over, where such are used.
     fn stale(&mut self, key: &Key, now: Time) -> Option<Decision> {
         let known = self.known.get(key).filter(|known| now < known.kept)?;
-        let Decision::Allow(_) = known.decision else { return None };
         self.report.stale += 1;
         Some(known.decision.clone())
     }
 
     fn remember(&mut self, key: Key, decision: Decision, holds: Duration, now: Time) {
         let until = now + holds;
+        // One to keep out is used no longer: it would keep out whoever was let in since.
         let kept = match (&decision, self.limits.stale_for) {
             (Decision::Allow(_), Some(longer)) => until + longer,
             _ => until,
