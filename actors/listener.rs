@@ -333,5 +333,5 @@ impl Porch {
 
 /// Buffers belong to the worker: who is idle has none. A client that has this much unread is written no more to.
 fn io_config() -> IoConfig {
-    IoConfig::new().set_read_buf(16 * 1024, 512, 64).set_write_buf(64 * 1024, 512, 64)
+    IoConfig::new().set_read_buf(16 * 1024, 512, 32).set_write_buf(64 * 1024, 512, 32)
 }

@@ -414,6 +414,8 @@ impl Table {
         let Some(present) = self.clients.get_mut(client) else { return };
         // The filter was checked when it came.
         if self.subscriptions.subscribe(client.clone(), &new.filter, granted) == Ok(false) {
+            // Most have one.
+            present.filters.reserve_exact(usize::from(present.filters.is_empty()));
             present.filters.push(new.filter.clone());
         }
     }

@@ -3,6 +3,7 @@
 //! A name or a filter that comes in here has been checked already ([`crate::session::strict`]): it has at least one
 //! character, `#` stands last and alone in its level, `+` alone in its.
 
+mod below;
 mod retained;
 mod subscriptions;
 mod tree;

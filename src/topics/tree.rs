@@ -1,7 +1,7 @@
 //! Values under topic filters, found by topic name in the time that the name's levels take, however many filters there
 //! are.
 
-use std::collections::BTreeMap;
+use super::below::Below;
 
 /// Under each filter, values by key.
 #[derive(Clone, Debug)]
@@ -11,7 +11,7 @@ pub struct Tree<K, V> {
 
 #[derive(Clone, Debug)]
 struct Level<K, V> {
-    named: BTreeMap<Box<str>, Self>,
+    named: Below<Self>,
     /// `+`
     any: Option<Box<Self>>,
     /// Filters that end here, by key: a sorted list, for most have one key.
@@ -28,7 +28,7 @@ impl<K, V> Default for Tree<K, V> {
 
 impl<K, V> Default for Level<K, V> {
     fn default() -> Self {
-        Self { named: BTreeMap::new(), any: None, here: Vec::new(), rest: Vec::new() }
+        Self { named: Below::default(), any: None, here: Vec::new(), rest: Vec::new() }
     }
 }
 
@@ -45,6 +45,8 @@ impl<K: Ord, V> Tree<K, V> {
         match values.binary_search_by(|(other, _)| other.cmp(&key)) {
             Ok(at) => values.get_mut(at).map(|(_, old)| std::mem::replace(old, value)),
             Err(at) => {
+                // Most have one.
+                values.reserve_exact(usize::from(values.is_empty()));
                 values.insert(at, (key, value));
                 None
             }
@@ -73,7 +75,7 @@ impl<K: Ord, V> Tree<K, V> {
             level = match name {
                 "#" => return &mut level.rest,
                 "+" => level.any.get_or_insert_default(),
-                _ => level.named.entry(name.into()).or_default(),
+                _ => level.named.get_or_insert(name),
             };
         }
         &mut level.here
