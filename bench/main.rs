@@ -154,7 +154,11 @@ enum Load {
         quiet: f64,
     },
     /// Read lines of JSON of many runs and print one table: medians, and ratios to the first broker
-    Table,
+    Table {
+        /// Only rates, and each as what was done for a second of the broker's and its helpers' processor time
+        #[arg(long)]
+        per_core: bool,
+    },
     /// Make an authority, a server for 127.0.0.1 and a client, for --tls
     Certificates { folder: PathBuf },
 }
@@ -184,9 +188,9 @@ fn run(options: &Options, load: &Load) -> Result<Option<Report>> {
             tls::write_certificates(folder)?;
             return Ok(None);
         }
-        Load::Table => {
+        &Load::Table { per_core } => {
             let lines = std::io::read_to_string(std::io::stdin()).context("standard input")?;
-            std::io::stdout().write_all(table::table(&lines)?.as_bytes()).context("standard output")?;
+            std::io::stdout().write_all(table::table(&lines, per_core)?.as_bytes()).context("standard output")?;
             return Ok(None);
         }
         _ => {}
@@ -217,7 +221,7 @@ fn run(options: &Options, load: &Load) -> Result<Option<Report>> {
         &Load::Storm { terminals, calm } => load::storm::run(&setting, terminals, seconds(calm)?)?,
         Load::QueueFill { clients, in_flight, state } => load::queue::fill(&setting, *clients, *in_flight, state)?,
         Load::QueueDrain { state, quiet } => load::queue::drain(&setting, state, seconds(*quiet)?)?,
-        Load::Table | Load::Certificates { .. } => return Ok(None),
+        Load::Table { .. } | Load::Certificates { .. } => return Ok(None),
     };
     Ok(Some(report))
 }
@@ -235,7 +239,7 @@ impl Load {
             Self::Storm { .. } => "storm",
             Self::QueueFill { .. } => "queue-fill",
             Self::QueueDrain { .. } => "queue-drain",
-            Self::Table => "table",
+            Self::Table { .. } => "table",
             Self::Certificates { .. } => "certificates",
         }
     }

@@ -13,14 +13,18 @@ struct Row {
     cells: Vec<(Vec<f64>, usize)>,
 }
 
-/// Markdown. Figures and brokers come in the order in which they first appear.
-pub(crate) fn table(lines: &str) -> Result<String> {
+/// Markdown. Figures and brokers come in the order in which they first appear. `per_core`: only rates, and each as what was done for a
+/// second of processor time.
+pub(crate) fn table(lines: &str, per_core: bool) -> Result<String> {
     let mut brokers: Vec<String> = Vec::new();
     let mut rows: Vec<Row> = Vec::new();
     for line in lines.lines().filter(|line| !line.trim().is_empty()) {
         let line: Value = serde_json::from_str(line).with_context(|| format!("no JSON: {line}"))?;
         let word = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
         let (figure, broker, unit) = (word("figure"), word("broker"), word("unit"));
+        if per_core && !unit.is_empty() && !unit.ends_with("/s") {
+            continue;
+        }
         let column = position(&mut brokers, |known| *known == broker, || broker.clone());
         let new = || Row { figure: figure.clone(), unit: String::new(), cells: Vec::new() };
         let row = position(&mut rows, |row| row.figure == figure, new);
@@ -30,7 +34,7 @@ pub(crate) fn table(lines: &str) -> Result<String> {
         }
         let cells = &mut rows[row].cells;
         cells.resize_with(cells.len().max(column + 1), || (Vec::new(), 0));
-        match (line["valid"].as_bool(), line["value"].as_f64()) {
+        match (line["valid"].as_bool(), line[if per_core { "per_core" } else { "value" }].as_f64()) {
             (Some(true), Some(value)) => cells[column].0.push(value),
             _ => cells[column].1 += 1,
         }
@@ -109,7 +113,14 @@ mod tests {
         let expected = "| | one | two | three |\n|---|---|---|---|\n\
             | publish, u | 2,000 | 3,000 (1.50 ×) | – |\n\
             | storm, u | – | 1.23 | invalid |\n";
-        assert_eq!(table(&lines.join("\n")).unwrap(), expected);
+        assert_eq!(table(&lines.join("\n"), false).unwrap(), expected);
+    }
+
+    #[test]
+    fn rates_for_a_second_of_processor_time() {
+        let lines = r#"{"figure":"publish","broker":"one","value":5,"per_core":50,"unit":"publishes/s","valid":true}
+            {"figure":"latency","broker":"one","value":5,"per_core":50,"unit":"ms p99","valid":true}"#;
+        assert_eq!(table(lines, true).unwrap(), "| | one |\n|---|---|\n| publish, publishes/s | 50 |\n");
     }
 
     #[test]
