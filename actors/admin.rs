@@ -1,15 +1,19 @@
 //! The admin port: the living tree as JSON, readiness, and in sandbox mode a way to make actors panic.
 //!
-//! It listens on loopback only; the configuration refuses anything else. There is no money behind it.
+//! It listens on loopback, unless the configuration says twice that it is to listen elsewhere: whoever reaches it may read
+//! what the node counts, and end connections. There is no money behind it.
 
 mod sessions;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::http::header;
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::exposition::{Format, Snapshot};
+use crate::metrics::figures::{Conservation, Figures, Looks};
 use crate::sessions::Sessions;
 
 pub(crate) use sessions::ASKED_BY;
@@ -17,13 +21,15 @@ pub(crate) use sessions::ASKED_BY;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Where `wakala status` finds the node. Loopback only.
+    /// Where `wakala status` finds the node, and Prometheus `/metrics`.
     pub address: SocketAddr,
+    /// The address may be another than loopback. Whoever can reach it can end connections and tap them: it belongs behind a firewall.
+    pub beyond_loopback: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 8830)) }
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 8830)), beyond_loopback: false }
     }
 }
 
@@ -64,7 +70,7 @@ pub struct Status {
     pub identity: Option<crate::listener::identity::Report>,
     /// Of a general broker.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub messages: Option<crate::router::Traffic>,
+    pub broker: Option<crate::router::Holdings>,
     pub cores: std::collections::BTreeMap<String, crate::banks::Load>,
     pub actors: std::collections::BTreeMap<String, crate::supervision::Branch>,
 }
@@ -73,11 +79,13 @@ pub struct Status {
 ///
 /// # Errors
 /// When the address is taken.
-pub fn serve(options: &Options, node: Arc<dyn Node>) -> std::io::Result<actix_web::dev::Server> {
-    let node = web::Data::from(node);
+pub fn serve(options: &Options, node: Arc<dyn Node>, looks: Arc<Looks>) -> std::io::Result<actix_web::dev::Server> {
+    let (node, looks) = (web::Data::from(node), web::Data::from(looks));
     let server = HttpServer::new(move || {
         App::new()
             .app_data(node.clone())
+            .app_data(looks.clone())
+            .route("/metrics", web::get().to(metrics))
             .route("/status", web::get().to(status))
             .route("/readyz", web::get().to(ready))
             .configure(sessions::routes)
@@ -91,8 +99,36 @@ pub fn serve(options: &Options, node: Arc<dyn Node>) -> std::io::Result<actix_we
     Ok(server.run())
 }
 
-async fn status(node: web::Data<dyn Node>) -> HttpResponse {
-    HttpResponse::Ok().json(node.status())
+/// The status with what the database says.
+#[derive(Serialize)]
+struct Whole {
+    #[serde(flatten)]
+    status: Status,
+    conservation: Conservation,
+}
+
+async fn status(node: web::Data<dyn Node>, looks: web::Data<Looks>) -> HttpResponse {
+    let (status, _, conservation) = look(&node, &looks).await;
+    HttpResponse::Ok().json(Whole { status, conservation })
+}
+
+async fn metrics(node: web::Data<dyn Node>, looks: web::Data<Looks>, request: HttpRequest) -> HttpResponse {
+    let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::of(accept.unwrap_or_default());
+    let (status, figures, conservation) = look(&node, &looks).await;
+    let snapshot = Snapshot::new(status, Arc::clone(looks.store().metrics()), figures, conservation);
+    match snapshot.write(format) {
+        Ok(page) => HttpResponse::Ok().content_type(format.content_type()).body(page),
+        Err(_) => HttpResponse::InternalServerError().finish(),
+    }
+}
+
+async fn look(node: &web::Data<dyn Node>, looks: &Looks) -> (Status, Option<Arc<Figures>>, Conservation) {
+    let figures = looks.look().await;
+    let status = node.status();
+    let arriving = status.broker.as_ref().map_or(0, |broker| broker.arriving);
+    let conservation = Conservation::of(looks.store().metrics(), figures.as_deref(), arriving);
+    (status, figures, conservation)
 }
 
 async fn ready(node: web::Data<dyn Node>) -> HttpResponse {

@@ -15,7 +15,7 @@ use wakala::id::CoreId;
 
 use crate::adapters::{kafka, postgres_log, soft_hsm};
 use crate::supervision::Policy;
-use crate::{admin, banks, edge, listener, partitions, presence, receipts, router, sessions, store, tap};
+use crate::{admin, banks, edge, listener, metrics, partitions, presence, receipts, router, sessions, store, tap};
 
 mod said;
 
@@ -44,6 +44,7 @@ pub struct Config {
     pub receipts: receipts::Options,
     pub supervision: Policy,
     pub admin: admin::Options,
+    pub metrics: metrics::Options,
     pub logging: Logging,
 }
 
@@ -148,8 +149,9 @@ impl Config {
         if let Err(error) = self.node.name.parse::<wakala::id::AgentId>() {
             fault("node.name", error.to_string().replace("an agent's name", "it"));
         }
-        if !self.admin.address.ip().is_loopback() {
-            fault("admin.address", format!("{} is not loopback; use 127.0.0.1", self.admin.address));
+        if !self.admin.address.ip().is_loopback() && !self.admin.beyond_loopback {
+            let text = "is not loopback; use 127.0.0.1, or say admin.beyond_loopback = true as well";
+            fault("admin.address", format!("{} {text}", self.admin.address));
         }
         if self.partitions.renew * 2 > self.partitions.lease {
             fault(
@@ -294,7 +296,7 @@ impl<P: Provider> Provider for WithoutMaster<P> {
 const MAY_BE_ZERO: [&str; 4] = ["intensity", "messages_max", "topic_alias_max", "unmatched_per_second"];
 
 /// Times that may be none at all.
-const MAY_BE_NO_TIME: [&str; 2] = ["node.drain", "listener.jwt.leeway"];
+const MAY_BE_NO_TIME: [&str; 3] = ["node.drain", "listener.jwt.leeway", "open.sys_every"];
 
 /// The keys below `key` whose value is `wrong`.
 fn wrong_keys(value: &serde_json::Value, key: &str, wrong: fn(&str, &serde_json::Value) -> bool) -> Vec<String> {

@@ -19,6 +19,7 @@ use wakala::record::{Asked, Body, Pin, Record};
 use wakala::request::{Kind, Refusal, Request};
 use wakala::time::Time;
 
+use crate::metrics::Metrics;
 use crate::ports::{Clock, Hsm, HsmError, PinReference, PinVerdict};
 use crate::store::cards::{Admission, Admissions, Arrival, Settlement};
 use crate::store::{self, Store};
@@ -68,6 +69,7 @@ pub struct Edge {
     clock: Arc<dyn Clock>,
     options: Options,
     sandbox: bool,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Edge {
@@ -87,7 +89,8 @@ impl Edge {
     #[must_use]
     pub fn new(hsm: Arc<dyn Hsm>, store: &Store, clock: Arc<dyn Clock>, options: Options, sandbox: bool) -> Self {
         let hsm_turns = Arc::new(Semaphore::new(options.hsm_calls.max(1)));
-        Self { hsm, hsm_turns, admissions: Admissions::new(store, sandbox), clock, options, sandbox }
+        let metrics = Arc::clone(store.metrics());
+        Self { hsm, hsm_turns, admissions: Admissions::new(store, sandbox), clock, options, sandbox, metrics }
     }
 
     /// Once an hour, as long as the edge is there, forgets which requests old PIN tries were for.
@@ -212,6 +215,7 @@ impl Edge {
         let Some(attempt) = attempt else { return Ok(Some(Pin::TriesExceeded)) };
         let reference = PinReference::Pvv { index: reference.pvki, value: reference.pvv };
         let pin = self.verdict(terminal, ksn, block, card.clone(), reference).await;
+        self.metrics.pins.verified(pin);
         if pin != Pin::Wrong {
             let correct = pin == Pin::Correct;
             let terminal = terminal.terminal.clone();

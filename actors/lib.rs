@@ -36,6 +36,7 @@ pub mod receipts;
 
 pub mod adapters;
 pub mod clock;
+pub mod metrics;
 pub mod ports;
 pub mod store;
 

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use wakala::session::Elsewhere;
 
+use crate::metrics::wire;
 use crate::sessions::Sessions;
 use identity::Identity;
 pub use tls::Tls;
@@ -310,12 +311,19 @@ struct Porch {
 
 impl Porch {
     async fn pass(&self, io: Io) {
-        let Some(stranger) = self.door.stranger() else { return };
+        self.door.arrived(self.credentials.is_some(), self.upgrade.is_some());
+        let Some(stranger) = self.door.stranger() else { return self.door.crowded() };
         let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None).await };
         let handshake = credentials.handshake();
         match TlsServerFilter::create(io, handshake.config(), self.within).await {
-            Ok(io) => self.enter(io, stranger, Some(handshake)).await,
-            Err(error) => tls::tell_of_failure(&error),
+            Ok(io) => {
+                wire::SHAKEN.one();
+                self.enter(io, stranger, Some(handshake)).await;
+            }
+            Err(error) => {
+                wire::UNSHAKEN.one();
+                tls::tell_of_failure(&error);
+            }
         }
     }
 

@@ -23,6 +23,8 @@ use crate::intake::Admission;
 use crate::listener::identity::Report as Identified;
 use crate::listener::tls::Credentials;
 use crate::listener::{self, Listening};
+use crate::metrics::figures::{self, Looks};
+use crate::metrics::sys;
 use crate::partitions::{self, Owner, Partitions, Ping};
 use crate::ports::{Clock, Hsm, Log};
 use crate::receipts::{self, Receipts};
@@ -111,7 +113,13 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
         credentials: listening.credentials().cloned(),
         identity: Box::new(listening.identity()),
     });
-    let admin = admin::serve(&node.config.admin, Arc::clone(&node) as Arc<dyn admin::Node>)
+    let looks = Arc::new(Looks::new(store.clone()));
+    figures::sum_up_every(&looks, node.config.metrics.sum_up_every);
+    if node.config.open.is_open() {
+        let sessions = node.sessions.clone();
+        sys::announce_every(node.config.open.sys_every, sessions.router().clone(), &looks, move || sessions.len());
+    }
+    let admin = admin::serve(&node.config.admin, Arc::clone(&node) as Arc<dyn admin::Node>, looks)
         .with_context(|| format!("admin.address: {}", node.config.admin.address))?;
     let stop_admin = admin.handle();
     actix_rt::spawn(admin);
@@ -174,7 +182,7 @@ fn start_sessions(config: &Config, parts: &Parts, tree: &Tree, give_up: &GiveUp)
         tap: config.tap.clone(),
         node: config.node.name.clone(),
         store: parts.store.clone(),
-        intake: Arc::new(Admission { edge, log: Arc::clone(&parts.log) }),
+        intake: Arc::new(Admission { edge, log: Arc::clone(&parts.log), metrics: Arc::clone(parts.store.metrics()) }),
         clock: Arc::clone(&parts.clock),
         sandbox,
         tree: tree.clone(),
@@ -313,7 +321,7 @@ impl admin::Node for Node {
             sessions: self.sessions.len(),
             tls: self.credentials.as_ref().map(Credentials::report),
             identity: (self.identity)(),
-            messages: self.config.open.is_open().then(|| self.sessions.router().traffic()),
+            broker: self.config.open.is_open().then(|| self.sessions.router().holdings()),
             cores: self.banks.load(),
             actors: self.tree.branches(),
         }

@@ -6,19 +6,20 @@
 //! are its own, and its receipts are rows from the start.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
 use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{QoS, RetainHandling};
 use serde::{Deserialize, Serialize};
+use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala::message::Message as Published;
 use wakala::session::{Addressed, Subscription, Template, What};
 use wakala::time::Time;
-use wakala::topics::{Granted, Match, Retained, Subscriptions, shared};
+use wakala::topics::{Granted, Match, Retained, Subscriptions, matches, shared};
 
+use crate::metrics::Metrics;
 use crate::session::inbox::Inbox;
 use crate::store::publications::{Publication, Publications, Remembered, Stored};
 use crate::store::{Error, Store};
@@ -31,7 +32,7 @@ pub struct Options {
     pub anonymous: bool,
     /// Whoever a token or the hook vouches for and is no terminal may connect as a guest (listener.jwt, listener.hook).
     pub guests: bool,
-    /// Topics that nobody may publish or subscribe to.
+    /// Topics that nobody may publish or subscribe to, as filters; `$SYS/#` hides what the broker says of itself.
     pub closed: Vec<String>,
     /// Topics that a guest may publish on, unless its token or the hook says otherwise. %c stands for its client
     /// identifier, %u for its user name where somebody has vouched for that.
@@ -53,6 +54,9 @@ pub struct Options {
     /// How often wills are looked for that are due. One whose delay is 0 is sent at once, unless its node died.
     #[serde(with = "humantime_serde")]
     pub wills_every: Duration,
+    /// How often the broker says on $SYS how it is. Never, if it is 0.
+    #[serde(with = "humantime_serde")]
+    pub sys_every: Duration,
 }
 
 impl Default for Options {
@@ -70,6 +74,7 @@ impl Default for Options {
             kept_max: 100_000,
             retained_max: 100_000,
             wills_every: Duration::from_secs(1),
+            sys_every: Duration::from_secs(10),
         }
     }
 }
@@ -93,16 +98,18 @@ pub struct Router(Arc<Inner>);
 struct Inner {
     table: Arc<Shared>,
     retained: RwLock<Retained<Arc<Published>>>,
+    /// What the broker says of itself: retained as well, but not stored, and no client's.
+    announced: RwLock<Retained<Arc<Published>>>,
+    closed: Vec<String>,
     publications: Publications,
     retained_max: usize,
     kept_max: usize,
 }
 
 /// What the hints after a commit need too.
-#[derive(Default)]
 struct Shared {
     table: RwLock<Table>,
-    counts: Counts,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
@@ -121,36 +128,23 @@ struct Client {
     connected: Option<(Epoch, Arc<Inbox>)>,
 }
 
-/// What became of messages, since the node started.
-#[derive(Debug, Default)]
-struct Counts {
-    published: AtomicU64,
-    direct: AtomicU64,
-    stored: AtomicU64,
-    away: AtomicU64,
-    full: AtomicU64,
-    unretained: AtomicU64,
-}
-
-/// What became of messages, since the node started. All but the first and the last count each subscriber.
+/// What the router of a general broker holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Traffic {
-    pub published: u64,
-    /// Handed to sessions.
-    pub direct: u64,
-    /// Queued as rows.
-    pub stored: u64,
-    /// For a subscriber at QoS 0 that was not there.
-    pub away: u64,
-    /// For a subscriber whose session or queue had no room.
-    pub full: u64,
-    /// Not retained: there were too many topics.
-    pub unretained: u64,
+pub struct Holdings {
+    /// Topics that have a retained message.
+    pub retained: usize,
+    pub subscriptions: usize,
+    /// Those that are connected, and those whose session is kept.
+    pub clients: usize,
+    /// Sessions that outlive their connection.
+    pub kept: usize,
+    /// Messages that were handed to sessions, and that these have not taken yet.
+    pub arriving: usize,
 }
 
 impl std::fmt::Debug for Router {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Router").field("counts", &self.0.table.counts).finish_non_exhaustive()
+        f.debug_struct("Router").field("holdings", &self.holdings()).finish_non_exhaustive()
     }
 }
 
@@ -163,21 +157,12 @@ impl Shared {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count(&self, which: impl FnOnce(&Counts) -> &AtomicU64) {
-        which(&self.counts).fetch_add(1, Ordering::Relaxed);
-    }
-
     /// After a commit, in its order: whoever is there is told, and has the message already.
     fn stored(&self, publication: &Publication, stored: &Stored) {
         let Stored::At(places) = stored else { return };
         let table = self.read();
         for ((client, addressed), seq) in publication.to.iter().zip(places) {
-            let Some(seq) = seq else {
-                self.count(|counts| &counts.full);
-                continue;
-            };
-            self.count(|counts| &counts.stored);
-            if let Some(inbox) = table.inbox(client) {
+            if let (Some(seq), Some(inbox)) = (seq, table.inbox(client)) {
                 inbox.queued(*seq, What::Message(addressed.clone()));
             }
         }
@@ -188,10 +173,10 @@ impl Shared {
 
     /// Hands a message that is not stored to a session.
     fn hand(&self, to: Option<&Arc<Inbox>>, addressed: Addressed) {
-        self.count(|counts| match to {
-            None => &counts.away,
-            Some(inbox) if inbox.hand(addressed) => &counts.direct,
-            Some(_) => &counts.full,
+        self.metrics.direct.addressed(match to {
+            None => Some(Fate::Away),
+            Some(inbox) if inbox.hand(addressed) => None,
+            Some(_) => Some(Fate::Full),
         });
     }
 }
@@ -200,7 +185,8 @@ impl Router {
     /// An empty one; [`Router::load`] fills it.
     #[must_use]
     pub fn new(options: &Options, store: &Store) -> Self {
-        let table = Arc::<Shared>::default();
+        let metrics = Arc::clone(store.metrics());
+        let table = Arc::new(Shared { table: RwLock::default(), metrics });
         let hints: Weak<Shared> = Arc::downgrade(&table);
         let publications = store.publications(
             options.waiting_max,
@@ -213,7 +199,8 @@ impl Router {
             },
         );
         let (retained_max, kept_max) = (options.retained_max, options.kept_max);
-        Self(Arc::new(Inner { table, retained: RwLock::default(), publications, retained_max, kept_max }))
+        let (retained, announced, closed) = (RwLock::default(), RwLock::default(), options.closed.clone());
+        Self(Arc::new(Inner { table, retained, announced, closed, publications, retained_max, kept_max }))
     }
 
     /// What is kept from earlier lives: subscriptions of sessions, and retained messages.
@@ -250,18 +237,15 @@ impl Router {
         table.kept < self.0.kept_max || table.clients.get(client).is_some_and(|client| client.kept)
     }
 
+    /// What it holds, for `wakala status`.
     #[must_use]
-    pub fn traffic(&self) -> Traffic {
-        let counts = &self.0.table.counts;
-        let count = |which: &AtomicU64| which.load(Ordering::Relaxed);
-        Traffic {
-            published: count(&counts.published),
-            direct: count(&counts.direct),
-            stored: count(&counts.stored),
-            away: count(&counts.away),
-            full: count(&counts.full),
-            unretained: count(&counts.unretained),
-        }
+    pub fn holdings(&self) -> Holdings {
+        let retained = self.0.retained.read().unwrap_or_else(PoisonError::into_inner).len();
+        let table = self.0.table.read();
+        let subscriptions = table.clients.values().map(|client| client.filters.len()).sum();
+        let inboxes = table.clients.values().filter_map(|client| client.connected.as_ref());
+        let arriving = inboxes.map(|(_, inbox)| inbox.messages()).sum();
+        Holdings { retained, subscriptions, clients: table.clients.len(), kept: table.kept, arriving }
     }
 
     /// A client is connected here, with these subscriptions and no others.
@@ -316,7 +300,9 @@ impl Router {
         if !wanted || matches!(shared(&new.filter), Ok(Some(_))) {
             return Vec::new();
         }
-        let retained = self.0.retained.read().unwrap_or_else(PoisonError::into_inner);
+        let own = new.filter.split('/').next() == Some("$SYS");
+        let stores = if own { &self.0.announced } else { &self.0.retained };
+        let retained = stores.read().unwrap_or_else(PoisonError::into_inner);
         let found = retained.matching(&new.filter).filter(|(_, message)| !message.is_over(now));
         let addressed = |message: &Arc<Published>| Addressed {
             message: Arc::clone(message),
@@ -344,13 +330,31 @@ impl Router {
         remember: Option<Remembered>,
         now: Time,
     ) -> Option<Publication> {
-        self.0.table.count(|counts| &counts.published);
+        self.0.table.metrics.published.one();
         // At QoS 2 nobody has it before it is sure that it did not come before.
         let waits = remember.is_some();
         let (to, then) = self.send(publisher, message, waits);
         let retain = (message.retain && self.retain(message)).then(|| Arc::clone(message));
         let stored = !to.is_empty() || retain.is_some() || remember.is_some();
         stored.then_some(Publication { to, then, retain, remember, will: None, at: now })
+    }
+
+    /// Says something on a topic of the broker's own, to whoever subscribes now or later; once, as long as it is so.
+    pub fn announce(&self, topic: &str, text: String) {
+        if self.0.closed.iter().any(|closed| matches(closed, topic)) {
+            return;
+        }
+        let mut announced = self.0.announced.write().unwrap_or_else(PoisonError::into_inner);
+        if announced.get(topic).is_some_and(|before| *before.payload == *text.as_bytes()) {
+            return;
+        }
+        let (topic, payload, qos) = (ByteString::from(topic), text.into(), QoS::AtMostOnce);
+        let message = Published { topic, payload, qos, retain: true, expires_at: None, properties: None };
+        let message = Arc::new(message);
+        announced.keep(&message.topic, Arc::clone(&message));
+        drop(announced);
+        // At QoS 0 there is nothing to store.
+        let _ = self.send(None, &message, false);
     }
 
     /// Done when it is stored.
@@ -363,7 +367,7 @@ impl Router {
 
     /// A session had no room for a message.
     pub fn dropped(&self) {
-        self.0.table.count(|counts| &counts.full);
+        self.0.table.metrics.direct.end(Fate::Full, 1);
     }
 
     /// To whoever is there, unless that `waits`; gives for whom it is to be stored, and who waits.
@@ -394,7 +398,7 @@ impl Router {
         } else if retained.len() < self.0.retained_max || retained.get(&message.topic).is_some() {
             retained.keep(&message.topic, Arc::clone(message));
         } else {
-            self.0.table.count(|counts| &counts.unretained);
+            self.0.table.metrics.unretained.one();
             return false;
         }
         true

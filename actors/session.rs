@@ -6,10 +6,12 @@
 //! what is stored. So the restart of this actor is the terminal's reconnect, and its supervisor only counts.
 
 pub(crate) mod about;
+mod counted;
 pub mod frames;
 pub mod inbox;
 pub(crate) mod lease;
 mod outward;
+mod settled;
 mod socket;
 
 use std::cell::RefCell;
@@ -24,10 +26,12 @@ use ntex::io::{IoBoxed, IoRef};
 use ntex::tls::rustls::PeerCertChain;
 use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Packet};
 use rustls::pki_types::UnixTime;
+use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala::session::{Beyond, Effect, Elsewhere, Event, Session as Twin, What};
 use wakala::time::Time;
 
+use self::counted::Counted;
 use self::frames::{Frames, Outbound};
 use self::inbox::{Arrival, Inbox};
 use self::socket::Ear;
@@ -46,7 +50,7 @@ pub struct Session {
     who: Who,
     sessions: Sessions,
     io: IoBoxed,
-    frames: Frames,
+    frames: Counted<Frames>,
     inbox: Arc<Inbox>,
     /// Taken from the inbox, and what was retained for a new subscription.
     arrivals: VecDeque<Arrival>,
@@ -55,6 +59,8 @@ pub struct Session {
     /// The socket is left unread while the twin is full.
     unread: bool,
     closed: bool,
+    /// Messages that are not stored, as they were last counted.
+    waiting: usize,
     /// Of the actor's task.
     waker: Option<Waker>,
     /// For when the wake-up is set that comes first.
@@ -106,12 +112,13 @@ impl Session {
             who,
             sessions,
             io,
-            frames,
+            frames: Counted(frames),
             inbox: Arc::clone(&inbox),
             arrivals: VecDeque::new(),
             lingers: false,
             unread: false,
             closed: false,
+            waiting: 0,
             waker: None,
             wakes_at: None,
             tapped: Tapped::default(),
@@ -129,6 +136,7 @@ impl Session {
         self.twin.handle(event, now, &mut turn.effects);
         self.act(&mut turn, now, ctx);
         TURN.set(turn);
+        self.count();
         self.set_wake_up(ctx);
     }
 
@@ -186,10 +194,13 @@ impl Session {
                     async move { store.change_subscriptions(&client, epoch, change).await }
                 });
             }
-            Effect::Acked { seq, receipt } => self.acked(seq, receipt, ctx),
+            Effect::Acked { seq, receipt, fate } => self.acked(seq, receipt, fate, ctx),
             Effect::Fetch { beyond, max } => self.fetch(beyond, max, ctx),
             Effect::TooLarge { seq } => {
                 tracing::warn!(client = %self.twin.client(), seq, "a delivery exceeds the client's maximum packet size");
+                if seq.is_none() {
+                    self.sessions.store().metrics().direct.end(Fate::TooLarge, 1);
+                }
             }
             Effect::Close(why) => {
                 self.closed = true;
@@ -240,9 +251,9 @@ impl Session {
     }
 
     /// Marks a delivery. If the mark is lost, the delivery goes out again after the next CONNECT: at least once.
-    fn acked(&self, seq: i64, receipt: bool, ctx: &mut Context<Self>) {
+    fn acked(&self, seq: i64, receipt: bool, fate: Fate, ctx: &mut Context<Self>) {
         let marks = self.sessions.acknowledgements();
-        let mark = Acknowledged { client: self.client(), epoch: self.epoch, seq, receipt, at: self.now() };
+        let mark = Acknowledged { client: self.client(), epoch: self.epoch, seq, receipt, fate, at: self.now() };
         let addr = ctx.address();
         tokio::task::spawn_local(async move {
             let mut wait = RETRY_MIN;
@@ -366,6 +377,7 @@ impl Drop for Session {
             let kept = remains.expiry_s > 0;
             self.sessions.router().gone(self.twin.client(), self.epoch, kept);
             self.sessions.went(self.twin.client(), self.epoch, kept, self.link.reason(), ended.at);
+            self.count_last();
             if !stored {
                 return;
             }
@@ -458,5 +470,5 @@ impl Handler<Panic> for Session {
 /// Says a last word on a connection that has no session yet.
 pub(crate) fn say(io: &IoRef, frames: &Frames, packet: Packet) {
     // The client that does not hear it sees the connection close.
-    let _ = io.encode(Outbound::Packet(packet), frames);
+    let _ = io.encode(Outbound::Packet(packet), &Counted(frames));
 }

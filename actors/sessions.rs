@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use wakala::id::{ClientId, Epoch, TerminalId};
 use wakala::session::{Limits, What};
+use wakala::topics::matches;
 
 use crate::listener::tls::Papers;
 use crate::ports::{Clock, Wait};
@@ -324,7 +325,7 @@ impl Sessions {
             let all = due.len() < usize::try_from(WILLS_PAGE).unwrap_or(usize::MAX);
             for will in due {
                 let message = Arc::new(will.message);
-                let closed = self.0.deps.open.closed.iter().any(|closed| **closed == *message.topic);
+                let closed = self.0.deps.open.closed.iter().any(|closed| matches(closed, &message.topic));
                 let publication = if closed || message.topic.starts_with("$SYS/") {
                     tracing::info!(client = %will.client, topic = &*message.topic, "a will went nowhere: a closed topic");
                     None
@@ -333,6 +334,7 @@ impl Sessions {
                 };
                 let publication = publication.unwrap_or_else(|| Publication::at(clock.now()));
                 router.store(Publication { will: Some((will.client, will.epoch)), ..publication }).await?;
+                store.metrics().wills.one();
             }
             if all {
                 return Ok(());

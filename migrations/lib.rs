@@ -56,6 +56,7 @@ mod m0015_sums;
 mod m0016_ledger_columns;
 mod m0017_broker;
 mod m0019_presence;
+mod m0022_tally;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -82,6 +83,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0016_ledger_columns::Step),
             Box::new(m0017_broker::Step),
             Box::new(m0019_presence::Step),
+            Box::new(m0022_tally::Step),
         ]
     }
 }

@@ -19,6 +19,8 @@ pub mod hook;
 pub mod token;
 pub mod websocket;
 
+pub mod conservation;
+pub mod load;
 pub mod message;
 pub mod presence;
 pub mod session;

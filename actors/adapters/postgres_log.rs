@@ -90,7 +90,8 @@ impl PostgresLog {
         let heads: Arc<Heads> = Arc::new(found.into_iter().map(watch::Sender::new).collect());
         let batches = {
             let (store, heads) = (store.clone(), Arc::clone(&heads));
-            Batcher::new(&store.handle().clone(), options.waiting_max, options.batch_max, move |batch| {
+            let counts = Arc::clone(&store.metrics().batches.requests);
+            Batcher::counted(&store.handle().clone(), options.waiting_max, options.batch_max, counts, move |batch| {
                 append(store.clone(), Arc::clone(&heads), batch)
             })
         };

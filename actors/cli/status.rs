@@ -88,18 +88,7 @@ fn drawing(status: &Value) -> String {
         ));
     }
     lines.extend(identity(&status["identity"]));
-    if let Some(messages) = status["messages"].as_object() {
-        let count = |what: &str| text(&messages[what]);
-        lines.push(format!(
-            "messages · {} published · {} handed over · {} queued · not delivered: {} away, {} without room · {} not retained",
-            count("published"),
-            count("direct"),
-            count("stored"),
-            count("away"),
-            count("full"),
-            count("unretained"),
-        ));
-    }
+    lines.extend(conservation(status));
     for (core, load) in status["cores"].as_object().into_iter().flatten() {
         let standing = if load["signed_on"] == Value::Bool(true) { "signed on" } else { "not signed on" };
         lines.push(format!("core {core} · {standing} · {} places free", text(&load["places_free"])));
@@ -123,4 +112,59 @@ fn drawing(status: &Value) -> String {
     });
     lines.push(table(["actor", "state", "restarts", "panics", "says", "last panic"], rows));
     lines.join("\n")
+}
+
+/// What a general broker holds, and what became of each copy of a message.
+fn conservation(status: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(broker) = status["broker"].as_object() {
+        let [clients, kept, subscriptions, retained] =
+            ["clients", "kept", "subscriptions", "retained"].map(|of| &broker[of]);
+        lines.push(format!(
+            "broker · {clients} clients, {kept} kept · {subscriptions} subscriptions · {retained} retained"
+        ));
+    }
+    for (side, are) in [("direct", "not stored"), ("stored", "stored")] {
+        let copies = &status["conservation"][side];
+        if copies["addressed"].as_u64().unwrap_or(0) == 0 {
+            continue;
+        }
+        let refused = copies["refused"].as_object().into_iter().flatten();
+        let refused =
+            refused.filter(|(_, count)| count.as_u64() != Some(0)).map(|(why, count)| format!("{count} {why}"));
+        let refused: Vec<String> = refused.collect();
+        lines.push(format!(
+            "copies, {are} · {} addressed = {} delivered + {} expired + {} refused{} + {} waiting{}",
+            copies["addressed"],
+            copies["delivered"],
+            copies["expired"],
+            copies["refused"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum::<u64>(),
+            if refused.is_empty() { String::new() } else { format!(" ({})", refused.join(", ")) },
+            copies["waiting"],
+            match copies["balance"].as_i64() {
+                Some(0) | None => String::new(),
+                Some(off) => format!(" · OFF BY {off}"),
+            },
+        ));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_copies_is_one_line_and_says_when_it_is_off() {
+        let copies = |balance: i64| {
+            serde_json::json!({ "addressed": 10, "delivered": 5, "expired": 1, "waiting": 1, "balance": balance,
+                "refused": { "away": 0, "full": 2, "too_large": 1 } })
+        };
+        let status = serde_json::json!({ "conservation": { "direct": copies(0), "stored": copies(-1) } });
+        let line = "10 addressed = 5 delivered + 1 expired + 3 refused (2 full, 1 too_large) + 1 waiting";
+        assert_eq!(
+            conservation(&status),
+            [format!("copies, not stored · {line}"), format!("copies, stored · {line} · OFF BY -1")]
+        );
+    }
 }

@@ -138,7 +138,11 @@ fn a_wrong_value_is_named_with_its_key() {
     let fault = faults("[log]\nkind = \"nats\"").remove(0);
     assert!(fault.starts_with("FILE: log.kind: ") && fault.contains("postgres"), "{fault}");
     let fault = faults("[admin]\naddress = \"0.0.0.0:8830\"").remove(0);
-    assert_eq!(fault, "FILE: admin.address: 0.0.0.0:8830 is not loopback; use 127.0.0.1");
+    let said = "is not loopback; use 127.0.0.1, or say admin.beyond_loopback = true as well";
+    assert_eq!(*fault, format!("FILE: admin.address: 0.0.0.0:8830 {said}"));
+    assert!(
+        Config::load(None, &["admin.address=0.0.0.0:1".to_owned(), "admin.beyond_loopback=true".to_owned()]).is_ok()
+    );
     let fault = faults("[partitions]\nlease = \"1s\"\nrenew = \"3s\"").remove(0);
     assert!(fault.starts_with("FILE: partitions.renew: must be at most half"), "{fault}");
     let fault = faults("[partitions]\nreversal_first = \"0s\"").remove(0);
@@ -286,7 +290,8 @@ fn a_flag_goes_over_the_file_and_is_named_when_it_is_wrong() {
     let config = load("partitions.batch_max=7").expect("right");
     assert_eq!((config.partitions.batch_max, config.partitions.open_max), (7, 4096));
     let wrong = |flag| load(flag).map(|_| ()).expect_err("wrong").0.remove(0);
-    assert_eq!(wrong("admin.address=0.0.0.0:1"), "--set: admin.address: 0.0.0.0:1 is not loopback; use 127.0.0.1");
+    let said = "is not loopback; use 127.0.0.1, or say admin.beyond_loopback = true as well";
+    assert_eq!(wrong("admin.address=0.0.0.0:1"), format!("--set: admin.address: 0.0.0.0:1 {said}"));
     assert!(
         wrong("partitions.lease=ten").starts_with("--set: partitions.lease: "),
         "{}",

@@ -15,6 +15,7 @@ use wakala::session::{Change, Elsewhere, Loaded, Rights, Session as Twin, Subscr
 use super::Options;
 use super::identity::{Bearer, Identified, Identity, Secret};
 use super::tls::{Handshake, Papers};
+use crate::metrics::wire;
 use crate::session::frames::{Frames, Inbound};
 use crate::session::lease::Lease;
 use crate::session::{Session, say};
@@ -57,17 +58,37 @@ impl Door {
         Arc::clone(&self.strangers).try_acquire_owned().ok()
     }
 
+    /// One came, in this way.
+    pub(super) fn arrived(&self, tls: bool, websocket: bool) {
+        let connections = &self.sessions.store().metrics().connections;
+        let transport = match (tls, websocket) {
+            (false, false) => &connections.plain,
+            (true, false) => &connections.tls,
+            (false, true) => &connections.websocket,
+            (true, true) => &connections.websocket_tls,
+        };
+        transport.one();
+    }
+
+    /// One was closed at the door.
+    pub(super) fn crowded(&self) {
+        self.sessions.store().metrics().connections.crowded.one();
+    }
+
     /// Takes a connection as far as its session, or ends it.
     pub(super) async fn welcome(&self, io: IoBoxed, stranger: Option<Stranger>, handshake: Option<Handshake>) {
-        let Some(_stranger) = stranger.or_else(|| self.stranger()) else { return };
+        let connections = &self.sessions.store().metrics().connections;
+        let Some(_stranger) = stranger.or_else(|| self.stranger()) else { return connections.crowded.one() };
         let Ok(read) = tokio::time::timeout(self.connect_within, self.read_connect(&io)).await else {
             tracing::debug!("no CONNECT in time");
+            connections.slow.one();
             return io.terminate();
         };
         if let Some((frames, connect)) = read {
             // On the heap for as long as it takes: the session itself does not need this much.
             Box::pin(self.admit(io, frames, connect, handshake)).await;
         } else {
+            connections.unread.one();
             end(&io).await;
         }
     }
@@ -90,6 +111,7 @@ impl Door {
         let decoded = ntex::codec::Decoder::decode(&frames, &mut BytesMut::from(&*frame));
         match decoded {
             Ok(Some(Inbound::Packet(Packet::Connect(connect)))) => {
+                wire::RECEIVED.frame(wire::CONNECT, frame.len());
                 frames.set_bytes_max(self.sessions.limits().packet_bytes_max);
                 Some((frames, connect))
             }
@@ -154,6 +176,7 @@ impl Door {
             other => refuse(other),
         };
         tracing::info!(client = %Printable(&connect.client_id), refusal = ?answer.reason_code, "a connection was refused");
+        self.sessions.store().metrics().connections.refuse(answer.reason_code);
         let ack = Packet::ConnectAck(Box::new(answer));
         self.sessions.taps().refused(&connect.client_id, &ack, frames.version());
         say(&io.get_ref(), frames, ack);
@@ -190,6 +213,7 @@ impl Door {
             Ok(opened) => opened,
             Err(error) => {
                 tracing::warn!(%client, %error, "a session could not be opened");
+                self.sessions.store().metrics().connections.refuse(Refusal::ServerUnavailable);
                 say(&io.get_ref(), &frames, Packet::ConnectAck(Box::new(refuse(Refusal::ServerUnavailable))));
                 return end(&io).await;
             }
@@ -206,6 +230,7 @@ impl Door {
             self.sessions.router().connected(&client, epoch, inbox, kept, &with);
             self.sessions.came(&client, epoch, now);
         }
+        self.sessions.store().metrics().connections.sessions.one();
         self.sessions.register(client, epoch, addr, papers);
     }
 }

@@ -67,6 +67,12 @@ impl Inbox {
         wake(state);
     }
 
+    /// How many messages are in it.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        messages(&self.state().arrived)
+    }
+
     /// What arrived, in the place of what was taken before, all of which is done with. True when there are rows besides.
     /// When nothing arrived, `waker` is woken as soon as something does.
     pub(super) fn take(&self, arrivals: &mut VecDeque<Arrival>, waker: &Waker) -> bool {
@@ -83,6 +89,11 @@ impl Inbox {
         }
         look
     }
+}
+
+/// Those of them that are not rows.
+pub(super) fn messages(arrivals: &VecDeque<Arrival>) -> usize {
+    arrivals.iter().filter(|arrival| matches!(arrival, Arrival::Message(_))).count()
 }
 
 fn wake(mut state: MutexGuard<'_, State>) {

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Instant;
 
 use actix::prelude::*;
 use ntex_bytes::Bytes;
@@ -59,9 +60,10 @@ impl Session {
         let Some(publication) = self.sessions.router().route(Some(client), message, remember, now) else {
             return Some(Event::Durable { ticket });
         };
-        let (sessions, addr) = (self.sessions.clone(), ctx.address());
+        let (sessions, addr, began) = (self.sessions.clone(), ctx.address(), Instant::now());
         tokio::task::spawn_local(async move {
             if store_publication(&sessions, publication, &addr).await {
+                sessions.store().metrics().durable_publishes.0.took(began.elapsed());
                 let _ = addr.send(Done(Event::Durable { ticket })).await;
             }
         });
@@ -77,6 +79,7 @@ impl Session {
         let (stored, direct): (Vec<_>, Vec<_>) = retained
             .into_iter()
             .partition(|addressed| kept && addressed.qos.min(addressed.message.qos) != QoS::AtMostOnce);
+        self.sessions.store().metrics().direct.addressed.add(u64::try_from(direct.len()).unwrap_or(u64::MAX));
         self.arrivals.extend(direct.into_iter().map(Arrival::Message));
         self.wake();
         if !stored.is_empty() {

@@ -36,6 +36,7 @@ impl ActorFuture<Session> for Ear {
         let mut turn = TURN.take();
         let polled = session.turn(&mut turn, ctx, task);
         TURN.set(turn);
+        session.count();
         session.set_wake_up(ctx);
         polled
     }

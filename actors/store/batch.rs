@@ -7,10 +7,14 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error;
+use crate::metrics::Batch;
 
 type Commit<T, R> = Box<dyn FnMut(Vec<T>) -> Pin<Box<dyn Future<Output = Result<Vec<R>, Error>> + Send>> + Send>;
 
@@ -34,13 +38,22 @@ impl<T, R> fmt::Debug for Batcher<T, R> {
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// Batches of at most `max`, committed one after the other on `runtime` by `commit`, which gives one result per
     /// thing in the same order, or an error for all. At most `room` wait; who comes then waits to be let in.
-    pub fn new<C, F>(runtime: &Handle, room: usize, max: usize, mut commit: C) -> Self
+    pub fn new<C, F>(runtime: &Handle, room: usize, max: usize, commit: C) -> Self
+    where
+        C: FnMut(Vec<T>) -> F + Send + 'static,
+        F: Future<Output = Result<Vec<R>, Error>> + Send + 'static,
+    {
+        Self::counted(runtime, room, max, Arc::default(), commit)
+    }
+
+    /// The same; sizes and durations are counted there.
+    pub fn counted<C, F>(runtime: &Handle, room: usize, max: usize, counts: Arc<Batch>, mut commit: C) -> Self
     where
         C: FnMut(Vec<T>) -> F + Send + 'static,
         F: Future<Output = Result<Vec<R>, Error>> + Send + 'static,
     {
         let (queue, waiting) = mpsc::channel(room.max(1));
-        runtime.spawn(work_off(waiting, max.max(1), Box::new(move |batch| Box::pin(commit(batch)))));
+        runtime.spawn(work_off(waiting, max.max(1), counts, Box::new(move |batch| Box::pin(commit(batch)))));
         Self { queue }
     }
 
@@ -59,6 +72,7 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
 async fn work_off<T, R>(
     mut waiting: mpsc::Receiver<(T, oneshot::Sender<Result<R, Error>>)>,
     max: usize,
+    counts: Arc<Batch>,
     mut commit: Commit<T, R>,
 ) where
     T: Send + 'static,
@@ -67,8 +81,14 @@ async fn work_off<T, R>(
     let mut gathered = Vec::new();
     while waiting.recv_many(&mut gathered, max).await > 0 {
         let (batch, callers): (Vec<T>, Vec<_>) = gathered.drain(..).unzip();
+        let began = Instant::now();
         // In a task of its own: a panic in it must not end the batches that follow.
         let committed = tokio::spawn(commit(batch)).await.unwrap_or_else(|error| Err(Error::Away(error.to_string())));
+        counts.seconds.took(began.elapsed());
+        counts.sizes.counted(callers.len());
+        if committed.is_err() {
+            counts.failed.one();
+        }
         // Whoever stopped waiting is not told.
         match committed {
             Ok(results) if results.len() == callers.len() => {

@@ -215,9 +215,10 @@ pub(super) async fn write_receipts(
     }
     if !requeue.0.is_empty() {
         sqlx::query(
-            "update wakala.receipt r set seq = q.seq, delivered_at = null, copies = r.copies + 1 \
-             from unnest($1::uuid[], $2::smallint[], $3::bigint[]) q (answers, stage, seq) \
-             where r.answers = q.answers and r.stage = q.stage",
+            "with r as (update wakala.receipt r set seq = q.seq, delivered_at = null, copies = r.copies + 1 \
+               from unnest($1::uuid[], $2::smallint[], $3::bigint[]) q (answers, stage, seq) \
+               where r.answers = q.answers and r.stage = q.stage returning 1) \
+             insert into wakala.tally select 'receipt_created', count(*) from r having count(*) > 0",
         )
         .bind(requeue.0)
         .bind(requeue.1)
@@ -315,9 +316,11 @@ async fn insert_receipts(db: &mut PgConnection, sealed: &[(Answer, Vec<u8>)], hi
         Stage::Notice => overtaken.get(&answer.answers).copied(),
     };
     sqlx::query(
-        "insert into wakala.receipt (answers, stage, terminal, seq, envelope, at, withdrawn_at) \
-         select * from unnest($1::uuid[], $2::smallint[], $3::text[], $4::bigint[], $5::bytea[], $6::timestamptz[], \
-         $7::timestamptz[])",
+        "with r as (insert into wakala.receipt (answers, stage, terminal, seq, envelope, at, withdrawn_at) \
+           select * from unnest($1::uuid[], $2::smallint[], $3::text[], $4::bigint[], $5::bytea[], $6::timestamptz[], \
+           $7::timestamptz[]) returning withdrawn_at) \
+         insert into wakala.tally select 'receipt_created', count(*) from r having count(*) > 0 \
+         union all select 'receipt_withdrawn', count(*) from r where withdrawn_at is not null having count(*) > 0",
     )
     .bind(sealed.iter().map(|(answer, _)| answer.answers.0).collect::<Vec<_>>())
     .bind(sealed.iter().map(|(answer, _)| stage_number(answer.stage)).collect::<Vec<_>>())
@@ -341,9 +344,10 @@ async fn withdraw_notices(db: &mut PgConnection, sealed: &[(Answer, Vec<u8>)]) -
     sqlx::query(
         "with w as (select r.answers, f.at from unnest($1::uuid[], $2::timestamptz[]) f (answers, at) \
            join wakala.receipt r on r.answers = f.answers and r.stage = 0 \
-           where r.delivered_at is null and r.withdrawn_at is null order by r.answers for no key update of r) \
-         update wakala.receipt r set withdrawn_at = w.at from w \
-         where r.answers = w.answers and r.stage = 0 and r.delivered_at is null and r.withdrawn_at is null",
+           where r.delivered_at is null and r.withdrawn_at is null order by r.answers for no key update of r), \
+         done as (update wakala.receipt r set withdrawn_at = w.at from w \
+           where r.answers = w.answers and r.stage = 0 and r.delivered_at is null and r.withdrawn_at is null returning 1) \
+         insert into wakala.tally select 'receipt_withdrawn', count(*) from done having count(*) > 0",
     )
     .bind(finals.keys().map(|id| id.0).collect::<Vec<_>>())
     .bind(finals.values().copied().collect::<Vec<_>>())

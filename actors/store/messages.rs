@@ -15,7 +15,7 @@ use wakala::session::{Addressed, Delivery, What, messages_topic};
 use wakala::time::Time;
 
 use super::sessions::qos_of;
-use super::{Error, Store, decision, time_of, timestamp};
+use super::{Error, Store, decision, tally, time_of, timestamp};
 
 /// A message to be queued.
 #[derive(Clone, Debug)]
@@ -79,15 +79,17 @@ impl Store {
     /// When the database does not do it.
     pub async fn expire_messages(&self, now: Time, limit: u32) -> Result<u64, Error> {
         self.run(move |db| async move {
-            let expired = sqlx::query(
-                "delete from wakala.message where ctid in (select ctid from wakala.message where expires_at <= $1 \
-                 order by expires_at limit $2 for update skip locked)",
+            let (expired,): (i64,) = sqlx::query_as(
+                "with gone as (delete from wakala.message where ctid in (select ctid from wakala.message where expires_at <= $1 \
+                 order by expires_at limit $2 for update skip locked) returning 1), \
+                 t as (insert into wakala.tally select 'expired', count(*) from gone having count(*) > 0) \
+                 select count(*) from gone",
             )
             .bind(timestamp(now))
             .bind(i64::from(limit))
-            .execute(db.get_postgres_connection_pool())
+            .fetch_one(db.get_postgres_connection_pool())
             .await?;
-            Ok(expired.rows_affected())
+            Ok(u64::try_from(expired).unwrap_or(0))
         })
         .await
     }
@@ -177,7 +179,8 @@ async fn queue(db: &mut PgConnection, message: &Message, waiting_max: u32) -> Re
     .bind(&message.payload)
     .bind(message.expires_at.map(timestamp))
     .bind(now)
-    .execute(db)
+    .execute(&mut *db)
     .await?;
+    tally::add(db, &[(tally::ADDRESSED, 1)]).await?;
     Ok(Queueing::Queued(Place { seq, waiting: receipts + messages + 1, connected, persistent }))
 }

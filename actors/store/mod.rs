@@ -8,6 +8,7 @@ mod accounts;
 pub mod batch;
 pub mod cards;
 mod decision;
+pub mod figures;
 pub mod keys;
 pub mod ledger;
 pub mod messages;
@@ -18,6 +19,7 @@ pub mod publications;
 pub mod receipts;
 pub mod sessions;
 pub mod standing;
+pub mod tally;
 pub mod terminals;
 mod transactions;
 pub mod wills;
@@ -33,6 +35,8 @@ use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::metrics::Metrics;
 
 /// How the node reaches its database.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,6 +200,7 @@ struct Inner {
     acquire_timeout: Duration,
     call_timeout: Duration,
     accounts: accounts::Numbers,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Store {
@@ -267,6 +272,7 @@ impl Store {
                     acquire_timeout: options.acquire_timeout,
                     call_timeout: options.call_timeout,
                     accounts: Mutex::default(),
+                    metrics: Arc::default(),
                 }),
             }),
             failed => {
@@ -336,6 +342,12 @@ impl Store {
             work(db, permit).await
         });
         running.await.unwrap_or_else(|error| Err(Error::Away(error.to_string())))
+    }
+
+    /// What all who work on this store count.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
     }
 
     /// Runtime D, for tasks that belong to the database.

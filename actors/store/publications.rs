@@ -9,6 +9,7 @@ use std::time::Duration;
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
+use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala::message::Message;
 use wakala::session::Addressed;
@@ -16,8 +17,8 @@ use wakala::time::Time;
 
 use super::batch::Batcher;
 use super::messages::read_properties;
-use super::sessions::qos_of;
-use super::{Error, Store, decision, timestamp};
+use super::sessions::{discard, qos_of};
+use super::{Error, Store, decision, tally, timestamp};
 
 /// One publish, as far as it is to be stored.
 #[derive(Clone, Debug)]
@@ -94,7 +95,8 @@ impl Store {
         stored: impl Fn(&Publication, &Stored) + Send + Sync + 'static,
     ) -> Publications {
         let (store, stored) = (self.clone(), Arc::new(stored));
-        Batcher::new(self.handle(), room, max, move |publications| {
+        let counts = Arc::clone(&self.metrics().batches.publishes);
+        Batcher::counted(self.handle(), room, max, counts, move |publications| {
             let (store, stored) = (store.clone(), Arc::clone(&stored));
             let publications = Arc::new(publications);
             async move {
@@ -135,7 +137,8 @@ impl Store {
     #[must_use]
     pub fn marks(&self, room: usize, max: usize) -> Marks {
         let store = self.clone();
-        Batcher::new(self.handle(), room, max, move |marks| {
+        let counts = Arc::clone(&self.metrics().batches.marks);
+        Batcher::counted(self.handle(), room, max, counts, move |marks| {
             let store = store.clone();
             async move { store.mark(marks).await }
         })
@@ -249,17 +252,29 @@ async fn settle_wills(db: &mut PgConnection, publications: &[Publication]) -> Re
     .bind(wills.iter().map(|(_, epoch)| epoch.0).collect::<Vec<_>>())
     .fetch_all(&mut *db)
     .await?;
-    sqlx::query(
-        "delete from wakala.session s where client_id = any($1) and not connected and expiry_s = 0 \
-         and not exists (select from wakala.terminal t where t.id = s.client_id) \
-         and not exists (select from wakala.will w where w.client_id = s.client_id)",
-    )
-    .bind(gone.iter().map(|(client, _)| client.clone()).collect::<Vec<_>>())
-    .execute(db)
-    .await?;
+    end_guests(db, &gone).await?;
     let ours =
         |will: &(ClientId, Epoch)| gone.iter().any(|(client, epoch)| *client == *will.0.as_str() && *epoch == will.1.0);
     Ok(publications.iter().map(|each| each.will.as_ref().is_none_or(ours)).collect())
+}
+
+/// Sessions that were over, but for their wills, are over.
+async fn end_guests(db: &mut PgConnection, clients: &[(String, i64)]) -> Result<(), Error> {
+    let over: Vec<(String,)> = sqlx::query_as(
+        "select client_id from wakala.session s where client_id = any($1) and not connected and expiry_s = 0 \
+         and not exists (select from wakala.terminal t where t.id = s.client_id) \
+         and not exists (select from wakala.will w where w.client_id = s.client_id) order by client_id for update",
+    )
+    .bind(clients.iter().map(|(client, _)| client.clone()).collect::<Vec<_>>())
+    .fetch_all(&mut *db)
+    .await?;
+    if over.is_empty() {
+        return Ok(());
+    }
+    let over: Vec<String> = over.into_iter().map(|(client,)| client).collect();
+    discard(db, &over).await?;
+    sqlx::query("delete from wakala.session where client_id = any($1)").bind(over).execute(db).await?;
+    Ok(())
 }
 
 /// One message for one session, as a row.
@@ -295,16 +310,21 @@ async fn queue(
         first = oldest(db, &wanted).await?;
     }
     let mut rows = Rows::default();
+    let (mut full, mut over) = (0, 0);
     let stored = publications.iter().zip(new).map(|(publication, new)| {
         if !new {
             return Stored::Before;
         }
         let at = timestamp(publication.at);
         let places = publication.to.iter().map(|(client, addressed)| {
-            let seq = next.get_mut(client.as_str())?;
+            let Some(seq) = next.get_mut(client.as_str()) else {
+                over += 1;
+                return None;
+            };
             let place = *seq;
             // From the oldest row on; those in between that are gone count too.
             if place - *first.entry(client.as_str().to_owned()).or_insert(place) >= i64::from(queue_max) {
+                full += 1;
                 return None;
             }
             rows.push(client, place, addressed, at);
@@ -314,8 +334,12 @@ async fn queue(
         Stored::At(places.collect())
     });
     let stored = stored.collect();
-    if !rows.clients.is_empty() {
-        rows.insert(db).await?;
+    let addressed = rows.clients.len() + full + over;
+    let counts = [(tally::ADDRESSED, addressed), (Fate::Full.word(), full), (Fate::SessionOver.word(), over)];
+    if rows.clients.is_empty() {
+        tally::add(db, &counts).await?;
+    } else {
+        rows.insert(db, &counts).await?;
     }
     Ok(stored)
 }
@@ -349,9 +373,11 @@ impl Rows {
         self.at.push(at);
     }
 
-    async fn insert(self, db: &mut PgConnection) -> Result<(), Error> {
+    async fn insert(self, db: &mut PgConnection, counts: &[(&str, usize)]) -> Result<(), Error> {
+        let (what, copies) = tally::columns(counts);
         sqlx::query(
-            "insert into wakala.message (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at) \
+            "with t as (insert into wakala.tally select * from unnest($11::text[], $12::bigint[])) \
+             insert into wakala.message (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at) \
              select client_id, seq, topic, qos, retain, payload, properties, identifiers::integer[], expires_at, at \
              from unnest($1::text[], $2::bigint[], $3::text[], $4::smallint[], $5::bool[], $6::bytea[], $7::bytea[], \
              $8::text[], $9::timestamptz[], $10::timestamptz[]) \
@@ -367,6 +393,8 @@ impl Rows {
         .bind(self.identifiers)
         .bind(self.expires)
         .bind(self.at)
+        .bind(what)
+        .bind(copies)
         .execute(db)
         .await?;
         Ok(())

@@ -2,6 +2,7 @@
 //! under an older one it changes no row.
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{LastWill, QoS, RetainHandling, SubscriptionOptions};
@@ -9,13 +10,14 @@ use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use sea_orm::sqlx::types::Json;
 use time::OffsetDateTime;
+use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala::session::{Beyond, Change, Delivery, Loaded, Subscription};
 use wakala::time::Time;
 
 use super::batch::Batcher;
 use super::presence::Connection;
-use super::{Error, Store, messages, name, timestamp, wills};
+use super::{Error, Store, messages, name, tally, timestamp, wills};
 
 /// What a CONNECT opens a session with.
 #[derive(Clone, Debug)]
@@ -42,7 +44,7 @@ pub struct Queued {
     pub last: i64,
 }
 
-/// A delivery that a client acknowledged.
+/// A delivery that a client is done with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acknowledged {
     pub client: ClientId,
@@ -50,6 +52,7 @@ pub struct Acknowledged {
     pub seq: i64,
     /// A receipt, not another message.
     pub receipt: bool,
+    pub fate: Fate,
     pub at: Time,
 }
 
@@ -125,7 +128,8 @@ impl Store {
             // be once too often.
             // While a connection lives, nobody can say how far it sent: `sent_seq` is null until it ends.
             let (epoch,): (i64,) = sqlx::query_as(
-                "with gone as (delete from wakala.message where client_id = $1 and qos = 0) \
+                "with gone as (delete from wakala.message where client_id = $1 and qos = 0 returning 1), \
+                 t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0) \
                  update wakala.session set epoch = greatest(epoch, $5) + 1, node = $2, connected = true, connected_at = $3, \
                  expiry_s = $4, expires_at = null, sent_seq = null, connection = $6 where client_id = $1 returning epoch",
             )
@@ -222,7 +226,8 @@ impl Store {
     #[must_use]
     pub fn acknowledgements(&self, room: usize, max: usize) -> Acknowledgements {
         let store = self.clone();
-        Batcher::new(self.handle(), room, max, move |acknowledged| {
+        let counts = Arc::clone(&self.metrics().batches.acknowledgements);
+        Batcher::counted(self.handle(), room, max, counts, move |acknowledged| {
             let store = store.clone();
             async move { store.acknowledge(acknowledged).await }
         })
@@ -235,19 +240,22 @@ impl Store {
             // place.
             let owned: Vec<(i64,)> = sqlx::query_as(
                 "with a as materialized ( \
-                   select a.client_id, a.seq, a.receipt, a.at, a.nth, s.epoch = a.epoch as owned from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bool[], \
-                   $5::timestamptz[]) with ordinality a (client_id, epoch, seq, receipt, at, nth) \
+                   select a.client_id, a.seq, a.receipt, a.at, a.fate, a.nth, s.epoch = a.epoch as owned \
+                   from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bool[], $5::timestamptz[], $6::text[]) \
+                   with ordinality a (client_id, epoch, seq, receipt, at, fate, nth) \
                    join wakala.session s using (client_id)), \
                  told as (select r.answers, r.stage, a.at from a \
                    join wakala.receipt r on r.terminal = a.client_id and r.seq = a.seq \
                    where a.owned and a.receipt and r.delivered_at is null and r.withdrawn_at is null \
                    order by r.answers, r.stage for no key update of r), \
                  r as (update wakala.receipt r set delivered_at = told.at from told where r.answers = told.answers \
-                   and r.stage = told.stage and r.delivered_at is null and r.withdrawn_at is null), \
-                 done as (select m.client_id, m.seq from a join wakala.message m using (client_id, seq) \
+                   and r.stage = told.stage and r.delivered_at is null and r.withdrawn_at is null returning 1), \
+                 done as (select m.client_id, m.seq, a.fate from a join wakala.message m using (client_id, seq) \
                    where a.owned and not a.receipt order by m.client_id, m.seq for update of m), \
                  m as (delete from wakala.message m using done where m.client_id = done.client_id \
-                   and m.seq = done.seq) \
+                   and m.seq = done.seq returning done.fate), \
+                 t as (insert into wakala.tally select fate, count(*) from m group by fate \
+                   union all select 'receipt_delivered', count(*) from r having count(*) > 0) \
                  select nth from a where owned",
             )
             .bind(acknowledged.iter().map(|a| a.client.as_str().to_owned()).collect::<Vec<_>>())
@@ -255,6 +263,7 @@ impl Store {
             .bind(acknowledged.iter().map(|a| a.seq).collect::<Vec<_>>())
             .bind(acknowledged.iter().map(|a| a.receipt).collect::<Vec<_>>())
             .bind(acknowledged.iter().map(|a| timestamp(a.at)).collect::<Vec<_>>())
+            .bind(acknowledged.iter().map(|a| a.fate.word()).collect::<Vec<_>>())
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
             Ok(nth_true(acknowledged.len(), &owned))
@@ -266,7 +275,8 @@ impl Store {
     #[must_use]
     pub fn ends(&self, room: usize, max: usize) -> Ends {
         let store = self.clone();
-        Batcher::new(self.handle(), room, max, move |ended| {
+        let counts = Arc::clone(&self.metrics().batches.ends);
+        Batcher::counted(self.handle(), room, max, counts, move |ended| {
             let store = store.clone();
             async move { store.end_sessions(ended).await }
         })
@@ -285,7 +295,8 @@ impl Store {
                  lost as (select m.client_id, m.seq from e join wakala.message m using (client_id) where m.qos = 0 \
                    order by m.client_id, m.seq for update of m), \
                  gone as (delete from wakala.message m using lost where m.client_id = lost.client_id \
-                   and m.seq = lost.seq) \
+                   and m.seq = lost.seq returning 1), \
+                 t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0) \
                  update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
                    expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to, \
                    ended_why = e.why \
@@ -463,21 +474,22 @@ async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Resul
 }
 
 /// Removes what ends with a session. Receipts are no part of it: they wait for the terminal, session or not.
-async fn discard(db: &mut PgConnection, clients: &[String]) -> Result<(), Error> {
+pub(super) async fn discard(db: &mut PgConnection, clients: &[String]) -> Result<(), Error> {
     for table in ["subscription", "received"] {
         let text = format!("delete from wakala.{table} where client_id = any($1)");
         sqlx::query(sqlx::AssertSqlSafe(text)).bind(clients).execute(&mut *db).await?;
     }
     // In the order in which acknowledgements lock them, for these do not wait for the session's row.
-    sqlx::query(
+    let copies = sqlx::query(
         "with m as (select client_id, seq from wakala.message where client_id = any($1) \
          order by client_id, seq for update) \
          delete from wakala.message d using m where d.client_id = m.client_id and d.seq = m.seq",
     )
     .bind(clients)
-    .execute(db)
+    .execute(&mut *db)
     .await?;
-    Ok(())
+    let copies = usize::try_from(copies.rows_affected()).unwrap_or(usize::MAX);
+    tally::add(db, &[(Fate::SessionOver.word(), copies)]).await
 }
 
 /// Removes the sessions of clients that are not enrolled; one with a will is removed when that is sent.

@@ -39,6 +39,7 @@ use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec as mqtt;
 use ntex_mqtt::v5::codec::{Disconnect, DisconnectReasonCode as Reason, Packet, QoS};
 
+use crate::conservation::Fate;
 use crate::id::ClientId;
 use crate::message::Message;
 use crate::time::Time;
@@ -47,7 +48,7 @@ use connect::Terms;
 pub use elsewhere::Elsewhere;
 use incoming::{Incoming, Work};
 use outgoing::Outgoing;
-pub use outgoing::{Addressed, Beyond, Delivery, What, packet_id, payload_bytes_max};
+pub use outgoing::{Addressed, Beyond, Delivery, Settled, What, packet_id, payload_bytes_max};
 use rights::Target;
 pub use rights::{Grants, NoTemplate, Rights, TEMPLATE_MAX, Template, Templates};
 pub use sizes::Sizes;
@@ -184,10 +185,11 @@ pub enum Effect {
     Received {
         seq: i64,
     },
-    /// The client has this delivery, and is done with it.
+    /// The client is done with this delivery, in this way.
     Acked {
         seq: i64,
         receipt: bool,
+        fate: Fate,
     },
     /// Read the queue beyond these places; [`Event::Fetched`] when that is done.
     Fetch {
@@ -350,6 +352,12 @@ impl Session {
         }
     }
 
+    /// What became, since this was last asked, of messages that are not stored, and how many of them there are.
+    #[must_use]
+    pub fn settled(&mut self) -> (Settled, u16) {
+        self.outgoing.settled()
+    }
+
     /// What is to be stored of a connection that has ended.
     #[must_use]
     pub fn remains(&mut self) -> Remains {
@@ -359,7 +367,7 @@ impl Session {
     fn packet(&mut self, packet: Packet, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
         match packet {
             Packet::PingRequest => effects.push(Effect::Send(Packet::PingResponse)),
-            Packet::PublishAck(ack) => self.outgoing.acked(ack.packet_id, effects)?,
+            Packet::PublishAck(ack) => self.outgoing.acked(ack.packet_id, ack.reason_code, effects)?,
             Packet::PublishReceived(ack) => self.outgoing.received(ack.packet_id, ack.reason_code, effects)?,
             Packet::PublishComplete(ack) => self.outgoing.completed(ack.packet_id, effects)?,
             Packet::PublishRelease(release) => {

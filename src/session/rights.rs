@@ -9,7 +9,7 @@ use ntex_mqtt::v5::codec::{QoS, SubscribeAckReason as Code};
 
 use super::Subscription;
 use crate::id::ClientId;
-use crate::topics::shared;
+use crate::topics::{covers, matches, shared};
 pub use grants::{Grants, NoTemplate, TEMPLATE_MAX, Template, Templates};
 
 /// The part that a client plays.
@@ -18,7 +18,7 @@ pub enum Rights {
     /// An enrolled terminal: it asks on `q/<itself>`, and hears its receipts on `r/<itself>` and what else is for it on
     /// `c/<itself>`. No other topic, no wildcard, nothing retained.
     Terminal,
-    /// A client of a general broker: every topic but these.
+    /// A client of a general broker: every topic but those that these filters match.
     Open { closed: Arc<[ByteString]> },
     /// A client of a general broker who has proved who it is: what is granted to it, but for the closed topics.
     Granted { closed: Arc<[ByteString]>, grants: Arc<Grants> },
@@ -57,7 +57,9 @@ impl Rights {
             Self::Open { .. } | Self::Granted { .. } if topic.starts_with("$SYS/") => {
                 Target::Nobody("topics below $SYS are the server's")
             }
-            Self::Open { closed } | Self::Granted { closed, .. } if closed.iter().any(|closed| *closed == topic) => {
+            Self::Open { closed } | Self::Granted { closed, .. }
+                if closed.iter().any(|closed| matches(closed, topic)) =>
+            {
                 Target::Nobody("a closed topic")
             }
             Self::Granted { grants, .. } if !grants.publish(topic) => Target::Nobody(NOT_GRANTED),
@@ -71,7 +73,9 @@ impl Rights {
             // It goes nowhere.
             Self::Terminal | Self::Open { .. } => true,
             Self::Granted { closed, grants } => {
-                !topic.starts_with("$SYS/") && grants.publish(topic) && !closed.iter().any(|closed| *closed == topic)
+                !topic.starts_with("$SYS/")
+                    && grants.publish(topic)
+                    && !closed.iter().any(|closed| matches(closed, topic))
             }
         }
     }
@@ -91,7 +95,7 @@ impl Rights {
             Self::Terminal => terminal(client, filter, asked),
             Self::Open { closed } | Self::Granted { closed, .. } => {
                 let inner = shared(filter).ok().flatten().map_or(filter, |shared| shared.filter);
-                if closed.iter().any(|closed| *closed == inner) {
+                if closed.iter().any(|closed| covers(closed, inner)) {
                     // The one code for it that MQTT 3.1.1 has, and so the one that all clients know.
                     Err((Code::UnspecifiedError, "a closed topic"))
                 } else if let Self::Granted { grants, .. } = self

@@ -31,6 +31,26 @@ pub fn matches(filter: &str, topic: &str) -> bool {
     levels.next().is_none()
 }
 
+/// Whether every topic name that `narrow` matches is matched by `wide` too.
+#[must_use]
+pub fn covers(wide: &str, narrow: &str) -> bool {
+    if hides(wide, narrow) {
+        return false;
+    }
+    let mut levels = narrow.split('/');
+    for wanted in wide.split('/') {
+        if wanted == "#" {
+            return true;
+        }
+        match levels.next() {
+            None | Some("#") => return false,
+            Some(level) if wanted == "+" || wanted == level => {}
+            Some(_) => return false,
+        }
+    }
+    levels.next().is_none()
+}
+
 /// A filter that begins with a wildcard does not see topics that begin with `$` [MQTT-4.7.2-1].
 fn hides(filter: &str, topic: &str) -> bool {
     topic.starts_with('$') && filter.starts_with(['+', '#'])
@@ -86,6 +106,35 @@ mod tests {
         assert!(matches("$SYS/#", "$SYS/x") && matches("$SYS/monitor/+", "$SYS/monitor/Clients"));
         assert!(!matches("ACCOUNTS", "Accounts"));
         assert!(!matches("/finance", "finance"));
+    }
+
+    #[test]
+    fn a_filter_covers_another_when_it_matches_all_that_the_other_does() {
+        for (wide, narrow) in [
+            ("a", "a"),
+            ("+", "a"),
+            ("#", "a/b/#"),
+            ("a/#", "a"),
+            ("a/#", "a/#"),
+            ("a/#", "a/+/b"),
+            ("+/b", "a/b"),
+            ("$SYS/#", "$SYS/broker/+"),
+            ("$SYS/#", "$SYS"),
+        ] {
+            assert!(covers(wide, narrow), "{wide} {narrow}");
+        }
+        for (wide, narrow) in [
+            ("a", "b"),
+            ("a", "+"),
+            ("+", "#"),
+            ("a/+", "a/#"),
+            ("a/b", "a"),
+            ("a", "a/b"),
+            ("#", "$SYS/x"),
+            ("+/x", "$SYS/x"),
+        ] {
+            assert!(!covers(wide, narrow), "{wide} {narrow}");
+        }
     }
 
     #[test]

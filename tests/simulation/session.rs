@@ -229,7 +229,7 @@ impl Node {
                 }
                 Effect::Admit { ticket, payload, remember: _ } => self.admit(wire, ticket, enrolled, payload, stage),
                 Effect::Store(change) => self.again(wire, Again::Store(change), RETRY_MIN, stage),
-                Effect::Acked { seq, receipt: _ } => self.again(wire, Again::Mark(seq), RETRY_MIN, stage),
+                Effect::Acked { seq, .. } => self.again(wire, Again::Mark(seq), RETRY_MIN, stage),
                 Effect::Fetch { beyond, max } => self.again(wire, Again::Fetch(beyond, max), RETRY_MIN, stage),
                 Effect::TooLarge { .. } | Effect::Subscribed { .. } | Effect::Unsubscribed { .. } => {}
                 Effect::Route { .. } | Effect::Forget { .. } | Effect::Received { .. } | Effect::Dropped => {

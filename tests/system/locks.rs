@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use wakala::card::{Masked, Token};
+use wakala::conservation::Fate;
 use wakala::id::Epoch;
 use wakala_node::store::Store;
 use wakala_node::store::batch::Batcher;
@@ -87,6 +88,7 @@ fn acknowledge(store: &Store, receipt: bool, order: [u8; 4]) -> impl Future<Outp
         epoch: Epoch(1),
         seq: if receipt { 1 } else { 2 },
         receipt,
+        fate: Fate::Delivered,
         at: now(),
     });
     submit(store.acknowledgements(16, 16), each)

@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustls::server::StoresServerSessions;
 
+use crate::metrics::wire;
+
 type Entries = HashMap<Vec<u8>, Vec<u8>>;
 
 /// A bounded store. (rustls' own one searches all its entries when one is taken.)
@@ -61,12 +63,16 @@ impl StoresServerSessions for Resumptions {
 
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
         let halves = self.halves();
-        halves.younger.get(key).or_else(|| halves.older.get(key)).cloned()
+        let found = halves.younger.get(key).or_else(|| halves.older.get(key)).cloned();
+        wire::RESUMED.add(u64::from(found.is_some()));
+        found
     }
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
         let mut halves = self.halves();
-        halves.younger.remove(key).or_else(|| halves.older.remove(key))
+        let found = halves.younger.remove(key).or_else(|| halves.older.remove(key));
+        wire::RESUMED.add(u64::from(found.is_some()));
+        found
     }
 
     fn can_cache(&self) -> bool {

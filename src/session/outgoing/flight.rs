@@ -11,6 +11,7 @@ use ntex_mqtt::v5::codec::{
 use super::super::messages_topic;
 use super::super::strict::Flaw;
 use super::{Addressed, DIRECT_IDENTIFIERS, Effect, Outgoing, Place, Queued, ROW_IDENTIFIERS, State, What, packet_id};
+use crate::conservation::Fate;
 use crate::id::ClientId;
 
 /// A message as it goes out.
@@ -74,14 +75,15 @@ impl Outgoing {
             Err(Unsent::Over) => {
                 // [MQTT-3.3.2-5]: it must not be sent. A row is the housekeeping's to delete.
                 self.remove(place);
+                self.settled.expired += u32::from(row.is_none());
                 return Sent::Gone;
             }
             Err(Unsent::TooLarge) => {
-                // [MQTT-3.1.2-25]: it counts as delivered. But a receipt is never dropped, so it stays in the database.
+                // [MQTT-3.1.2-25]: it is over. But a receipt is never dropped, so it stays in the database.
                 self.remove(place);
                 effects.push(Effect::TooLarge { seq: row });
                 if let Some(seq) = row.filter(|_| !receipt) {
-                    effects.push(Effect::Acked { seq, receipt });
+                    effects.push(Effect::Acked { seq, receipt, fate: Fate::TooLarge });
                 }
                 return Sent::Gone;
             }
@@ -94,16 +96,17 @@ impl Outgoing {
             return Sent::Stays;
         }
         self.remove(place);
-        if let Some(seq) = row {
-            effects.push(Effect::Acked { seq, receipt });
-        }
+        self.end(row, receipt, Fate::Delivered, effects);
         Sent::Gone
     }
 
     pub(super) fn send_at_most_once(&mut self, addressed: &Addressed, effects: &mut Vec<Effect>) {
         match self.out(&What::Message(addressed.clone()), None) {
-            Ok(out) => effects.push(Effect::Publish(out.publish, out.payload)),
-            Err(Unsent::Over) => {}
+            Ok(out) => {
+                self.settled.delivered += 1;
+                effects.push(Effect::Publish(out.publish, out.payload));
+            }
+            Err(Unsent::Over) => self.settled.expired += 1,
             Err(Unsent::TooLarge) => effects.push(Effect::TooLarge { seq: None }),
         }
     }
@@ -185,11 +188,16 @@ impl Outgoing {
     }
 
     /// PUBACK.
-    pub(in crate::session) fn acked(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
+    pub(in crate::session) fn acked(
+        &mut self,
+        packet_id: NonZeroU16,
+        reason: PublishAckReason,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Flaw> {
         // An acknowledgement of nothing that is in flight is one that came late: no fault (4.4).
         let Some(place) = self.place_of(packet_id) else { return Ok(()) };
         match self.queue.get(place).map(|queued| queued.state) {
-            Some(State::Sent(_, QoS::AtLeastOnce)) => self.done(place, effects),
+            Some(State::Sent(_, QoS::AtLeastOnce)) => self.done(place, fate(reason), effects),
             _ => return Err(out_of_turn("PUBACK for what was sent at QoS 2 [MQTT-4.3.3-4]")),
         }
         Ok(())
@@ -209,7 +217,7 @@ impl Outgoing {
         let Some(queued) = self.queue.get_mut(place) else { return Ok(()) };
         self.progress = self.now;
         match (queued.state, queued.place) {
-            (State::Sent(_, QoS::ExactlyOnce), _) if u8::from(reason) >= 0x80 => self.done(place, effects),
+            (State::Sent(_, QoS::ExactlyOnce), _) if is_error(reason) => self.done(place, Fate::Declined, effects),
             (State::Sent(_, QoS::ExactlyOnce), Place::Row(seq)) => {
                 queued.state = State::Received(packet_id);
                 effects.push(Effect::Received { seq });
@@ -241,18 +249,24 @@ impl Outgoing {
     ) -> Result<(), Flaw> {
         let Some(place) = self.place_of(packet_id) else { return Ok(()) };
         match self.queue.get(place).map(|queued| queued.state) {
-            Some(State::Released(_)) => self.done(place, effects),
+            Some(State::Released(_)) => self.done(place, Fate::Delivered, effects),
             _ => return Err(out_of_turn("PUBCOMP for what was not released (4.3.3)")),
         }
         Ok(())
     }
 
-    fn done(&mut self, place: usize, effects: &mut Vec<Effect>) {
+    fn done(&mut self, place: usize, fate: Fate, effects: &mut Vec<Effect>) {
         self.progress = self.now;
-        if let Some(queued) = self.remove(place)
-            && let Some(seq) = row(&queued)
-        {
-            effects.push(Effect::Acked { seq, receipt: matches!(queued.what, What::Receipt(_)) });
+        if let Some(queued) = self.remove(place) {
+            self.end(row(&queued), matches!(queued.what, What::Receipt(_)), fate, effects);
+        }
+    }
+
+    fn end(&mut self, row: Option<i64>, receipt: bool, fate: Fate, effects: &mut Vec<Effect>) {
+        match (row, fate) {
+            (Some(seq), fate) => effects.push(Effect::Acked { seq, receipt, fate }),
+            (None, Fate::Declined) => self.settled.declined += 1,
+            (None, _) => self.settled.delivered += 1,
         }
     }
 }
@@ -273,6 +287,15 @@ impl What {
             }
         }
     }
+}
+
+fn is_error(reason: PublishAckReason) -> bool {
+    u8::from(reason) >= 0x80
+}
+
+/// An error code ends it as well: it is not sent again (4.3.2).
+fn fate(reason: PublishAckReason) -> Fate {
+    if is_error(reason) { Fate::Declined } else { Fate::Delivered }
 }
 
 fn row(queued: &Queued) -> Option<i64> {

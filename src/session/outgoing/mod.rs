@@ -88,6 +88,7 @@ pub(super) struct Outgoing {
     direct_id: u16,
     /// How many in the queue came directly.
     direct: u16,
+    settled: Settled,
     direct_max: u16,
     aliases: Told,
     in_flight: u16,
@@ -122,6 +123,14 @@ struct Queued {
 enum Place {
     Row(i64),
     Direct,
+}
+
+/// How messages ended that are not stored. One without room, and one that is too large, are effects of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    pub delivered: u32,
+    pub expired: u32,
+    pub declined: u32,
 }
 
 /// How far a delivery is, with its packet identifier (4.3).
@@ -171,6 +180,7 @@ impl Outgoing {
             sent_to,
             direct_id: u16::MAX,
             direct: 0,
+            settled: Settled::default(),
             direct_max: limits.direct_max.get(),
             aliases: Told::new(terms.topic_alias_max.min(limits.topic_alias_max)),
             in_flight: 0,
@@ -185,6 +195,10 @@ impl Outgoing {
 
     pub(super) fn now(&mut self, now: Time) {
         self.now = now;
+    }
+
+    pub(super) fn settled(&mut self) -> (Settled, u16) {
+        (std::mem::take(&mut self.settled), self.direct)
     }
 
     /// How many rows, how many that came directly, and how many aliases.

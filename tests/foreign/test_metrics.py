@@ -1,0 +1,288 @@
+"""What a node counts: right by Prometheus' own parser, and by the law that no copy of a message goes away unseen.
+
+    scripts/test foreign
+"""
+import contextlib
+import http.client
+import json
+import os
+import random
+import re
+import subprocess
+import threading
+import time
+import urllib.request
+
+import pytest
+import yaml
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from clients import Client
+from installation import ROOT, VAR, Node, free_port, sql, until
+
+NEWER = "application/openmetrics-text; version=1.0.0"
+DATABASE = "wakala_metrics"
+
+
+def fetch(node, path="/metrics", accept=None):
+    request = urllib.request.Request(f"http://127.0.0.1:{node.admin}{path}", headers={"Accept": accept} if accept else {})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.headers["Content-Type"], answer.read().decode()
+
+
+def samples(node):
+    """By name and labels."""
+    families = text_string_to_metric_families(fetch(node)[1])
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples}
+
+
+def value(node, name, **labels):
+    return samples(node)[name, frozenset(labels.items())]
+
+
+def conservation(node):
+    return json.loads(fetch(node, "/status")[1])["conservation"]
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory):
+    """A general broker with little room, whose housekeeping is quick."""
+    folder, port = tmp_path_factory.mktemp("bounded"), free_port()
+    profile = (ROOT / "config/open.toml").read_text(encoding="utf-8")
+    profile = profile.replace("[open]", '[open]\nqueue_max = 20\nsys_every = "200ms"')
+    profile = profile.replace("[sessions]", '[sessions]\nexpire_every = "300ms"\ndirect_max = 20')
+    profile += '\n[metrics]\nsum_up_every = "200ms"\n'
+    (folder / "bounded.toml").write_text(profile, encoding="utf-8")
+    arguments = ["--config", folder / "bounded.toml", "--port", str(port)]
+    node = Node(folder, VAR / "foreign-bounded", DATABASE, *arguments)
+    node.port, node.ws, node.wss, node.authority = port, None, None, None
+    try:
+        node.start_node(first=True)
+        yield node
+    finally:
+        node.close()
+
+
+def test_prometheus_own_parsers_read_both_formats(bounded):
+    with Client(bounded, "seen") as seen:
+        seen.subscribe("seen/#")
+        for qos in [0, 1, 2]:
+            seen.publish(f"seen/{qos}", "x", qos)
+            seen.hear()
+        kind, page = fetch(bounded)
+        assert kind.startswith("text/plain; version=0.0.4")
+        families = list(text_string_to_metric_families(page))
+        names = [family.name for family in families]
+        assert len(names) == len(set(names)) > 50
+        for family in families:
+            assert family.documentation and family.type in ("counter", "gauge", "histogram"), family
+            assert family.type != "counter" or all(sample.name.endswith("_total") for sample in family.samples), family
+        kind, page = fetch(bounded, accept=f"{NEWER};q=0.9, text/plain;q=0.5")
+        assert kind.startswith(NEWER) and page.endswith("# EOF\n")
+        assert [family.name for family in openmetrics.text_string_to_metric_families(page)] == names
+        found = samples(bounded)
+    assert found["wakala_sessions_connected", frozenset()] >= 1
+    for qos in ["0", "1", "2"]:
+        for direction in ["received", "sent"]:
+            assert found["wakala_publishes_total", frozenset({("direction", direction), ("qos", qos)})] >= 1
+    assert found["wakala_packets_total", frozenset({("direction", "sent"), ("type", "connack")})] >= 1
+    assert found["wakala_packet_bytes_total", frozenset({("direction", "received"), ("type", "connect")})] >= 12
+    assert found["process_resident_memory_bytes", frozenset()] > 1e6
+    assert found["wakala_database_up", frozenset()] == 1
+
+
+def test_alerts_ask_for_what_there_is(bounded):
+    families = list(text_string_to_metric_families(fetch(bounded)[1]))
+    there = {sample.name for family in families for sample in family.samples}
+    # What has no sample here: no core, no TLS, no partition.
+    there |= {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    rules = [rule for group in yaml.safe_load((ROOT / "config/alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+    assert len({rule["alert"] for rule in rules}) == len(rules) >= 8
+    for rule in rules:
+        assert rule["annotations"]["summary"] and rule["labels"]["severity"] in ("page", "ticket")
+        asked = set(re.findall(r"\b(?:wakala|process)_\w+", rule["expr"]))
+        assert asked and asked <= there, f"{rule['alert']}: {asked - there}"
+
+
+def balanced(node, within=30):
+    """Waits until it is quiet; gives what it then says."""
+
+    def quiet():
+        first = conservation(node)
+        time.sleep(0.3)
+        second = conservation(node)
+        return first == second and first["direct"]["balance"] == 0 and second
+
+    last = until(quiet, f"all is accounted for: {conservation(node)}", within=within, every=0.3)
+    assert last["stored"]["balance"] == 0
+    return last
+
+
+@contextlib.contextmanager
+def looking(node, wrong):
+    """Stored copies are accounted for at every moment, not when it is quiet only."""
+    over = threading.Event()
+
+    def look():
+        while not over.is_set():
+            with contextlib.suppress(OSError, ValueError, KeyError, http.client.HTTPException):
+                stored = conservation(node).get("stored")
+                if stored and stored["balance"] != 0:
+                    wrong.append(stored)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def leave(broker, name, topic, qos):
+    """Somebody who subscribed, and is away."""
+    with Client(broker, name, keep=True) as away:
+        away.subscribe(topic, qos)
+
+
+def test_pain_16_every_copy_of_a_message_is_accounted_for_whatever_breaks(bounded):
+    """Silent drops and counters that nobody could make sense of: emqx #11657, #10719, #3961."""
+    wrong = []
+    before = balanced(bounded)
+    with looking(bounded, wrong), contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        # To subscribers that are there, at each QoS, overlapping and shared.
+        live = enter(Client(bounded, "live"))
+        live.subscribe("law/#")
+        live.subscribe("law/+", 1)
+        kept = enter(Client(bounded, "kept", keep=True))
+        kept.subscribe("law/#")
+        members = [enter(Client(bounded, f"member-{n}", keep=n == 0)) for n in range(2)]
+        for member in members:
+            member.subscribe("$share/team/law/#")
+        speaks = enter(Client(bounded, "speaks"))
+        for n in range(30):
+            speaks.publish("law/all", str(n), n % 3)
+        for listener in (live, kept):
+            for _ in range(30):
+                listener.hear()
+        first = balanced(bounded)
+        gone = first["direct"]["delivered"] - before["direct"]["delivered"]
+        assert gone + first["stored"]["delivered"] - before["stored"]["delivered"] == 90
+        # Away: at QoS 0 it is lost, above it waits, and 20 are the most that wait.
+        leave(bounded, "away", "away/#", 2)
+        for n in range(30):
+            speaks.publish("away/1", str(n), 1)
+            speaks.publish("away/0", str(n), 0)
+        second = balanced(bounded)
+        assert second["direct"]["refused"]["away"] - first["direct"]["refused"]["away"] == 30
+        assert second["stored"]["refused"]["full"] - first["stored"]["refused"]["full"] == 10
+        assert second["stored"]["waiting"] - first["stored"]["waiting"] == 20
+        # Its time is over while it waits; one whose session is over takes what waits along.
+        leave(bounded, "late", "late/#", 1)
+        for n in range(5):
+            speaks.publish("late/1", str(n), 1, MessageExpiryInterval=1)
+        until(lambda: conservation(bounded)["stored"]["expired"] - second["stored"]["expired"] == 5, "they expired", within=30)
+        with Client(bounded, "away"):
+            pass
+        third = balanced(bounded)
+        assert third["stored"]["refused"]["session_over"] - second["stored"]["refused"]["session_over"] == 20
+        # Too slow: it reads nothing, and goes without a word.
+        slow = Client(bounded, "slow").__enter__()
+        slow.subscribe("slow/#", 0)
+        slow.paho.loop_stop()
+        for _ in range(400):
+            speaks.publish("slow/x", b"x" * 60_000, 0)
+        until(lambda: conservation(bounded)["direct"]["waiting"] > 0, "some wait in memory", within=30)
+        full = conservation(bounded)["direct"]["refused"]["full"]
+        assert full > 0, "and there is no room for more"
+        slow.paho.socket().close()
+        until(lambda: value(bounded, "wakala_direct_copies_refused_total", reason="connection_over") > 0, "it is gone")
+        balanced(bounded)
+        kill_in_the_middle(bounded, stack, speaks)
+    assert not wrong, wrong[:3]
+    last = balanced(bounded)
+    rows = sql("postgres", "select count(*) from wakala.message", DATABASE)
+    assert rows == [[str(last["stored"]["waiting"])]]
+    found = samples(bounded)
+    for of in ["direct", "stored", "requests", "receipts"]:
+        assert found["wakala_conservation_balance", frozenset({("of", of)})] == 0
+    status = subprocess.run(
+        [bounded_program(), "status", "--set", f"admin.address=127.0.0.1:{bounded.admin}"],
+        capture_output=True, text=True, check=True, timeout=30,
+    ).stdout
+    assert re.search(r"copies, stored · \d+ addressed = \d+ delivered \+ \d+ expired \+ \d+ refused", status), status
+    assert "OFF BY" not in status
+
+
+def kill_in_the_middle(node, stack, speaks):
+    """kill -9 while one publishes, two hear, and one is away."""
+    leave(node, "sleeps", "middle/#", 1)
+    hears = stack.enter_context(Client(node, "hears", keep=True))
+    hears.subscribe("middle/#", 2)
+    writer = stack.enter_context(Client(node, "writes", keep=True))
+    for each in (hears, writer, speaks):
+        each.waits()
+    publishing = writer.publish_all("middle/x", [str(n) for n in range(400)], 1)
+    time.sleep(random.random() * 0.3)
+    node.kill_node()
+    node.start_node()
+    stored = conservation(node)["stored"]
+    assert stored["balance"] == 0, "before anybody is back"
+    writer.back()
+    hears.back()
+    publishing.join(60)
+    assert not publishing.is_alive()
+    settled = balanced(node)
+    assert settled["stored"]["refused"]["full"] > 0, "who sleeps has no more room"
+
+
+def test_the_law_notices_what_nobody_counted(bounded):
+    """A count that cannot be wrong shows nothing."""
+    balanced(bounded)
+    sql("postgres", "insert into wakala.tally values ('addressed', 1)", DATABASE)
+    assert conservation(bounded)["stored"]["balance"] == 1
+    assert value(bounded, "wakala_conservation_balance", of="stored") == 1
+    sql("postgres", "insert into wakala.tally values ('delivered', 1)", DATABASE)
+    balanced(bounded)
+
+
+def mosquitto_sub(node, *arguments):
+    command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(node.port), "-v", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return dict(line.split(" ", 1) if not line.startswith("$SYS/broker/retained") else line.rsplit(" ", 1)
+                for line in done.stdout.splitlines())
+
+
+def test_sys_says_what_users_of_mosquitto_look_for(bounded):
+    with Client(bounded, "keeps one") as keeps:
+        keeps.publish("sys/kept", "x", retain=True)
+        until(lambda: mosquitto_sub(bounded, "-t", "$SYS/#", "-W", "1").get("$SYS/broker/retained messages/count") == "1",
+              "it is up to date", within=20)
+        said = mosquitto_sub(bounded, "-t", "$SYS/#", "-W", "2")
+        assert said["$SYS/broker/version"].startswith("wakala version ")
+        assert re.fullmatch(r"\d+ seconds", said["$SYS/broker/uptime"])
+        for topic in ["clients/connected", "clients/total", "clients/maximum", "messages/received", "messages/sent",
+                      "publish/messages/received", "publish/messages/sent", "publish/bytes/received", "bytes/received",
+                      "bytes/sent", "subscriptions/count"]:
+            assert int(said[f"$SYS/broker/{topic}"]) >= 1, topic
+        assert int(said["$SYS/broker/store/messages/count"]) >= 0
+        for minutes in [1, 5, 15]:
+            assert float(said[f"$SYS/broker/load/messages/received/{minutes}min"]) > 0
+        # [MQTT-4.7.2-1]
+        for beyond in ["#", "+/broker/#", "+/broker/version"]:
+            heard = mosquitto_sub(bounded, "-t", beyond, "-W", "1")
+            assert not any(topic.startswith("$SYS") for topic in heard), beyond
+        keeps.subscribe("$SYS/broker/version")
+        assert keeps.hear().retain
+        result = keeps.paho.publish("$SYS/broker/version", "mine", 1)
+        result.wait_for_publish(10)
+        keeps.hears_nothing()
+        keeps.publish("sys/kept", "", retain=True)
+
+
+def bounded_program():
+    target = os.environ.get("CARGO_TARGET_DIR", ROOT / "target")
+    return f"{target}/debug/wakala"
