@@ -153,5 +153,6 @@ def test_pain_01_kill_9_loses_nothing_and_at_qos_2_repeats_nothing(broker, nth):
         with open(broker.output / "kills.jsonl", "a", encoding="ascii") as journal:
             journal.write(json.dumps(figures) + "\n")
     assert keeps_its_word(figures), figures
-    left = "select (select count(*) from wakala.message), (select count(*) from wakala.received)"
+    own = f"where client_id in ('pub-{kill.name}', 'sub-{kill.name}')"
+    left = f"select (select count(*) from wakala.message {own}), (select count(*) from wakala.received {own})"
     until(lambda: sql("postgres", left, "wakala_open") == [["0", "0"]], "nothing is left behind")

@@ -10,6 +10,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 
 from clients import VERSIONS, Client, properties
+from installation import sql, until
 
 both = pytest.mark.parametrize("version", VERSIONS)
 
@@ -138,15 +139,22 @@ def test_who_unsubscribes_hears_no_more(broker, version):
 
 
 def test_a_session_ends_when_its_client_said(broker):
+    def is_gone():
+        # What is in force when it comes back is what was stored when it went.
+        connected = "select count(*) from wakala.session where client_id = 'expires' and connected"
+        until(lambda: sql("postgres", connected, "wakala_open") == [["0"]], "its end is stored")
+
     def comes_back(**asks):
-        back = Client(broker, "expires", keep=True, **asks)
-        with back:
-            return back.flags.session_present
+        with Client(broker, "expires", keep=True, **asks) as back:
+            present = back.flags.session_present
+        is_gone()
+        return present
 
     def session(leaves=None, **asks):
         with Client(broker, "expires", **asks) as client:
             client.subscribe("expires")
             client.leave(**(leaves or {}))
+        is_gone()
 
     session(SessionExpiryInterval=0)
     assert not comes_back(SessionExpiryInterval=0), "with its connection"
