@@ -50,13 +50,13 @@ async fn each_way_to_end_is_told_with_its_reason() {
     for v5 in [false, true] {
         let (mut wire, _) = Wire::connect(broker.plain(), v5, "T1", false).await;
         wire.send(&[0xE0, 0]).await;
-        broker.connected(0).await;
+        // Told once it is stored; who comes back before that has taken over.
+        until(&database, "select connected from wakala.session", "f").await;
         let (wire, _) = Wire::connect(broker.plain(), v5, "T1", true).await;
         drop(wire);
-        broker.connected(0).await;
+        until(&database, "select connected from wakala.session", "f").await;
         let (mut wire, _) = Wire::connect(broker.plain(), v5, "T1", true).await;
         wire.send(&[0xF0, 1, 2]).await;
-        broker.connected(0).await;
         until(&database, "select connected from wakala.session", "f").await;
     }
     let found = history(&database, "T1");
