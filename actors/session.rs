@@ -38,7 +38,9 @@ use self::socket::Ear;
 use crate::sessions::{Sessions, Vouch};
 use crate::store::Error;
 use crate::store::publications::{Mark, Remembered};
+use crate::store::queues::Wanted;
 use crate::store::sessions::{Acknowledged, Ended};
+use crate::store::subscriptions::Changed;
 use crate::supervision::{Exit, Link, Stop};
 use crate::tap::Tapped;
 use crate::terminal::Who;
@@ -188,10 +190,11 @@ impl Session {
             Effect::Unsubscribed { filter } => self.sessions.router().unsubscribe(self.twin.client(), &filter),
             Effect::Dropped => self.sessions.router().dropped(),
             Effect::Store(change) => {
-                let (store, client, epoch) = (self.sessions.store().clone(), self.client(), self.epoch);
+                let changed = Changed { client: self.client(), epoch: self.epoch, change };
+                let changes = self.sessions.changes();
                 self.ask(ctx, Event::Stored, move || {
-                    let (store, client, change) = (store.clone(), client.clone(), change.clone());
-                    async move { store.change_subscriptions(&client, epoch, change).await }
+                    let (changes, changed) = (changes.clone(), changed.clone());
+                    async move { changes.submit(changed).await?.then_some(()).ok_or_else(overtaken) }
                 });
             }
             Effect::Acked { seq, receipt, fate } => self.acked(seq, receipt, fate, ctx),
@@ -239,10 +242,10 @@ impl Session {
     }
 
     fn fetch(&self, beyond: Beyond, max: u16, ctx: &mut Context<Self>) {
-        let (store, client, clock) = (self.sessions.store().clone(), self.client(), self.sessions.clock());
+        let (pages, client, clock) = (self.sessions.pages(), self.client(), self.sessions.clock());
         let fetched = insist(move || {
-            let (store, client, now) = (store.clone(), client.clone(), clock.now());
-            async move { store.queued(&client, beyond, max, now).await }
+            let (pages, wanted) = (pages.clone(), Wanted { client: client.clone(), beyond, max, at: clock.now() });
+            async move { pages.submit(wanted).await }
         });
         ctx.spawn(fetched.into_actor(self).map(|answer, this, ctx| match answer {
             Ok(queued) => this.event(Event::Fetched { deliveries: queued.deliveries, last: queued.last }, ctx),
@@ -307,6 +310,10 @@ impl Session {
 }
 
 const TAKEN_OVER: &str = "the session was taken over";
+
+fn overtaken() -> Error {
+    Error::Fenced("the session has a later connection".to_owned())
+}
 
 /// Tries again while the database is away.
 async fn insist<T, F: Future<Output = Result<T, Error>>>(work: impl Fn() -> F) -> Result<T, Error> {

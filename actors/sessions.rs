@@ -5,11 +5,14 @@
 //! workers. A session that panics closes its connection and comes back with the terminal's own reconnect; too many
 //! panics within a period escalate like those of any other actor.
 
+pub mod admission;
 mod barred;
+mod counts;
 mod elsewhere;
 mod operator;
 mod overtaken;
 mod presence;
+mod wills;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU16;
@@ -23,16 +26,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use wakala::id::{ClientId, Epoch, TerminalId};
 use wakala::session::{Limits, What};
-use wakala::topics::matches;
 
 use crate::listener::tls::Papers;
 use crate::ports::{Clock, Wait};
 use crate::presence::{self as told, Presence};
 use crate::router::{self, Router};
 use crate::session::{End, Hint, Panic, Resume, Session};
-use crate::store::publications::{Marks, Publication};
+use crate::store::Store;
+use crate::store::publications::Marks;
+use crate::store::queues::Pages;
 use crate::store::sessions::{Acknowledgements, Ended, Ends};
-use crate::store::{Error, Store};
+use crate::store::subscriptions::Changes;
 use crate::supervision::{BranchState, Exit, Policy, Tree};
 use crate::tap::{self, Taps};
 use crate::terminal::Enrolled;
@@ -88,10 +92,14 @@ pub struct Options {
     pub expire_batch_max: u32,
     /// Messages that may wait for one session's actor.
     pub mailbox: usize,
-    /// Acknowledgements that may wait for the database, of all terminals together.
+    /// Acknowledgements that may wait for the database, of all terminals together; and as many changes of subscriptions.
     pub acks_waiting_max: usize,
-    /// Acknowledgements that go into one commit, at most.
+    /// Acknowledgements, or changes of subscriptions, that go into one commit, at most.
     pub acks_batch_max: usize,
+    /// Terminals whose queues are read at once, at most.
+    pub pages_batch_max: usize,
+    /// Terminals that wait to be let in.
+    pub admission: admission::Options,
     /// Panics of sessions together that are borne. A session is started again by its terminal's reconnect, so the
     /// back-off is not used.
     pub policy: Policy,
@@ -127,6 +135,8 @@ impl Default for Options {
             mailbox: 16,
             acks_waiting_max: 4096,
             acks_batch_max: 512,
+            pages_batch_max: 16,
+            admission: admission::Options::default(),
             policy: Policy::default(),
         }
     }
@@ -196,7 +206,10 @@ struct Inner {
     limits: Limits,
     acknowledgements: Acknowledgements,
     marks: Marks,
+    changes: Changes,
+    pages: Pages,
     ends: Ends,
+    admission: admission::Admission,
     router: Router,
     presence: Presence,
     taps: Taps,
@@ -219,9 +232,6 @@ impl std::fmt::Debug for Sessions {
     }
 }
 
-/// Wills in one look for those that are due.
-const WILLS_PAGE: u32 = 100;
-
 /// The branch of all sessions in the tree: ten thousand branches would show nothing.
 const PATH: &str = "sessions";
 
@@ -232,6 +242,8 @@ impl Sessions {
         let acknowledgements = deps.store.acknowledgements(room, max);
         let ends = deps.store.ends(room, max);
         let marks = deps.store.marks(room, max);
+        let (changes, pages) = (deps.store.changes(room, max), deps.store.pages(room, deps.options.pages_batch_max));
+        let admission = admission::Admission::new(&deps.options.admission, &deps.store, &deps.clock);
         let router = Router::new(&deps.open, &deps.store);
         let presence = Presence::new(&deps.presence, &deps.node);
         let taps = Taps::new(deps.tap.clone(), Arc::clone(&deps.clock));
@@ -240,6 +252,9 @@ impl Sessions {
             limits: deps.options.limits(),
             acknowledgements,
             marks,
+            changes,
+            pages,
+            admission,
             router,
             presence,
             taps,
@@ -302,46 +317,6 @@ impl Sessions {
         });
     }
 
-    /// Sends wills that are due.
-    fn send_wills(&self) {
-        let Deps { store, open, .. } = &self.0.deps;
-        let (sessions, every) = (Arc::downgrade(&self.0), open.wills_every);
-        let ended = Arc::clone(&self.0.ended);
-        store.handle().spawn(async move {
-            loop {
-                let _ = tokio::time::timeout(every, ended.notified()).await;
-                let Some(sessions) = sessions.upgrade() else { break };
-                if let Err(error) = Self(sessions).send_due_wills().await {
-                    tracing::warn!(%error, "wills wait for the database");
-                }
-            }
-        });
-    }
-
-    async fn send_due_wills(&self) -> Result<(), Error> {
-        let (store, router, clock) = (&self.0.deps.store, &self.0.router, &self.0.deps.clock);
-        loop {
-            let due = store.wills_due(clock.now(), WILLS_PAGE).await?;
-            let all = due.len() < usize::try_from(WILLS_PAGE).unwrap_or(usize::MAX);
-            for will in due {
-                let message = Arc::new(will.message);
-                let closed = self.0.deps.open.closed.iter().any(|closed| matches(closed, &message.topic));
-                let publication = if closed || message.topic.starts_with("$SYS/") {
-                    tracing::info!(client = %will.client, topic = &*message.topic, "a will went nowhere: a closed topic");
-                    None
-                } else {
-                    router.route(Some(&will.client), &message, None, clock.now())
-                };
-                let publication = publication.unwrap_or_else(|| Publication::at(clock.now()));
-                router.store(Publication { will: Some((will.client, will.epoch)), ..publication }).await?;
-                store.metrics().wills.one();
-            }
-            if all {
-                return Ok(());
-            }
-        }
-    }
-
     /// A receipt was queued for a terminal at this place. From any thread; lossy, and nothing if it is not connected
     /// here. With the bytes, and if nothing else waits before it, the database is not read.
     pub fn hint(&self, terminal: &TerminalId, seq: i64, envelope: Option<Vec<u8>>) {
@@ -370,7 +345,7 @@ impl Sessions {
     /// Whether one more may connect; a terminal that is connected already takes nobody's place.
     pub(crate) fn has_room_for(&self, terminal: &ClientId, connections_max: usize) -> bool {
         let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
-        connected.len() < connections_max || connected.contains_key(terminal)
+        connected.len() + self.0.admission.len() < connections_max || connected.contains_key(terminal)
     }
 
     /// The epoch of a client's connection here, or 0: a later one has a higher.
@@ -511,6 +486,18 @@ impl Sessions {
 
     pub(crate) fn marks(&self) -> Marks {
         self.0.marks.clone()
+    }
+
+    pub(crate) fn changes(&self) -> Changes {
+        self.0.changes.clone()
+    }
+
+    pub(crate) fn pages(&self) -> Pages {
+        self.0.pages.clone()
+    }
+
+    pub(crate) fn admission(&self) -> &admission::Admission {
+        &self.0.admission
     }
 
     /// What there is for guests.

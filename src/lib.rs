@@ -19,6 +19,7 @@ pub mod hook;
 pub mod token;
 pub mod websocket;
 
+pub mod admission;
 pub mod conservation;
 pub mod load;
 pub mod message;

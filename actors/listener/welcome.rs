@@ -8,7 +8,7 @@ use ntex_bytes::BytesMut;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal, Packet};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wakala::id::{ClientId, Epoch};
-use wakala::session::connect::{Terms, refuse};
+use wakala::session::connect::{Terms, busy, refuse};
 use wakala::session::strict::{self, Flaw};
 use wakala::session::{Change, Elsewhere, Loaded, Rights, Session as Twin, Subscription, Version};
 
@@ -20,9 +20,11 @@ use crate::session::frames::{Frames, Inbound};
 use crate::session::lease::Lease;
 use crate::session::{Session, say};
 use crate::sessions::Sessions;
+use crate::sessions::admission::NotOpened;
 use crate::store::Error;
+use crate::store::openings::Opening;
 use crate::store::presence::Connection;
-use crate::store::sessions::Opening;
+use crate::store::subscriptions::Changed;
 use crate::store::terminals::Terminal;
 use crate::terminal::{Enrolled, Who};
 
@@ -141,7 +143,11 @@ impl Door {
         let password = connect.password.take().map(Secret);
         let identified = self.identity.identify(&io, &connect, frames.version(), password, handshake).await;
         match identified.and_then(|identified| self.grant(&connect, &frames, identified)) {
-            Ok(admitted) => self.open(io, frames, admitted).await,
+            Ok(admitted) => {
+                // It is no stranger any more: in a storm it may wait for its turn, and takes no place of those who come.
+                let door = self.clone();
+                tokio::task::spawn_local(async move { door.open(io, frames, admitted).await });
+            }
             Err(refusal) => self.turn_away(&io, &frames, &connect, refusal).await,
         }
     }
@@ -207,14 +213,24 @@ impl Door {
                 connection: Connection::of(&io.get_ref(), &terms),
                 at: now,
             };
-            self.reopen(opening, &rights).await
+            self.reopen(opening, &rights, io.on_disconnect()).await
         };
         let (epoch, loaded) = match opened {
             Ok(opened) => opened,
+            Err(NotOpened::Gone) => return end(&io).await,
             Err(error) => {
-                tracing::warn!(%client, %error, "a session could not be opened");
-                self.sessions.store().metrics().connections.refuse(Refusal::ServerUnavailable);
-                say(&io.get_ref(), &frames, Packet::ConnectAck(Box::new(refuse(Refusal::ServerUnavailable))));
+                let ack = match error {
+                    NotOpened::Busy { come_again_s } => {
+                        tracing::info!(%client, %error, "a session was not opened");
+                        busy(come_again_s)
+                    }
+                    NotOpened::Store(_) | NotOpened::Gone => {
+                        tracing::warn!(%client, %error, "a session could not be opened");
+                        refuse(Refusal::ServerUnavailable)
+                    }
+                };
+                self.sessions.store().metrics().connections.refuse(ack.reason_code);
+                say(&io.get_ref(), &frames, Packet::ConnectAck(Box::new(ack)));
                 return end(&io).await;
             }
         };
@@ -238,15 +254,23 @@ impl Door {
 impl Door {
     /// What is stored of a session, without the subscriptions to which its client has a right no longer. What was queued
     /// for them stays its own.
-    async fn reopen(&self, opening: Opening, rights: &Rights) -> Result<(Epoch, Loaded), Error> {
-        let (store, client) = (self.sessions.store(), opening.client.clone());
-        let (epoch, mut loaded) = store.open_session(opening).await?;
+    async fn reopen(
+        &self,
+        opening: Opening,
+        rights: &Rights,
+        gone: impl Future<Output = ()>,
+    ) -> Result<(Epoch, Loaded), NotOpened> {
+        let client = opening.client.clone();
+        let (epoch, mut loaded) = self.sessions.admission().open(opening, gone).await?;
         let lost = |subscription: &Subscription| !rights.keeps(&client, subscription);
         let lost: Vec<_> = loaded.subscriptions.extract_if(.., |subscription| lost(subscription)).collect();
         if !lost.is_empty() {
             tracing::info!(%client, count = lost.len(), "subscriptions ended to which a client has a right no longer");
             let filters = lost.into_iter().map(|subscription| subscription.filter).collect();
-            store.change_subscriptions(&client, epoch, Change::Unsubscribe(filters)).await?;
+            let changed = Changed { client: client.clone(), epoch, change: Change::Unsubscribe(filters) };
+            if !self.sessions.changes().submit(changed).await? {
+                return Err(Error::Fenced(format!("the session of {client} has a later connection")).into());
+            }
         }
         Ok((epoch, loaded))
     }

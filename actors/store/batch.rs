@@ -3,6 +3,7 @@
 //! Under little load a commit carries one thing and nobody waits for company; under much it carries many, and latency
 //! stays near that of one commit. There is no timer.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -67,6 +68,19 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         self.queue.send((thing, told)).await.map_err(|_| gone())?;
         hears.await.unwrap_or_else(|_| Err(gone()))
     }
+}
+
+/// Parts a batch so that nobody is twice in one part, and comes in the order of the batch: each thing with its place there.
+pub(super) fn one_each<T, K: Ord>(batch: Vec<T>, who: impl Fn(&T) -> K) -> Vec<Vec<(usize, T)>> {
+    let mut parts = Vec::new();
+    let mut left: Vec<(usize, T)> = batch.into_iter().enumerate().collect();
+    while !left.is_empty() {
+        let mut seen = BTreeSet::new();
+        let (part, later) = left.into_iter().partition(|(_, thing)| seen.insert(who(thing)));
+        parts.push(part);
+        left = later;
+    }
+    parts
 }
 
 async fn work_off<T, R>(
@@ -150,6 +164,12 @@ mod tests {
         }
         let sizes = sizes.lock().expect("no panic").clone();
         assert!(sizes.len() <= 4 && sizes.iter().all(|&size| size <= 8), "{sizes:?}");
+    }
+
+    #[test]
+    fn nobody_is_twice_in_one_part() {
+        let parts = one_each(vec!["a1", "b1", "a2", "a3", "c1", "b2"], |thing| thing[..1].to_owned());
+        assert_eq!(parts, [vec![(0, "a1"), (1, "b1"), (4, "c1")], vec![(2, "a2"), (5, "b2")], vec![(3, "a3")]]);
     }
 
     #[tokio::test]

@@ -95,9 +95,10 @@ impl Store {
     }
 }
 
-/// The last place of the queue, and a row of it: its place, payload, QoS, topic, retain, properties, expiry, released and
+/// Which request it answers, the last place of the queue, and a row of it: its place, payload, QoS, topic, retain, properties, expiry, released and
 /// subscription identifiers. A receipt has no QoS.
 pub(super) type Row = (
+    i64,
     i64,
     Option<i64>,
     Option<Vec<u8>>,
@@ -111,7 +112,8 @@ pub(super) type Row = (
 );
 
 pub(super) fn delivery(row: Row) -> Result<Option<Delivery>, Error> {
-    let (_, Some(seq), Some(payload), qos, topic, retain, properties, expires_at, released, identifiers) = row else {
+    let (_, _, Some(seq), Some(payload), qos, topic, retain, properties, expires_at, released, identifiers) = row
+    else {
         return Ok(None);
     };
     let payload = Bytes::from(payload);

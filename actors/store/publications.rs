@@ -224,12 +224,14 @@ impl Store {
 /// not know of them. All rows that this commit will want are locked here, in one order, so that two commits never wait for
 /// each other.
 async fn lock_sessions(db: &mut PgConnection, publications: &[Publication]) -> Result<(), Error> {
-    if publications.iter().all(|each| each.remember.is_none()) {
+    if publications.iter().all(|each| each.remember.is_none() && each.will.is_none()) {
         return Ok(());
     }
+    // Sessions before wills, as whoever opens and ends sessions locks them.
+    let leavers = publications.iter().filter_map(|each| each.will.as_ref()).map(|(client, _)| client);
     let publishers = publications.iter().filter_map(|each| each.remember.as_ref()).map(|each| &each.client);
     let subscribers = publications.iter().flat_map(|each| &each.to).map(|(client, _)| client);
-    let clients: BTreeSet<&str> = publishers.chain(subscribers).map(ClientId::as_str).collect();
+    let clients: BTreeSet<&str> = publishers.chain(subscribers).chain(leavers).map(ClientId::as_str).collect();
     sqlx::query("select from wakala.session where client_id = any($1) order by client_id for no key update")
         .bind(clients.into_iter().collect::<Vec<_>>())
         .execute(db)

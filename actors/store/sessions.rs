@@ -5,44 +5,17 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ntex_bytes::ByteString;
-use ntex_mqtt::v5::codec::{LastWill, QoS, RetainHandling, SubscriptionOptions};
+use ntex_mqtt::v5::codec::{QoS, RetainHandling, SubscriptionOptions};
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
-use sea_orm::sqlx::types::Json;
 use time::OffsetDateTime;
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
-use wakala::session::{Beyond, Change, Delivery, Loaded, Subscription};
+use wakala::session::Subscription;
 use wakala::time::Time;
 
 use super::batch::Batcher;
-use super::presence::Connection;
-use super::{Error, Store, messages, name, tally, timestamp, wills};
-
-/// What a CONNECT opens a session with.
-#[derive(Clone, Debug)]
-pub struct Opening {
-    pub client: ClientId,
-    /// Not enrolled: its session is made by its CONNECT, and nothing of it stays when it ends.
-    pub guest: bool,
-    pub node: String,
-    /// A connection of this client that is not stored has this epoch.
-    pub above: Epoch,
-    pub will: Option<Box<LastWill>>,
-    pub clean_start: bool,
-    /// How long the session outlives the connection, in seconds.
-    pub expiry_s: u32,
-    pub connection: Connection,
-    pub at: Time,
-}
-
-/// A page of a client's queue.
-#[derive(Clone, Debug)]
-pub struct Queued {
-    pub deliveries: Vec<Delivery>,
-    /// The last place that had been given out when it was read.
-    pub last: i64,
-}
+use super::{Error, Store, name, tally, timestamp, wills};
 
 /// A delivery that a client is done with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,142 +59,6 @@ pub type Acknowledgements = Batcher<Acknowledged, bool>;
 pub type Ends = Batcher<Ended, bool>;
 
 impl Store {
-    /// Raises the session's epoch and reads what is left of it; discards that first if a clean start is wanted or its
-    /// time is over.
-    ///
-    /// # Errors
-    /// [`Error::Broken`] when there is no such client.
-    pub async fn open_session(&self, opening: Opening) -> Result<(Epoch, Loaded), Error> {
-        self.run(move |db| async move {
-            let mut opened = db.get_postgres_connection_pool().begin().await?;
-            if opening.guest {
-                sqlx::query(
-                    "insert into wakala.session (client_id, epoch, created_at) \
-                     values ($1, nextval('wakala.guest_epoch'), $2) on conflict do nothing",
-                )
-                .bind(opening.client.as_str())
-                .bind(timestamp(opening.at))
-                .execute(&mut *opened)
-                .await?;
-            }
-            let (expiry_s, expires_at, sent_to): (i64, Option<OffsetDateTime>, i64) = sqlx::query_as(
-                // Where nobody can say how far an earlier connection sent, all of it may have been.
-                "select expiry_s, expires_at, coalesce(sent_seq, next_seq - 1) from wakala.session \
-                 where client_id = $1 for update",
-            )
-            .bind(opening.client.as_str())
-            .fetch_optional(&mut *opened)
-            .await?
-            .ok_or_else(|| Error::Broken(format!("{} has no session", opening.client)))?;
-            let now = timestamp(opening.at);
-            let present = !opening.clean_start && expiry_s > 0 && expires_at.is_none_or(|at| at > now);
-            wills::overtake(&mut opened, &opening.client, present, now).await?;
-            let loaded = if present {
-                let subscriptions = subscriptions(&mut opened, &opening.client).await?;
-                let received = received(&mut opened, &opening.client).await?;
-                Loaded { present, subscriptions, received, sent_to }
-            } else {
-                discard(&mut opened, &[opening.client.as_str().to_owned()]).await?;
-                Loaded::default()
-            };
-            // Messages at QoS 0 were for the earlier connection. Whether one of them was sent nobody knows, and twice would
-            // be once too often.
-            // While a connection lives, nobody can say how far it sent: `sent_seq` is null until it ends.
-            let (epoch,): (i64,) = sqlx::query_as(
-                "with gone as (delete from wakala.message where client_id = $1 and qos = 0 returning 1), \
-                 t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0) \
-                 update wakala.session set epoch = greatest(epoch, $5) + 1, node = $2, connected = true, connected_at = $3, \
-                 expiry_s = $4, expires_at = null, sent_seq = null, connection = $6 where client_id = $1 returning epoch",
-            )
-            .bind(opening.client.as_str())
-            .bind(&opening.node)
-            .bind(now)
-            .bind(i64::from(opening.expiry_s))
-            .bind(opening.above.0)
-            .bind(Json(&opening.connection))
-            .fetch_one(&mut *opened)
-            .await?;
-            if let Some(will) = &opening.will {
-                wills::keep(&mut opened, &opening.client, Epoch(epoch), will).await?;
-            }
-            opened.commit().await?;
-            Ok((Epoch(epoch), loaded))
-        })
-        .await
-    }
-
-    /// What is queued for a client beyond these places, in order, at most `max`.
-    ///
-    /// # Errors
-    /// When the database cannot be asked.
-    pub async fn queued(&self, client: &ClientId, beyond: Beyond, max: u16, now: Time) -> Result<Queued, Error> {
-        let client = client.clone();
-        self.run(move |db| async move {
-            // One statement, so one snapshot: every row up to `last` is in it, for a place is given out under the lock
-            // of the session's row, which is held until the commit.
-            let rows: Vec<messages::Row> = sqlx::query_as(
-                "select s.next_seq - 1, q.* from wakala.session s \
-                 left join lateral ( \
-                   (select seq, envelope as payload, null::smallint as qos, null::text as topic, false as retain, \
-                    null::bytea as properties, null::timestamptz as expires_at, false as released, '{}'::integer[] as identifiers \
-                    from wakala.receipt where terminal = s.client_id and seq > $2 \
-                    and delivered_at is null and withdrawn_at is null order by seq limit $4) \
-                   union all \
-                   (select seq, payload, qos, topic, retain, properties, expires_at, released, identifiers \
-                    from wakala.message \
-                    where client_id = s.client_id and seq > $3 and (expires_at is null or expires_at > $5) \
-                    order by seq limit $4) \
-                   order by seq limit $4) q on true \
-                 where s.client_id = $1 order by q.seq",
-            )
-            .bind(client.as_str())
-            .bind(beyond.receipts.unwrap_or(i64::MAX))
-            .bind(beyond.messages.unwrap_or(i64::MAX))
-            .bind(i64::from(max))
-            .bind(timestamp(now))
-            .fetch_all(db.get_postgres_connection_pool())
-            .await?;
-            let last = rows.first().map_or(0, |row| row.0);
-            let deliveries = rows.into_iter().map(messages::delivery).filter_map(Result::transpose);
-            Ok(Queued { deliveries: deliveries.collect::<Result<_, _>>()?, last })
-        })
-        .await
-    }
-
-    /// Stores what a SUBSCRIBE or an UNSUBSCRIBE changes.
-    ///
-    /// # Errors
-    /// [`Error::Fenced`] when a later connection owns the session.
-    pub async fn change_subscriptions(&self, client: &ClientId, epoch: Epoch, change: Change) -> Result<(), Error> {
-        let client = client.clone();
-        self.run(move |db| async move {
-            let mut opened = db.get_postgres_connection_pool().begin().await?;
-            let owner: Option<(i32,)> =
-                sqlx::query_as("select 1 from wakala.session where client_id = $1 and epoch = $2 for share")
-                    .bind(client.as_str())
-                    .bind(epoch.0)
-                    .fetch_optional(&mut *opened)
-                    .await?;
-            if owner.is_none() {
-                return Err(Error::Fenced(format!("the session of {client} has a later connection")));
-            }
-            match change {
-                Change::Subscribe(new) => subscribe(&mut opened, &client, &new).await?,
-                Change::Unsubscribe(filters) => {
-                    let filters: Vec<String> = filters.iter().map(ToString::to_string).collect();
-                    sqlx::query("delete from wakala.subscription where client_id = $1 and filter = any($2)")
-                        .bind(client.as_str())
-                        .bind(filters)
-                        .execute(&mut *opened)
-                        .await?;
-                }
-            }
-            opened.commit().await?;
-            Ok(())
-        })
-        .await
-    }
-
     /// A batcher that marks deliveries: at most `room` wait, at most `max` go into one commit.
     #[must_use]
     pub fn acknowledgements(&self, room: usize, max: usize) -> Acknowledgements {
@@ -445,7 +282,7 @@ pub(super) fn qos_of(number: i16) -> QoS {
     }
 }
 
-fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
+pub(super) fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
     let mut results = vec![false; count];
     for (nth,) in true_ones {
         if let Some(result) = usize::try_from(nth - 1).ok().and_then(|at| results.get_mut(at)) {
@@ -456,11 +293,15 @@ fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
 }
 
 async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Result<Vec<Cut>, Error> {
+    // Sessions before wills, as whoever opens and ends sessions locks them.
+    sqlx::query("select from wakala.session where node = $1 and connected order by client_id for no key update")
+        .bind(node)
+        .execute(&mut *db)
+        .await?;
     wills::node_died(db, node, now).await?;
     let forgotten: Vec<(String, i64, bool)> = sqlx::query_as(
         "update wakala.session set connected = false, node = null, disconnected_at = $2, ended_why = 'its node died', \
-        expires_at = $2 + make_interval(secs => expiry_s) where client_id in ( \
-           select client_id from wakala.session where node = $1 and connected order by client_id for no key update) \
+         expires_at = $2 + make_interval(secs => expiry_s) where node = $1 and connected \
          returning client_id, epoch, not exists (select from wakala.terminal t where t.id = client_id)",
     )
     .bind(node)
@@ -515,7 +356,7 @@ pub(super) async fn subscriptions(db: &mut PgConnection, client: &ClientId) -> R
     Ok(rows.into_iter().map(subscription).collect())
 }
 
-fn subscription((filter, qos, options, identifier): (String, i16, i16, Option<i32>)) -> Subscription {
+pub(super) fn subscription((filter, qos, options, identifier): (String, i16, i16, Option<i32>)) -> Subscription {
     Subscription {
         filter: ByteString::from(filter),
         options: options_of(qos, options),
@@ -523,34 +364,12 @@ fn subscription((filter, qos, options, identifier): (String, i16, i16, Option<i3
     }
 }
 
-async fn received(db: &mut PgConnection, client: &ClientId) -> Result<Vec<NonZeroU16>, Error> {
-    let rows: Vec<(i32,)> =
-        sqlx::query_as("select packet_id from wakala.received where client_id = $1 order by packet_id")
-            .bind(client.as_str())
-            .fetch_all(db)
-            .await?;
-    Ok(rows.into_iter().filter_map(|(number,)| u16::try_from(number).ok().and_then(NonZeroU16::new)).collect())
-}
-
-async fn subscribe(db: &mut PgConnection, client: &ClientId, new: &[Subscription]) -> Result<(), Error> {
-    sqlx::query(
-        "insert into wakala.subscription (client_id, filter, qos, options, identifier) \
-         select $1, n.* from unnest($2::text[], $3::smallint[], $4::smallint[], $5::integer[]) n \
-         on conflict (client_id, filter) do update \
-         set qos = excluded.qos, options = excluded.options, identifier = excluded.identifier",
-    )
-    .bind(client.as_str())
-    .bind(new.iter().map(|s| s.filter.to_string()).collect::<Vec<_>>())
-    .bind(new.iter().map(|s| s.options.qos as i16).collect::<Vec<_>>())
-    .bind(new.iter().map(|s| option_bits(s.options)).collect::<Vec<_>>())
-    .bind(new.iter().map(|s| s.identifier.and_then(|id| i32::try_from(id.get()).ok())).collect::<Vec<_>>())
-    .execute(db)
-    .await?;
-    Ok(())
+pub(super) fn received_of(number: i32) -> Option<NonZeroU16> {
+    u16::try_from(number).ok().and_then(NonZeroU16::new)
 }
 
 /// The options as the byte of the SUBSCRIBE has them (3.8.3.1), without the QoS.
-fn option_bits(options: SubscriptionOptions) -> i16 {
+pub(super) fn option_bits(options: SubscriptionOptions) -> i16 {
     let retain_handling = match options.retain_handling {
         RetainHandling::AtSubscribe => 0,
         RetainHandling::AtSubscribeNew => 0x10,

@@ -63,51 +63,64 @@ fn read((client, epoch, topic, qos, retain, payload, properties, expiry_s): Row,
     Ok(Will { client, epoch: Epoch(epoch), message })
 }
 
-/// A CONNECT came: wills of earlier connections are sent now, or not at all if the session goes on before their delay is
-/// over.
-pub(super) async fn overtake(
+/// CONNECTs came of these clients, whose sessions go on or not, at these times: wills of earlier connections are sent now, or
+/// not at all if the session goes on before their delay is over.
+pub(super) async fn overtake<'a>(
     db: &mut PgConnection,
-    client: &ClientId,
-    present: bool,
-    now: OffsetDateTime,
+    clients: impl Iterator<Item = (&'a str, bool, OffsetDateTime)>,
 ) -> Result<(), Error> {
+    let (mut names, mut present, mut at) = (Vec::new(), Vec::new(), Vec::new());
+    for (client, goes_on, now) in clients {
+        names.push(client);
+        present.push(goes_on);
+        at.push(now);
+    }
     sqlx::query(
-        "delete from wakala.will where client_id = $1 and $2 and delay_s > 0 and (due_at is null or due_at > $3)",
+        "with c as (select * from unnest($1::text[], $2::bool[], $3::timestamptz[]) as c (client_id, present, at)), \
+         gone as (delete from wakala.will w using c where w.client_id = c.client_id \
+           and c.present and w.delay_s > 0 and (w.due_at is null or w.due_at > c.at)) \
+         update wakala.will w set due_at = c.at from c where w.client_id = c.client_id \
+           and not (c.present and w.delay_s > 0) and (w.due_at is null or w.due_at > c.at)",
     )
-    .bind(client.as_str())
+    .bind(names)
     .bind(present)
-    .bind(now)
-    .execute(&mut *db)
+    .bind(at)
+    .execute(db)
     .await?;
-    sqlx::query("update wakala.will set due_at = $2 where client_id = $1 and (due_at is null or due_at > $2)")
-        .bind(client.as_str())
-        .bind(now)
-        .execute(db)
-        .await?;
     Ok(())
 }
 
-pub(super) async fn keep(db: &mut PgConnection, client: &ClientId, epoch: Epoch, will: &LastWill) -> Result<(), Error> {
-    let properties = Properties {
-        is_utf8_payload: will.is_utf8_payload.unwrap_or(false),
-        content_type: will.content_type.clone(),
-        response_topic: will.response_topic.clone(),
-        correlation_data: will.correlation_data.clone(),
-        user_properties: will.user_properties.clone(),
-    };
+/// Keeps the wills of these connections.
+pub(super) async fn keep(db: &mut PgConnection, wills: &[(&ClientId, Epoch, &LastWill)]) -> Result<(), Error> {
+    if wills.is_empty() {
+        return Ok(());
+    }
+    let properties = wills.iter().map(|(_, _, will)| {
+        let properties = Properties {
+            is_utf8_payload: will.is_utf8_payload.unwrap_or(false),
+            content_type: will.content_type.clone(),
+            response_topic: will.response_topic.clone(),
+            correlation_data: will.correlation_data.clone(),
+            user_properties: will.user_properties.clone(),
+        };
+        (properties != Properties::default()).then(|| properties.to_bytes())
+    });
+    let properties: Vec<Option<Vec<u8>>> = properties.collect();
+    let expiry_s = |will: &LastWill| will.message_expiry_interval.map(|seconds| i64::from(seconds.get()));
     sqlx::query(
         "insert into wakala.will (client_id, epoch, topic, qos, retain, payload, properties, expiry_s, delay_s) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+         select * from unnest($1::text[], $2::bigint[], $3::text[], $4::smallint[], $5::bool[], $6::bytea[], $7::bytea[], \
+         $8::bigint[], $9::bigint[])",
     )
-    .bind(client.as_str())
-    .bind(epoch.0)
-    .bind(&*will.topic)
-    .bind(will.qos as i16)
-    .bind(will.retain)
-    .bind(will.message.to_vec())
-    .bind((properties != Properties::default()).then(|| properties.to_bytes()))
-    .bind(will.message_expiry_interval.map(|seconds| i64::from(seconds.get())))
-    .bind(will.will_delay_interval_sec.map_or(0, i64::from))
+    .bind(wills.iter().map(|(client, ..)| client.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(wills.iter().map(|(_, epoch, _)| epoch.0).collect::<Vec<_>>())
+    .bind(wills.iter().map(|(.., will)| will.topic.to_string()).collect::<Vec<_>>())
+    .bind(wills.iter().map(|(.., will)| will.qos as i16).collect::<Vec<_>>())
+    .bind(wills.iter().map(|(.., will)| will.retain).collect::<Vec<_>>())
+    .bind(wills.iter().map(|(.., will)| will.message.to_vec()).collect::<Vec<_>>())
+    .bind(properties)
+    .bind(wills.iter().map(|(.., will)| expiry_s(will)).collect::<Vec<_>>())
+    .bind(wills.iter().map(|(.., will)| will.will_delay_interval_sec.map_or(0, i64::from)).collect::<Vec<_>>())
     .execute(db)
     .await?;
     Ok(())

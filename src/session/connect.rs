@@ -177,3 +177,14 @@ impl Terms {
 pub fn refuse(reason_code: ConnectAckReason) -> ConnectAck {
     ConnectAck { reason_code, ..ConnectAck::default() }
 }
+
+/// What a client hears when too many come: when it is to come again, for MQTT 5 has no code for that (3.2.2.3.9). A client of
+/// 3.1.1 hears that the server is unavailable.
+#[must_use]
+pub fn busy(come_again_s: u64) -> ConnectAck {
+    ConnectAck {
+        reason_string: Some(ByteString::from(format!("busy; come again in {come_again_s} s"))),
+        user_properties: vec![("retry-after".into(), ByteString::from(come_again_s.to_string()))],
+        ..refuse(ConnectAckReason::ServerBusy)
+    }
+}

@@ -14,10 +14,10 @@ use wakala_node::store::sessions::{Acknowledged, Ended};
 use wakala_system_tests::{Database, now, terminal};
 
 /// Somebody's database transaction that holds locks until this is dropped.
-struct Holding(Child);
+pub(crate) struct Holding(Child);
 
 impl Holding {
-    fn new(database: &Database, text: &str) -> Self {
+    pub(crate) fn new(database: &Database, text: &str) -> Self {
         let mut psql = Command::new("psql")
             .args(["--no-psqlrc", "--quiet", &database.url("postgres")])
             .stdin(Stdio::piped())

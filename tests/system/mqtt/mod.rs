@@ -11,6 +11,7 @@ mod openssl;
 mod operators;
 mod presence;
 mod queue;
+mod storm;
 mod tls;
 mod websocket;
 mod wire;
@@ -138,6 +139,11 @@ impl Broker {
         }
         panic!("{} connected, not {count}", self.sessions.len());
     }
+}
+
+/// Plain, on a port that is free.
+fn anywhere() -> listener::Options {
+    listener::Options { plain: Some(SocketAddr::from(([127, 0, 0, 1], 0))), ..listener::Options::default() }
 }
 
 async fn enrol(store: &Store, name: &str, certificate_sha256: Option<[u8; 32]>) -> TerminalId {

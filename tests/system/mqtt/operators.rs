@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
+use wakala_node::store::openings::Opening;
 use wakala_node::store::presence::Connection;
-use wakala_node::store::sessions::Opening;
 use wakala_node::store::standing::{Action, Wanted};
 
 use super::ended::Node;

@@ -261,7 +261,7 @@ async fn a_subscriber_that_is_away_finds_the_history_in_its_queue() {
     until(&database, "select count(*) from wakala.message", "6").await;
     // The node dies while it holds a connection, and the next life says so.
     broker.listening.stop().await;
-    let opening = wakala_node::store::sessions::Opening {
+    let opening = wakala_node::store::openings::Opening {
         client: wakala::id::ClientId::new("c").expect("short"),
         guest: true,
         node: "n1".to_owned(),

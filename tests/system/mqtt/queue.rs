@@ -2,7 +2,7 @@
 
 use super::wire::Wire;
 use super::{Broker, queue_receipt, until, waiting};
-use wakala_node::store::sessions::Opening;
+use wakala_node::store::openings::Opening;
 use wakala_system_tests::{Database, now};
 
 #[tokio::test]

@@ -1,0 +1,54 @@
+//! Wills that are due are sent, whoever's connection they were of.
+
+use std::sync::Arc;
+
+use wakala::topics::matches;
+
+use super::{Deps, Sessions};
+use crate::store::Error;
+use crate::store::publications::Publication;
+
+/// Wills in one look for those that are due.
+const WILLS_PAGE: u32 = 100;
+
+impl Sessions {
+    /// Sends wills that are due, again and again.
+    pub(super) fn send_wills(&self) {
+        let Deps { store, open, .. } = &self.0.deps;
+        let (sessions, every) = (Arc::downgrade(&self.0), open.wills_every);
+        let ended = Arc::clone(&self.0.ended);
+        store.handle().spawn(async move {
+            loop {
+                let _ = tokio::time::timeout(every, ended.notified()).await;
+                let Some(sessions) = sessions.upgrade() else { break };
+                if let Err(error) = Self(sessions).send_due_wills().await {
+                    tracing::warn!(%error, "wills wait for the database");
+                }
+            }
+        });
+    }
+
+    async fn send_due_wills(&self) -> Result<(), Error> {
+        let (store, router, clock) = (&self.0.deps.store, &self.0.router, &self.0.deps.clock);
+        loop {
+            let due = store.wills_due(clock.now(), WILLS_PAGE).await?;
+            let all = due.len() < usize::try_from(WILLS_PAGE).unwrap_or(usize::MAX);
+            for will in due {
+                let message = Arc::new(will.message);
+                let closed = self.0.deps.open.closed.iter().any(|closed| matches(closed, &message.topic));
+                let publication = if closed || message.topic.starts_with("$SYS/") {
+                    tracing::info!(client = %will.client, topic = &*message.topic, "a will went nowhere: a closed topic");
+                    None
+                } else {
+                    router.route(Some(&will.client), &message, None, clock.now())
+                };
+                let publication = publication.unwrap_or_else(|| Publication::at(clock.now()));
+                router.store(Publication { will: Some((will.client, will.epoch)), ..publication }).await?;
+                store.metrics().wills.one();
+            }
+            if all {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Sessions are opened many in one commit: in a storm of reconnects a commit for each would be what all wait for.
+//!
+//! Opening raises the session's epoch, so that nothing that an earlier connection writes has an effect, and reads what is
+//! left of it. A client comes at most once into a commit: of two CONNECTs that gathered, the later one's follows, and fences
+//! the earlier one. A row that somebody else has locked holds nobody else up: it is passed over, and its client comes again.
+
+use std::collections::BTreeMap;
+
+use ntex_mqtt::v5::codec::LastWill;
+use sea_orm::sqlx::postgres::PgConnection;
+use sea_orm::sqlx::{self, types::Json};
+use time::OffsetDateTime;
+use wakala::admission::Claim;
+use wakala::id::{ClientId, Epoch};
+use wakala::session::Loaded;
+use wakala::time::Time;
+
+use super::batch::one_each;
+use super::presence::Connection;
+use super::sessions::{discard, received_of, subscription};
+use super::{Error, Store, timestamp, wills};
+
+/// What a CONNECT opens a session with.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    pub client: ClientId,
+    /// Not enrolled: its session is made by its CONNECT, and nothing of it stays when it ends.
+    pub guest: bool,
+    pub node: String,
+    /// A connection of this client that is not stored has this epoch.
+    pub above: Epoch,
+    pub will: Option<Box<LastWill>>,
+    pub clean_start: bool,
+    /// How long the session outlives the connection, in seconds.
+    pub expiry_s: u32,
+    pub connection: Connection,
+    pub at: Time,
+}
+
+/// What became of an opening.
+#[derive(Clone, Debug)]
+pub enum Opened {
+    Session(Epoch, Loaded),
+    /// There is no such client.
+    Unknown,
+    /// Somebody else has the session locked; nothing was done.
+    Locked,
+}
+
+/// What to do about a session that somebody else has locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenLocked {
+    Wait,
+    PassOver,
+}
+
+/// A session as it was found, and how it goes on.
+struct Found {
+    sent_to: i64,
+    present: bool,
+}
+
+type Row = (String, i64, Option<OffsetDateTime>, i64);
+
+/// A subscription, or the identifier of a publish at QoS 2.
+type Left = (String, Option<String>, i16, i16, Option<i32>, Option<i32>);
+
+impl Store {
+    /// Raises one session's epoch and reads what is left of it; discards that first if a clean start is wanted or its
+    /// time is over.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when there is no such client.
+    pub async fn open_session(&self, opening: Opening) -> Result<(Epoch, Loaded), Error> {
+        let client = opening.client.clone();
+        match self.open_sessions(vec![opening], WhenLocked::Wait).await?.pop() {
+            Some(Opened::Session(epoch, loaded)) => Ok((epoch, loaded)),
+            _ => Err(Error::Broken(format!("{client} has no session"))),
+        }
+    }
+
+    /// The same for many, each in its place: in one commit, or in as many as one client is there.
+    ///
+    /// # Errors
+    /// When the database does not do it. What of it is committed, nobody can say.
+    pub async fn open_sessions(&self, openings: Vec<Opening>, when: WhenLocked) -> Result<Vec<Opened>, Error> {
+        self.run(move |db| async move {
+            let mut opened: Vec<Opened> = openings.iter().map(|_| Opened::Unknown).collect();
+            for mut part in one_each(openings, |opening| opening.client.clone()) {
+                // In the order in which everybody locks several sessions.
+                part.sort_by(|(_, a), (_, b)| a.client.cmp(&b.client));
+                let mut transaction = db.get_postgres_connection_pool().begin().await?;
+                let mut done = open(&mut transaction, &part, when).await?;
+                transaction.commit().await?;
+                for (place, opening) in part {
+                    if let (Some(of), Some(result)) = (opened.get_mut(place), done.remove(opening.client.as_str())) {
+                        *of = result;
+                    }
+                }
+            }
+            Ok(opened)
+        })
+        .await
+    }
+
+    /// What each of these clients has waiting here: who has most to lose by waiting is let in first.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn claims(&self, clients: Vec<ClientId>) -> Result<Vec<Claim>, Error> {
+        self.run(move |db| async move {
+            let rows: Vec<(i64, bool, bool)> = sqlx::query_as(
+                // What is open is little, however many transactions there were.
+                "with open as materialized (select distinct terminal from wakala.transaction \
+                   where state in ('ACCEPTED', 'SENT', 'IN_DOUBT')) \
+                 select c.nth, \
+                   exists (select from wakala.receipt r where r.terminal = c.client_id \
+                     and r.delivered_at is null and r.withdrawn_at is null) \
+                   or exists (select from open o where o.terminal = c.client_id), \
+                   exists (select from wakala.message m where m.client_id = c.client_id) \
+                 from unnest($1::text[]) with ordinality c (client_id, nth)",
+            )
+            .bind(clients.iter().map(|client| client.as_str().to_owned()).collect::<Vec<_>>())
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            let mut claims = vec![Claim::None; clients.len()];
+            for (nth, transaction, message) in rows {
+                let claim = usize::try_from(nth - 1).ok().and_then(|place| claims.get_mut(place));
+                if let Some(claim) = claim {
+                    *claim = match (transaction, message) {
+                        (true, _) => Claim::Transaction,
+                        (false, true) => Claim::Messages,
+                        (false, false) => Claim::None,
+                    };
+                }
+            }
+            Ok(claims)
+        })
+        .await
+    }
+}
+
+/// Opens sessions of different clients, in the order of their names.
+async fn open(
+    db: &mut PgConnection,
+    openings: &[(usize, Opening)],
+    when: WhenLocked,
+) -> Result<BTreeMap<String, Opened>, Error> {
+    make_guests(db, openings).await?;
+    let mut results = BTreeMap::new();
+    let found = lock(db, openings, when).await?;
+    let locked: Vec<&Opening> =
+        openings.iter().map(|(_, opening)| opening).filter(|each| found.contains_key(each.client.as_str())).collect();
+    if locked.len() < openings.len() && when == WhenLocked::PassOver {
+        let missing = openings.iter().map(|(_, each)| each.client.as_str()).filter(|name| !found.contains_key(*name));
+        let passed: Vec<(String,)> = sqlx::query_as("select client_id from wakala.session where client_id = any($1)")
+            .bind(missing.map(str::to_owned).collect::<Vec<_>>())
+            .fetch_all(&mut *db)
+            .await?;
+        results.extend(passed.into_iter().map(|(client,)| (client, Opened::Locked)));
+    }
+    if locked.is_empty() {
+        return Ok(results);
+    }
+    let present = |wanted: bool| {
+        let those = found.iter().filter(move |(_, found)| found.present == wanted);
+        those.map(|(client, _)| client.clone()).collect::<Vec<String>>()
+    };
+    if let guests @ [_, ..] = &*locked.iter().filter(|each| each.guest).copied().collect::<Vec<_>>() {
+        let guests = guests.iter().filter_map(|each| {
+            let found = found.get(each.client.as_str())?;
+            Some((each.client.as_str(), found.present, timestamp(each.at)))
+        });
+        wills::overtake(db, guests).await?;
+    }
+    let over = present(false);
+    if !over.is_empty() {
+        discard(db, &over).await?;
+    }
+    let mut left = left(db, &present(true)).await?;
+    let epochs = raise(db, &locked).await?;
+    let wills = locked.iter().filter_map(|each| {
+        let (will, epoch) = (each.will.as_deref()?, epochs.get(each.client.as_str())?);
+        Some((&each.client, *epoch, will))
+    });
+    wills::keep(db, &wills.collect::<Vec<_>>()).await?;
+    for (client, found) in found {
+        let Some(epoch) = epochs.get(&client) else { continue };
+        let loaded = if found.present {
+            Loaded { present: true, sent_to: found.sent_to, ..left.remove(&client).unwrap_or_default() }
+        } else {
+            Loaded::default()
+        };
+        results.insert(client, Opened::Session(*epoch, loaded));
+    }
+    Ok(results)
+}
+
+/// A guest has no session before its first CONNECT.
+async fn make_guests(db: &mut PgConnection, openings: &[(usize, Opening)]) -> Result<(), Error> {
+    let guests = || openings.iter().map(|(_, opening)| opening).filter(|opening| opening.guest);
+    if guests().next().is_none() {
+        return Ok(());
+    }
+    sqlx::query(
+        "insert into wakala.session (client_id, epoch, created_at) \
+         select g.client_id, nextval('wakala.guest_epoch'), g.at from unnest($1::text[], $2::timestamptz[]) g (client_id, at) \
+         where not exists (select from wakala.session s where s.client_id = g.client_id) \
+         order by g.client_id on conflict do nothing",
+    )
+    .bind(guests().map(|guest| guest.client.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(guests().map(|guest| timestamp(guest.at)).collect::<Vec<_>>())
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Locks what there is of the sessions, and says how each goes on.
+async fn lock(
+    db: &mut PgConnection,
+    openings: &[(usize, Opening)],
+    when: WhenLocked,
+) -> Result<BTreeMap<String, Found>, Error> {
+    let skip = match when {
+        WhenLocked::Wait => "",
+        WhenLocked::PassOver => " skip locked",
+    };
+    // Where nobody can say how far an earlier connection sent, all of it may have been.
+    let text = format!(
+        "select client_id, expiry_s, expires_at, coalesce(sent_seq, next_seq - 1) from wakala.session \
+         where client_id = any($1) order by client_id for update{skip}"
+    );
+    let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(openings.iter().map(|(_, opening)| opening.client.as_str().to_owned()).collect::<Vec<_>>())
+        .fetch_all(db)
+        .await?;
+    let by_name: BTreeMap<&str, &Opening> = openings.iter().map(|(_, each)| (each.client.as_str(), each)).collect();
+    let found = rows.into_iter().filter_map(|(client, expiry_s, expires_at, sent_to)| {
+        let opening = by_name.get(client.as_str())?;
+        let lives = expiry_s > 0 && expires_at.is_none_or(|at| at > timestamp(opening.at));
+        Some((client, Found { sent_to, present: !opening.clean_start && lives }))
+    });
+    Ok(found.collect())
+}
+
+/// What is left of sessions that go on. A statement of its own, after the locks: what an earlier connection had under way
+/// is in it.
+async fn left(db: &mut PgConnection, clients: &[String]) -> Result<BTreeMap<String, Loaded>, Error> {
+    let mut loaded: BTreeMap<String, Loaded> = BTreeMap::new();
+    if clients.is_empty() {
+        return Ok(loaded);
+    }
+    let rows: Vec<Left> = sqlx::query_as(
+        "select client_id, filter, qos, options, identifier, null as packet_id \
+         from wakala.subscription where client_id = any($1) \
+         union all \
+         select client_id, null, 0::smallint, 0::smallint, null, packet_id \
+         from wakala.received where client_id = any($1) \
+         order by client_id, filter, packet_id",
+    )
+    .bind(clients)
+    .fetch_all(db)
+    .await?;
+    for (client, filter, qos, options, identifier, packet_id) in rows {
+        let session = loaded.entry(client).or_default();
+        if let Some(filter) = filter {
+            session.subscriptions.push(subscription((filter, qos, options, identifier)));
+        }
+        session.received.extend(packet_id.and_then(received_of));
+    }
+    Ok(loaded)
+}
+
+/// The fence: from the commit on nothing that an earlier connection writes has an effect.
+async fn raise(db: &mut PgConnection, openings: &[&Opening]) -> Result<BTreeMap<String, Epoch>, Error> {
+    // Messages at QoS 0 were for the earlier connection. Whether one of them was sent nobody knows, and twice would be once
+    // too often.
+    // While a connection lives, nobody can say how far it sent: `sent_seq` is null until it ends.
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "with o as (select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::jsonb[]) \
+           as o (client_id, node, at, expiry_s, above, connection)), \
+         lost as (select client_id, seq from wakala.message where client_id = any($1) and qos = 0 \
+           order by client_id, seq for update), \
+         gone as (delete from wakala.message m using lost where m.client_id = lost.client_id and m.seq = lost.seq \
+           returning 1), \
+         t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0) \
+         update wakala.session s set epoch = greatest(s.epoch, o.above) + 1, node = o.node, connected = true, \
+           connected_at = o.at, expiry_s = o.expiry_s, expires_at = null, sent_seq = null, connection = o.connection \
+         from o where s.client_id = o.client_id returning s.client_id, s.epoch",
+    )
+    .bind(openings.iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(openings.iter().map(|each| each.node.clone()).collect::<Vec<_>>())
+    .bind(openings.iter().map(|each| timestamp(each.at)).collect::<Vec<_>>())
+    .bind(openings.iter().map(|each| i64::from(each.expiry_s)).collect::<Vec<_>>())
+    .bind(openings.iter().map(|each| each.above.0).collect::<Vec<_>>())
+    .bind(openings.iter().map(|each| Json(&each.connection)).collect::<Vec<_>>())
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|(client, epoch)| (client, Epoch(epoch))).collect())
+}

@@ -1,0 +1,293 @@
+//! Many CONNECTs at once: in batches, the most urgent first, and nobody's lock holds the others up.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use wakala::id::{ClientId, Epoch};
+use wakala_node::sessions::admission;
+use wakala_node::store::openings::{Opened, Opening, WhenLocked};
+use wakala_system_tests::{Database, now};
+
+use super::wire::Wire;
+use super::{Broker, anywhere, queue_receipt, tell, until};
+use crate::locks::Holding;
+
+async fn open_broker(database: &Database) -> Broker {
+    Broker::made(database.store().await, anywhere(), |deps| deps.open.anonymous = true).await
+}
+
+async fn strict_broker(database: &Database, admission: admission::Options) -> Broker {
+    Broker::made(database.store().await, anywhere(), |deps| deps.options.admission = admission).await
+}
+
+/// Holds whatever opens a session, until it is dropped: sessions that go on read what they subscribe to.
+fn held(database: &Database) -> Holding {
+    Holding::new(database, "lock table wakala.subscription in access exclusive mode")
+}
+
+/// Waits until so many calls of the node wait for a lock.
+async fn waits(database: &Database, count: &str) {
+    let text = "select count(*) from pg_stat_activity where application_name = 'wakala' and wait_event_type = 'Lock' \
+                and datname = current_database()";
+    until(database, text, count).await;
+}
+
+async fn waiting(broker: &Broker, count: usize) {
+    for _ in 0..200 {
+        if broker.sessions.admitted().waiting == count {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("not {count} wait: {:?}", broker.sessions.admitted());
+}
+
+/// Other brokers' listeners hung, closed connections or answered after minutes when their clients came back together.
+#[tokio::test]
+async fn pain_09_sessions_that_are_cut_at_once_all_come_back_and_hold_nobody_up() {
+    const MANY: usize = 500;
+    let database = Database::new();
+    let broker = open_broker(&database).await;
+    let at = broker.plain();
+    let come = async |expected: [u8; 2]| {
+        let mut coming = JoinSet::new();
+        for n in 0..MANY {
+            coming.spawn(async move {
+                let (wire, connack) = Wire::connect(at, n % 2 == 0, &format!("S{n}"), false).await;
+                assert_eq!(connack, expected, "S{n}");
+                (n, wire)
+            });
+        }
+        let mut all = coming.join_all().await;
+        all.sort_by_key(|(n, _)| *n);
+        all.into_iter().map(|(_, wire)| wire).collect::<Vec<Wire>>()
+    };
+    let mut wires = come([0, 0]).await;
+    for (n, wire) in wires.iter_mut().enumerate() {
+        assert_eq!(wire.subscribe(&format!("x/{n}"), 1).await, 1);
+    }
+    let (mut other, _) = Wire::connect(at, false, "other", false).await;
+    assert_eq!(other.subscribe("other", 1).await, 1);
+    for storm in 1..=2 {
+        wires.into_iter().for_each(Wire::cut);
+        let talk = async {
+            for id in 1..=20 {
+                other.publish("other", 1, id, "in the middle").await;
+                let (mut acked, mut delivered) = (false, false);
+                while !(acked && delivered) {
+                    let (first, body) = other.receive().await.expect("a packet");
+                    acked |= first == 0x40;
+                    if first & 0xF0 == 0x30 {
+                        delivered = true;
+                        other.acknowledge(u16::from_be_bytes([body[7], body[8]])).await;
+                    }
+                }
+            }
+        };
+        (wires, ()) = tokio::join!(come([1, 0]), talk);
+        broker.connected(MANY + 1).await;
+        for (n, wire) in wires.iter_mut().enumerate().step_by(50) {
+            other.publish(&format!("x/{n}"), 1, 99, &format!("storm {storm}")).await;
+            assert_eq!(other.receive().await.map(|(first, _)| first), Some(0x40));
+            let (_, id, text) = wire.delivery().await;
+            assert_eq!(text, format!("storm {storm}"));
+            wire.acknowledge(id).await;
+        }
+    }
+    assert_eq!(database.rows("select count(*) from wakala.session where connected"), (MANY + 1).to_string());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_receipt_comes_first_then_who_has_messages() {
+    let database = Database::new();
+    let broker = strict_broker(&database, admission::Options { batch_max: 1, ..admission::Options::default() }).await;
+    for n in 0..8 {
+        broker.enrol(&format!("T{n}")).await;
+        Wire::connect(broker.plain(), true, &format!("T{n}"), false).await.0.leave().await;
+    }
+    until(&database, "select count(*) from wakala.session where connected", "0").await;
+    queue_receipt(&database, "T6", "a");
+    tell(&broker.store, "T5", 1, "b").await;
+    let _ = database.rows(
+        "insert into wakala.transaction (id, partition, terminal, agent, core, key, fingerprint, kind, amount, currency, \
+           card_token, card_masked, card_sealed, card_expiry, state, asked_at, reversals, updated_at, due) \
+         values (gen_random_uuid(), 0, 'T7', 'A1', 'C1', '0123456789abcdef', '0123456789abcdef0123456789abcdef', \
+           'WITHDRAWAL', 1, 'TZS', '', '', '', 2601, 'ACCEPTED', now(), 0, now(), now())",
+    );
+    let holding = held(&database);
+    let mut coming = JoinSet::new();
+    for n in 0..8 {
+        let at = broker.plain();
+        coming.spawn(async move { Wire::connect(at, true, &format!("T{n}"), false).await });
+        // The first is in the database's hands; the others gather.
+        if n == 0 {
+            waits(&database, "1").await;
+        } else {
+            waiting(&broker, n).await;
+        }
+    }
+    drop(holding);
+    // Kept: the end of a connection writes the row too.
+    let let_in = coming.join_all().await;
+    assert!(let_in.iter().all(|(_, connack)| *connack == [1, 0]));
+    let order = database.rows("select string_agg(client_id, ' ' order by xmin::text::bigint) from wakala.session");
+    assert_eq!(order, "T0 T6 T7 T5 T1 T2 T3 T4");
+}
+
+#[tokio::test]
+async fn who_finds_no_room_or_has_waited_for_too_long_is_told_to_come_again() {
+    let database = Database::new();
+    let admission = admission::Options {
+        batch_max: 1,
+        waiting_max: 1,
+        wait_max: Duration::from_secs(1),
+        come_again_min: Duration::from_secs(7),
+        come_again_max: Duration::from_secs(7),
+    };
+    let broker = strict_broker(&database, admission).await;
+    for n in 0..4 {
+        broker.enrol(&format!("T{n}")).await;
+    }
+    let holding = held(&database);
+    let mut wires = Vec::new();
+    for n in 0..4 {
+        let mut wire = Wire::open(broker.plain(), n % 2 == 0).await;
+        wire.say_hello(&format!("T{n}"), false).await;
+        match n {
+            0 => waits(&database, "1").await,
+            1 => waiting(&broker, 1).await,
+            // No room.
+            2 => {
+                let (first, body) = wire.receive().await.expect("a CONNACK");
+                assert_eq!((first, body[1]), (0x20, 0x89), "server busy");
+                let said = String::from_utf8_lossy(&body).into_owned();
+                assert!(said.contains("busy; come again in 7 s") && said.contains("retry-after\0\x017"), "{said}");
+                assert_eq!(wire.receive().await, None);
+            }
+            _ => {
+                assert_eq!(wire.receive().await, Some((0x20, vec![0, 3])), "server unavailable");
+                assert_eq!(wire.receive().await, None);
+            }
+        }
+        wires.push(wire);
+    }
+    // The one that waits has waited for too long, and the database is still held.
+    assert_eq!(wires[1].receive().await, Some((0x20, vec![0, 3])));
+    assert_eq!(database.rows("select epoch from wakala.session where client_id = 'T1'"), "0", "and was not opened");
+    drop(holding);
+    assert_eq!(wires[0].receive().await.map(|(first, body)| (first, body[1])), Some((0x20, 0)));
+    let admitted = broker.sessions.admitted();
+    assert_eq!((admitted.opened, admitted.busy, admitted.waiting), (1, 3, 0), "{admitted:?}");
+}
+
+#[tokio::test]
+async fn who_is_gone_before_its_turn_is_not_let_in() {
+    let database = Database::new();
+    let broker = strict_broker(&database, admission::Options { batch_max: 1, ..admission::Options::default() }).await;
+    for n in 0..3 {
+        broker.enrol(&format!("T{n}")).await;
+    }
+    let holding = held(&database);
+    let mut wires = Vec::new();
+    for n in 0..3 {
+        let mut wire = Wire::open(broker.plain(), true).await;
+        wire.say_hello(&format!("T{n}"), false).await;
+        if n == 0 {
+            waits(&database, "1").await
+        } else {
+            waiting(&broker, n).await
+        }
+        wires.push(wire);
+    }
+    wires.remove(1).cut();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    drop(holding);
+    for wire in &mut wires {
+        assert_eq!(wire.receive().await.map(|(first, body)| (first, body[1])), Some((0x20, 0)));
+    }
+    assert_eq!(database.rows("select client_id from wakala.session where epoch = 0"), "T1");
+}
+
+#[tokio::test]
+async fn a_session_that_somebody_has_locked_holds_nobody_else_up() {
+    let database = Database::new();
+    let broker = Broker::start(&database, None).await;
+    for name in ["T1", "T2"] {
+        broker.enrol(name).await;
+    }
+    let holding = Holding::new(&database, "select from wakala.session where client_id = 'T1' for update");
+    let mut locked = Wire::open(broker.plain(), true).await;
+    locked.say_hello("T1", false).await;
+    waits(&database, "1").await;
+    for _ in 0..3 {
+        let (_wire, connack) = Wire::connect(broker.plain(), false, "T2", true).await;
+        assert_eq!(connack, [0, 0]);
+    }
+    drop(holding);
+    assert_eq!(locked.receive().await.map(|(first, body)| (first, body[1])), Some((0x20, 0)));
+}
+
+fn opening(client: &str, expiry_s: u32) -> Opening {
+    Opening {
+        client: ClientId::new(client).expect("short"),
+        guest: true,
+        node: "n1".to_owned(),
+        above: Epoch(0),
+        will: None,
+        clean_start: false,
+        expiry_s,
+        connection: Default::default(),
+        at: now(),
+    }
+}
+
+#[tokio::test]
+async fn of_two_connects_of_one_client_in_a_batch_the_later_fences_the_earlier() {
+    let database = Database::new();
+    let store = database.store().await;
+    let batch = vec![opening("b", 60), opening("a", 60), opening("b", 60), opening("b", 0)];
+    let opened = store.open_sessions(batch, WhenLocked::PassOver).await.expect("opened");
+    let epochs: Vec<(i64, bool)> = opened
+        .iter()
+        .map(|opened| match opened {
+            Opened::Session(epoch, loaded) => (epoch.0, loaded.present),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let [(first, false), (_, false), (second, true), (third, true)] = epochs[..] else { panic!("{epochs:?}") };
+    assert!(first < second && second < third, "{epochs:?}");
+    assert_eq!(database.rows("select epoch, expiry_s from wakala.session where client_id = 'b'"), format!("{third}|0"));
+    // Two nodes at once: whatever the order, epochs differ and the highest is the session's.
+    let stores = [store, database.store().await];
+    let mut at_once = JoinSet::new();
+    for n in 0..20 {
+        let store = stores[n % 2].clone();
+        at_once.spawn(async move {
+            let batch = ["a", "b", "c"].map(|client| opening(client, 60)).to_vec();
+            store.open_sessions(batch, WhenLocked::Wait).await.expect("opened")
+        });
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for (nth, opened) in at_once.join_all().await.into_iter().flatten().enumerate() {
+        let Opened::Session(epoch, _) = opened else { panic!("{opened:?}") };
+        assert!(seen.insert((nth % 3, epoch)), "an epoch twice");
+    }
+    for (nth, client) in ["a", "b", "c"].into_iter().enumerate() {
+        let last = seen.iter().filter(|(of, _)| *of == nth).map(|(_, epoch)| epoch.0).max().expect("opened");
+        let text = format!("select epoch from wakala.session where client_id = '{client}'");
+        assert_eq!(database.rows(&text), last.to_string());
+    }
+}
+
+#[tokio::test]
+async fn one_whose_session_cannot_be_opened_takes_no_one_along() {
+    let database = Database::new();
+    let store = database.store().await;
+    let unknown = Opening { guest: false, ..opening("nobody", 60) };
+    let opened = store.open_sessions(vec![unknown, opening("a", 60)], WhenLocked::PassOver).await.expect("opened");
+    assert!(matches!(opened[..], [Opened::Unknown, Opened::Session(..)]), "{opened:?}");
+    let holding = Holding::new(&database, "select from wakala.session where client_id = 'a' for update");
+    let opened = store.open_sessions(vec![opening("a", 60), opening("b", 60)], WhenLocked::PassOver).await;
+    assert!(matches!(opened.expect("opened")[..], [Opened::Locked, Opened::Session(..)]));
+    drop(holding);
+}
