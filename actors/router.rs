@@ -21,7 +21,7 @@ use wakala::topics::{Granted, Match, Retained, Subscriptions, matches, shared};
 
 use crate::metrics::Metrics;
 use crate::session::inbox::Inbox;
-use crate::store::publications::{Publication, Publications, Remembered, Stored};
+use crate::store::publications::{Overflow, Publication, Publications, Remembered, Room, Stored};
 use crate::store::{Error, Store};
 
 /// A general broker, with no bank behind it.
@@ -45,8 +45,13 @@ pub struct Options {
     pub waiting_max: usize,
     /// Publishes in one commit, at most.
     pub batch_max: usize,
-    /// Rows that may wait for one client; messages that come then are dropped for it, and counted.
+    /// Rows that may wait for one client; beyond that messages are dropped for it, and counted.
     pub queue_max: u32,
+    /// Which then: "newest", the one that comes, or "oldest", the one that has waited longest.
+    pub queue_overflow: Overflow,
+    /// The longest that a message waits in a queue, whatever its publisher said; without, for as long as the session lives.
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub message_ttl_max: Option<Duration>,
     /// Sessions of guests that outlive their connection; more are refused.
     pub kept_max: usize,
     /// Topics that have a retained message; of more topics none is retained, and that is counted.
@@ -71,6 +76,8 @@ impl Default for Options {
             waiting_max: 16_384,
             batch_max: 1000,
             queue_max: 10_000,
+            queue_overflow: Overflow::Newest,
+            message_ttl_max: None,
             kept_max: 100_000,
             retained_max: 100_000,
             wills_every: Duration::from_secs(1),
@@ -191,7 +198,7 @@ impl Router {
         let publications = store.publications(
             options.waiting_max,
             options.batch_max,
-            options.queue_max,
+            Room { max: options.queue_max, overflow: options.queue_overflow, ttl_max: options.message_ttl_max },
             move |publication, stored| {
                 if let Some(shared) = hints.upgrade() {
                     shared.stored(publication, stored);

@@ -73,8 +73,13 @@ pub struct Options {
     pub admitting_max: NonZeroU16,
     /// Deliveries of one terminal that are kept in memory, in rows.
     pub page: NonZeroU16,
-    /// Messages of `wakala terminals tell` that may wait for one terminal, in rows. Receipts are not counted.
+    /// Messages of `wakala terminals tell` that may wait for one terminal, in rows; more are refused. Receipts are not counted.
     pub messages_max: u32,
+    /// News (`--class news`) that may wait for one terminal, in rows; of more the oldest are dropped.
+    pub news_max: u32,
+    /// The longest that news wait.
+    #[serde(with = "humantime_serde")]
+    pub news_ttl_max: Duration,
     /// How long a terminal may leave every delivery without PUBACK before its connection is given up.
     #[serde(with = "humantime_serde")]
     pub ack_within: Duration,
@@ -127,6 +132,8 @@ impl Default for Options {
             admitting_max: count(1),
             page: count(32),
             messages_max: 100,
+            news_max: 20,
+            news_ttl_max: Duration::from_secs(24 * 3600),
             ack_within: Duration::from_secs(120),
             expire_every: Duration::from_secs(60),
             overtaken_every: Duration::from_secs(5),

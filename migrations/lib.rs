@@ -57,6 +57,7 @@ mod m0016_ledger_columns;
 mod m0017_broker;
 mod m0019_presence;
 mod m0022_tally;
+mod m0023_classes;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -84,6 +85,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0017_broker::Step),
             Box::new(m0019_presence::Step),
             Box::new(m0022_tally::Step),
+            Box::new(m0023_classes::Step),
         ]
     }
 }

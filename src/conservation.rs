@@ -14,6 +14,8 @@ pub enum Fate {
     Away,
     /// Its subscriber's session or queue had no room.
     Full,
+    /// A later one of its topic took its place: only the last is kept of a configuration.
+    Replaced,
     /// Larger than the packets that its subscriber takes (MQTT-3.1.2-25).
     TooLarge,
     /// Its subscriber answered with an error code.
@@ -26,11 +28,12 @@ pub enum Fate {
 }
 
 impl Fate {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Delivered,
         Self::Expired,
         Self::Away,
         Self::Full,
+        Self::Replaced,
         Self::TooLarge,
         Self::Declined,
         Self::ConnectionOver,
@@ -45,6 +48,7 @@ impl Fate {
             Self::Expired => "expired",
             Self::Away => "away",
             Self::Full => "full",
+            Self::Replaced => "replaced",
             Self::TooLarge => "too_large",
             Self::Declined => "declined",
             Self::ConnectionOver => "connection_over",
@@ -106,7 +110,7 @@ mod tests {
         }
         let words: std::collections::BTreeSet<_> = Fate::ALL.into_iter().map(Fate::word).collect();
         assert_eq!(words.len(), Fate::ALL.len());
-        assert_eq!((ends.refused(), ends.all()), (3 + 4 + 5 + 6 + 7 + 8, 36));
+        assert_eq!((ends.refused(), ends.all()), (3 + 4 + 5 + 6 + 7 + 8 + 9, 45));
         assert_eq!((balance(40, 4, 36), balance(41, 4, 36), balance(40, 4, 37)), (0, 1, -1));
     }
 }

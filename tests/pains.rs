@@ -10,7 +10,7 @@ use std::process::Command;
 
 const PAINS: usize = 17;
 /// Nobody has shown these yet.
-const OWED: [usize; 3] = [7, 9, 13];
+const OWED: [usize; 1] = [13];
 
 fn root() -> PathBuf {
     PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests"))

@@ -13,7 +13,7 @@ use super::{Output, rfc3339};
 use crate::config::Config;
 use crate::ports::Clock;
 use crate::store::Store;
-use crate::store::messages::{Message, Place, Queueing};
+use crate::store::messages::{Class, Limits, Message, Place, Queueing};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -28,9 +28,22 @@ pub struct Arguments {
     /// 1: kept until the terminal acknowledges it; 0: sent once, to a terminal that is connected
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
     qos: u8,
+    /// What is done when there is too much of it: message, one that would be too many is refused; configuration, it takes the
+    /// place of the one before it; news, the oldest goes
+    #[arg(long, default_value = "message", value_parser = class)]
+    class: Class,
     /// Not sent any more after this time, such as 90s, 2h or 3days; without, it waits for as long as the session lives
     #[arg(long, value_name = "TIME", value_parser = lifetime)]
     expires: Option<Duration>,
+}
+
+fn class(text: &str) -> Result<Class, String> {
+    match text {
+        "message" => Ok(Class::Message),
+        "configuration" => Ok(Class::Configuration),
+        "news" => Ok(Class::News),
+        _ => Err("message, configuration or news".to_owned()),
+    }
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
@@ -52,7 +65,7 @@ pub async fn run(
     clock: &dyn Clock,
     output: Output,
 ) -> anyhow::Result<()> {
-    let Arguments { terminal, text, file, qos, expires } = arguments;
+    let Arguments { terminal, text, file, qos, class, expires } = arguments;
     let bytes_max = payload_bytes_max(&(&terminal).into(), config.sessions.packet_bytes_max);
     let payload = match file {
         Some(file) => read(&file, bytes_max)?,
@@ -64,8 +77,10 @@ pub async fn run(
     );
     let (bytes, at) = (payload.len(), clock.now());
     let expires_at = expires.map(|after| at + after);
-    let message = Message { terminal: terminal.clone(), kept: qos > 0, payload, expires_at, at };
-    let place = match store.queue_message(message, config.sessions.messages_max).await? {
+    let message = Message { terminal: terminal.clone(), class, kept: qos > 0, payload, expires_at, at };
+    let crate::sessions::Options { messages_max, news_max, news_ttl_max, .. } = config.sessions;
+    let limits = Limits { messages_max, news_max, news_ttl_max };
+    let place = match store.queue_message(message, limits).await? {
         Queueing::Queued(place) => place,
         Queueing::NotEnrolled => bail!("there is no terminal {terminal}; wakala terminals list"),
         Queueing::NotConnected => {
@@ -84,7 +99,7 @@ pub async fn run(
     let value = json!({
         "terminal": terminal, "topic": &*messages_topic(&(&terminal).into()), "qos": qos, "bytes": bytes, "seq": place.seq,
         "waiting": place.waiting, "connected": place.connected, "connected_here": woken,
-        "persistent": place.persistent, "expires_at": expires_at.map(rfc3339),
+        "persistent": place.persistent, "dropped": place.dropped, "expires_at": expires_at.map(rfc3339),
     });
     output.print(|| sentence(&terminal, place, woken), &value)
 }
@@ -96,7 +111,12 @@ fn sentence(terminal: &TerminalId, place: Place, woken: bool) -> String {
         (false, _) => "it is not connected",
     };
     let ends = if place.persistent { "" } else { "; the message ends with its connection: the session is a clean one" };
-    format!("{terminal}: queued, {} in its queue with this one; {where_it_is}{ends}", place.waiting)
+    let went = match place.dropped {
+        0 => String::new(),
+        1 => "; an older one went for it".to_owned(),
+        more => format!("; {more} older ones went for it"),
+    };
+    format!("{terminal}: queued, {} in its queue with this one; {where_it_is}{went}{ends}", place.waiting)
 }
 
 /// No more than one byte above what may be.

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ntex_bytes::Bytes;
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
+use wakala::conservation::Fate;
 use wakala::id::{ClientId, TerminalId};
 use wakala::message as mqtt;
 use wakala::session::{Addressed, Delivery, What, messages_topic};
@@ -17,10 +19,34 @@ use wakala::time::Time;
 use super::sessions::qos_of;
 use super::{Error, Store, decision, tally, time_of, timestamp};
 
+/// What is done when there is too much of it. Receipts are of no class: each of them waits for its terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Class {
+    /// One that would be too many is refused.
+    #[default]
+    Message,
+    /// Only the last of a topic is kept: it takes the place of the one before it.
+    Configuration,
+    /// When there are too many the oldest is dropped, and none waits for long.
+    News,
+}
+
+/// How much may wait for one terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Messages; more are refused.
+    pub messages_max: u32,
+    /// News; of more the oldest are dropped.
+    pub news_max: u32,
+    /// The longest that news wait.
+    pub news_ttl_max: Duration,
+}
+
 /// A message to be queued.
 #[derive(Clone, Debug)]
 pub struct Message {
     pub terminal: TerminalId,
+    pub class: Class,
     /// Whether it is kept until the terminal acknowledges it (QoS 1), or sent once to who is there (QoS 0).
     pub kept: bool,
     pub payload: Vec<u8>,
@@ -53,18 +79,19 @@ pub struct Place {
     pub connected: bool,
     /// Whether the session outlives the connection, and the message with it.
     pub persistent: bool,
+    /// How many older ones of its class went for it.
+    pub dropped: u64,
 }
 
 impl Store {
-    /// Queues a message for a terminal unless `waiting_max` messages wait already. It is as durable as a receipt when
-    /// this is done.
+    /// Queues a message for a terminal, as far as these limits allow. It is as durable as a receipt when this is done.
     ///
     /// # Errors
     /// When the database does not do it.
-    pub async fn queue_message(&self, message: Message, waiting_max: u32) -> Result<Queueing, Error> {
+    pub async fn queue_message(&self, message: Message, limits: Limits) -> Result<Queueing, Error> {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
-            let queueing = queue(&mut opened, &message, waiting_max).await?;
+            let queueing = queue(&mut opened, &message, limits).await?;
             if matches!(queueing, Queueing::Queued(_)) {
                 opened.commit().await?;
             }
@@ -138,7 +165,7 @@ pub(super) fn read_properties(stored: Option<Vec<u8>>) -> Result<Option<Box<mqtt
     stored.map(read).transpose().map_err(|error| Error::Broken(error.to_string()))
 }
 
-async fn queue(db: &mut PgConnection, message: &Message, waiting_max: u32) -> Result<Queueing, Error> {
+async fn queue(db: &mut PgConnection, message: &Message, limits: Limits) -> Result<Queueing, Error> {
     let (terminal, now) = (message.terminal.as_str(), timestamp(message.at));
     // Locked as whoever draws a place locks it, so that what is found holds until the commit.
     let session: Option<(bool, i64, Option<OffsetDateTime>)> = sqlx::query_as(
@@ -156,6 +183,28 @@ async fn queue(db: &mut PgConnection, message: &Message, waiting_max: u32) -> Re
     if !connected && !persistent {
         return Ok(Queueing::NoSession);
     }
+    let topic = messages_topic(&ClientId::from(&message.terminal));
+    let Some(dropped) = make_room(db, message, &topic, limits).await? else {
+        return Ok(Queueing::Full(limits.messages_max));
+    };
+    let drawn = decision::draw_seqs(db, &BTreeMap::from([(terminal, 1)])).await?;
+    let seq = *drawn.get(terminal).ok_or_else(|| Error::Broken(format!("no sequence for {terminal}")))?;
+    let latest = (message.class == Class::News).then(|| message.at + limits.news_ttl_max);
+    sqlx::query(
+        "insert into wakala.message (client_id, seq, topic, qos, payload, expires_at, at, class) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(terminal)
+    .bind(seq)
+    .bind(&*topic)
+    .bind(i16::from(message.kept))
+    .bind(&message.payload)
+    .bind(message.expires_at.into_iter().chain(latest).min().map(timestamp))
+    .bind(now)
+    .bind(message.class as i16)
+    .execute(&mut *db)
+    .await?;
+    tally::add(db, &[(tally::ADDRESSED, 1)]).await?;
     let (receipts, messages): (i64, i64) = sqlx::query_as(
         "select (select count(*) from wakala.receipt where terminal = $1 \
            and delivered_at is null and withdrawn_at is null), \
@@ -163,26 +212,49 @@ async fn queue(db: &mut PgConnection, message: &Message, waiting_max: u32) -> Re
     )
     .bind(terminal)
     .bind(now)
-    .fetch_one(&mut *db)
+    .fetch_one(db)
     .await?;
-    if messages >= i64::from(waiting_max) {
-        return Ok(Queueing::Full(waiting_max));
-    }
-    let drawn = decision::draw_seqs(db, &BTreeMap::from([(terminal, 1)])).await?;
-    let seq = *drawn.get(terminal).ok_or_else(|| Error::Broken(format!("no sequence for {terminal}")))?;
-    sqlx::query(
-        "insert into wakala.message (client_id, seq, topic, qos, payload, expires_at, at) \
-         values ($1, $2, $3, $4, $5, $6, $7)",
+    Ok(Queueing::Queued(Place { seq, waiting: receipts + messages, connected, persistent, dropped }))
+}
+
+/// Drops what goes for a message, by its class, and counts it; none if there is no room for it. One that was sent and not
+/// acknowledged may be among them: its PUBACK finds nothing then.
+async fn make_room(
+    db: &mut PgConnection,
+    message: &Message,
+    topic: &str,
+    limits: Limits,
+) -> Result<Option<u64>, Error> {
+    let (most, fate) = match message.class {
+        Class::Message => {
+            let (waiting,): (i64,) = sqlx::query_as(
+                "select count(*) from wakala.message where client_id = $1 and class = 0 \
+                 and (expires_at is null or expires_at > $2)",
+            )
+            .bind(message.terminal.as_str())
+            .bind(timestamp(message.at))
+            .fetch_one(db)
+            .await?;
+            return Ok((waiting < i64::from(limits.messages_max)).then_some(0));
+        }
+        Class::Configuration => (0, Fate::Replaced),
+        Class::News => (i64::from(limits.news_max) - 1, Fate::Full),
+    };
+    // In the order in which acknowledgements lock them.
+    let dropped = sqlx::query(
+        "with more as (select seq from wakala.message where client_id = $1 and class = $2 and topic = $3 \
+           order by seq desc offset $4), \
+         old as (select m.client_id, m.seq from wakala.message m join more using (seq) where m.client_id = $1 \
+           order by m.seq for update of m) \
+         delete from wakala.message m using old where m.client_id = old.client_id and m.seq = old.seq",
     )
-    .bind(terminal)
-    .bind(seq)
-    .bind(&*messages_topic(&ClientId::from(&message.terminal)))
-    .bind(i16::from(message.kept))
-    .bind(&message.payload)
-    .bind(message.expires_at.map(timestamp))
-    .bind(now)
+    .bind(message.terminal.as_str())
+    .bind(message.class as i16)
+    .bind(topic)
+    .bind(most)
     .execute(&mut *db)
     .await?;
-    tally::add(db, &[(tally::ADDRESSED, 1)]).await?;
-    Ok(Queueing::Queued(Place { seq, waiting: receipts + messages + 1, connected, persistent }))
+    let dropped = dropped.rows_affected();
+    tally::add(db, &[(fate.word(), usize::try_from(dropped).unwrap_or(usize::MAX))]).await?;
+    Ok(Some(dropped))
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
@@ -62,6 +63,28 @@ pub enum Stored {
     Before,
 }
 
+/// How much may wait for one client, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Rows, from the oldest on.
+    pub max: u32,
+    /// What goes when there are more.
+    pub overflow: Overflow,
+    /// The longest that a row waits, whatever its publisher said: one of 3.1.1 can say nothing. Without, its session's life.
+    pub ttl_max: Option<Duration>,
+}
+
+/// Which message is dropped when a queue is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overflow {
+    /// The one that comes.
+    #[default]
+    Newest,
+    /// The one that has waited longest; of QoS 2 none that may have been sent.
+    Oldest,
+}
+
 /// Stores publishes.
 pub type Publications = Batcher<Publication, Stored>;
 
@@ -91,7 +114,7 @@ impl Store {
         &self,
         room: usize,
         max: usize,
-        queue_max: u32,
+        room_for_each: Room,
         stored: impl Fn(&Publication, &Stored) + Send + Sync + 'static,
     ) -> Publications {
         let (store, stored) = (self.clone(), Arc::new(stored));
@@ -101,7 +124,7 @@ impl Store {
             let publications = Arc::new(publications);
             async move {
                 loop {
-                    match store.publish(Arc::clone(&publications), queue_max).await {
+                    match store.publish(Arc::clone(&publications), room_for_each).await {
                         Err(Error::Away(why)) => {
                             tracing::warn!(why, publishes = publications.len(), "publishes wait for the database");
                             tokio::time::sleep(RETRY).await;
@@ -117,7 +140,7 @@ impl Store {
         })
     }
 
-    async fn publish(&self, publications: Arc<Vec<Publication>>, queue_max: u32) -> Result<Vec<Stored>, Error> {
+    async fn publish(&self, publications: Arc<Vec<Publication>>, room: Room) -> Result<Vec<Stored>, Error> {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
             lock_sessions(&mut opened, &publications).await?;
@@ -125,7 +148,7 @@ impl Store {
             let identifiers = remember(&mut opened, &publications).await?;
             let new: Vec<bool> =
                 wills.into_iter().zip(identifiers).map(|(will, identifier)| will && identifier).collect();
-            let stored = queue(&mut opened, &publications, &new, queue_max).await?;
+            let stored = queue(&mut opened, &publications, &new, room).await?;
             retain(&mut opened, &publications, &new).await?;
             opened.commit().await?;
             Ok(stored)
@@ -298,7 +321,7 @@ async fn queue(
     db: &mut PgConnection,
     publications: &[Publication],
     new: &[bool],
-    queue_max: u32,
+    room: Room,
 ) -> Result<Vec<Stored>, Error> {
     let mut wanted: BTreeMap<&str, i64> = BTreeMap::new();
     for (publication, _) in publications.iter().zip(new).filter(|(_, new)| **new) {
@@ -306,10 +329,13 @@ async fn queue(
             *wanted.entry(client.as_str()).or_default() += 1;
         }
     }
-    let (mut next, mut first) = (BTreeMap::new(), BTreeMap::new());
+    let (mut next, mut first, mut dropped) = (BTreeMap::new(), BTreeMap::new(), 0);
     if !wanted.is_empty() {
         next = decision::draw_existing(db, &wanted).await?;
-        first = oldest(db, &wanted).await?;
+        first = oldest(db, wanted.keys().copied()).await?;
+        if room.overflow == Overflow::Oldest {
+            dropped = make_room(db, &wanted, &next, &mut first, room.max).await?;
+        }
     }
     let mut rows = Rows::default();
     let (mut full, mut over) = (0, 0);
@@ -318,6 +344,7 @@ async fn queue(
             return Stored::Before;
         }
         let at = timestamp(publication.at);
+        let latest = room.ttl_max.map(|ttl| timestamp(publication.at + ttl));
         let places = publication.to.iter().map(|(client, addressed)| {
             let Some(seq) = next.get_mut(client.as_str()) else {
                 over += 1;
@@ -325,11 +352,11 @@ async fn queue(
             };
             let place = *seq;
             // From the oldest row on; those in between that are gone count too.
-            if place - *first.entry(client.as_str().to_owned()).or_insert(place) >= i64::from(queue_max) {
+            if place - *first.entry(client.as_str().to_owned()).or_insert(place) >= i64::from(room.max) {
                 full += 1;
                 return None;
             }
-            rows.push(client, place, addressed, at);
+            rows.push(client, place, addressed, at, latest);
             *seq += 1;
             Some(place)
         });
@@ -337,7 +364,7 @@ async fn queue(
     });
     let stored = stored.collect();
     let addressed = rows.clients.len() + full + over;
-    let counts = [(tally::ADDRESSED, addressed), (Fate::Full.word(), full), (Fate::SessionOver.word(), over)];
+    let counts = [(tally::ADDRESSED, addressed), (Fate::Full.word(), full + dropped), (Fate::SessionOver.word(), over)];
     if rows.clients.is_empty() {
         tally::add(db, &counts).await?;
     } else {
@@ -346,20 +373,69 @@ async fn queue(
     Ok(stored)
 }
 
+/// Drops the oldest rows of queues that would be too long, and says how many.
+///
+/// What is released stays, and of QoS 2 what may have been sent: its receiver remembers the identifier until a PUBREL comes
+/// (4.3.3), and would take another message under it for this one.
+async fn make_room(
+    db: &mut PgConnection,
+    wanted: &BTreeMap<&str, i64>,
+    next: &BTreeMap<String, i64>,
+    first: &mut BTreeMap<String, i64>,
+    max: u32,
+) -> Result<usize, Error> {
+    let full = wanted.iter().filter_map(|(client, count)| {
+        // Of a batch that is longer than the queue, what comes first finds room and the rest does not.
+        let last = next.get(*client)? + (*count).min(i64::from(max)) - 1;
+        (last - first.get(*client)? >= i64::from(max)).then_some(((*client).to_owned(), last - i64::from(max)))
+    });
+    let (clients, up_to): (Vec<String>, Vec<i64>) = full.unzip();
+    if clients.is_empty() {
+        return Ok(0);
+    }
+    let dropped = sqlx::query(
+        "with old as (select m.client_id, m.seq from unnest($1::text[], $2::bigint[]) f (client_id, up_to) \
+           join wakala.session s using (client_id) \
+           join wakala.message m on m.client_id = f.client_id and m.seq <= f.up_to \
+           where not m.released and (m.qos < 2 or (s.sent_seq is not null and m.seq > s.sent_seq)) \
+           order by m.client_id, m.seq for update of m) \
+         delete from wakala.message m using old where m.client_id = old.client_id and m.seq = old.seq",
+    )
+    .bind(&clients)
+    .bind(up_to)
+    .execute(&mut *db)
+    .await?;
+    for client in &clients {
+        first.remove(client);
+    }
+    first.extend(oldest(db, clients.iter().map(String::as_str)).await?);
+    Ok(usize::try_from(dropped.rows_affected()).unwrap_or(usize::MAX))
+}
+
 /// The place of the oldest row of each queue that has one.
-async fn oldest(db: &mut PgConnection, clients: &BTreeMap<&str, i64>) -> Result<BTreeMap<String, i64>, Error> {
+async fn oldest<'a>(
+    db: &mut PgConnection,
+    clients: impl Iterator<Item = &'a str>,
+) -> Result<BTreeMap<String, i64>, Error> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
         "select c, m.seq from unnest($1::text[]) c \
          join lateral (select seq from wakala.message where client_id = c order by seq limit 1) m on true",
     )
-    .bind(clients.keys().copied().collect::<Vec<_>>())
+    .bind(clients.collect::<Vec<_>>())
     .fetch_all(db)
     .await?;
     Ok(rows.into_iter().collect())
 }
 
 impl Rows {
-    fn push(&mut self, client: &ClientId, seq: i64, addressed: &Addressed, at: OffsetDateTime) {
+    fn push(
+        &mut self,
+        client: &ClientId,
+        seq: i64,
+        addressed: &Addressed,
+        at: OffsetDateTime,
+        latest: Option<OffsetDateTime>,
+    ) {
         let message = &addressed.message;
         self.clients.push(client.as_str().to_owned());
         self.seqs.push(seq);
@@ -371,7 +447,7 @@ impl Rows {
         // An array of arrays would have to be rectangular.
         let identifiers: Vec<String> = addressed.identifiers.iter().map(ToString::to_string).collect();
         self.identifiers.push(format!("{{{}}}", identifiers.join(",")));
-        self.expires.push(message.expires_at.map(timestamp));
+        self.expires.push(message.expires_at.map(timestamp).into_iter().chain(latest).min());
         self.at.push(at);
     }
 

@@ -23,7 +23,7 @@ const BYTES_MAX: u64 = 16 * 1024;
 /// With a certificate, what is kept for its resumption included. Measured unoptimised: 15.5 KiB each at 500 terminals.
 const BYTES_MAX_TLS: u64 = 24 * 1024;
 
-fn resident(process: u32) -> u64 {
+pub(super) fn resident(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it lives");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::wire::Wire;
-use super::{Broker, queue_receipt, tell, told, until};
+use super::{Broker, queue_receipt, room, tell, told, until};
 use wakala_node::store::messages::{Message, Place, Queueing};
 use wakala_system_tests::{Database, now, terminal};
 
@@ -22,7 +22,7 @@ async fn messages_arrive_at_either_qos_and_at_no_more_than_was_granted() {
             for qos in [0, 1] {
                 seq += 1;
                 let place = tell(&broker.store, "T1", qos, "hello").await;
-                assert_eq!(place, Place { seq, waiting: 1, connected: true, persistent: true });
+                assert_eq!(place, Place { seq, waiting: 1, connected: true, persistent: true, dropped: 0 });
                 assert!(broker.sessions.wake("T1"));
                 let lesser = qos.min(granted);
                 let id = if lesser == 0 { 0 } else { u16::try_from(seq).expect("few") };
@@ -113,7 +113,7 @@ async fn an_expired_message_is_not_sent_and_the_others_say_how_long_they_hold() 
     until(&database, "select connected from wakala.session", "f").await;
     for (text, seconds) in [("long over", 0), ("holds", 3600)] {
         let expires_at = Some(now() + Duration::from_secs(seconds));
-        let queueing = broker.store.queue_message(Message { expires_at, ..told("T1", 1, text) }, 100).await;
+        let queueing = broker.store.queue_message(Message { expires_at, ..told("T1", 1, text) }, room(100)).await;
         assert!(matches!(queueing, Ok(Queueing::Queued(_))), "{queueing:?}");
     }
     for v5 in [true, false] {
@@ -137,9 +137,13 @@ async fn a_message_ends_with_its_session() {
     let database = Database::new();
     let broker = Broker::start(&database, None).await;
     broker.enrol("T1").await;
-    assert_eq!(broker.store.queue_message(told("T1", 1, "x"), 9).await, Ok(Queueing::NoSession), "never connected");
-    assert_eq!(broker.store.queue_message(told("T1", 0, "x"), 9).await, Ok(Queueing::NotConnected));
-    assert_eq!(broker.store.queue_message(told("T9", 1, "x"), 9).await, Ok(Queueing::NotEnrolled));
+    assert_eq!(
+        broker.store.queue_message(told("T1", 1, "x"), room(9)).await,
+        Ok(Queueing::NoSession),
+        "never connected"
+    );
+    assert_eq!(broker.store.queue_message(told("T1", 0, "x"), room(9)).await, Ok(Queueing::NotConnected));
+    assert_eq!(broker.store.queue_message(told("T9", 1, "x"), room(9)).await, Ok(Queueing::NotEnrolled));
     let (mut clean, _) = Wire::connect(broker.plain(), false, "T1", true).await;
     let place = tell(&broker.store, "T1", 1, "for this connection").await;
     assert_eq!((place.connected, place.persistent), (true, false));
@@ -166,12 +170,13 @@ async fn so_many_messages_may_wait_and_no_more() {
     let (mut wire, _) = Wire::connect(broker.plain(), true, "T1", false).await;
     queue_receipt(&database, "T1", "not counted");
     let expires_at = Some(now());
-    let expired = broker.store.queue_message(Message { expires_at, ..told("T1", 1, "not counted either") }, 3).await;
+    let expired =
+        broker.store.queue_message(Message { expires_at, ..told("T1", 1, "not counted either") }, room(3)).await;
     assert!(matches!(expired, Ok(Queueing::Queued(_))), "{expired:?}");
     let mut at_once = tokio::task::JoinSet::new();
     for _ in 0..5 {
         let store = broker.store.clone();
-        at_once.spawn(async move { store.queue_message(told("T1", 1, "x"), 3).await });
+        at_once.spawn(async move { store.queue_message(told("T1", 1, "x"), room(3)).await });
     }
     let all = at_once.join_all().await;
     let queued = all.iter().filter(|one| matches!(one, Ok(Queueing::Queued(_)))).count();
@@ -183,7 +188,7 @@ async fn so_many_messages_may_wait_and_no_more() {
         assert_eq!(wire.message("T1").await.4, "x");
     }
     until(&database, "select count(*) from wakala.message where expires_at is null", "0").await;
-    assert!(matches!(broker.store.queue_message(told("T1", 1, "x"), 3).await, Ok(Queueing::Queued(_))));
+    assert!(matches!(broker.store.queue_message(told("T1", 1, "x"), room(3)).await, Ok(Queueing::Queued(_))));
 }
 
 #[tokio::test]

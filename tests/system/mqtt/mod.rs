@@ -1,6 +1,7 @@
 //! The listener and the sessions: raw bytes, foreign clients, a database that remembers, a process that is killed.
 
 mod certificates;
+mod classes;
 mod ended;
 mod foreign;
 mod identity;
@@ -30,7 +31,7 @@ use wakala_node::listener::{self, Listening, Tls, WebSocket};
 use wakala_node::ports::{Clock, Wait};
 use wakala_node::sessions::{self, Away, Intake, Sessions};
 use wakala_node::store::Store;
-use wakala_node::store::messages::{Message, Place, Queueing};
+use wakala_node::store::messages::{Class, Limits, Message, Place, Queueing};
 use wakala_node::store::terminals::{Enrolment, Terminal};
 use wakala_node::supervision::Tree;
 use wakala_node::terminal::Enrolled;
@@ -176,12 +177,24 @@ fn queue_receipt(database: &Database, name: &str, text: &str) {
 
 /// What `wakala terminals tell` has queued for this terminal.
 fn told(name: &str, qos: u8, text: &str) -> Message {
-    Message { terminal: terminal(name), kept: qos > 0, payload: text.into(), expires_at: None, at: now() }
+    Message {
+        terminal: terminal(name),
+        class: Class::Message,
+        kept: qos > 0,
+        payload: text.into(),
+        expires_at: None,
+        at: now(),
+    }
+}
+
+/// Room for so many messages, and as many news, for a day.
+fn room(max: u32) -> Limits {
+    Limits { messages_max: max, news_max: max, news_ttl_max: Duration::from_secs(24 * 3600) }
 }
 
 /// Queues a message as `wakala terminals tell` does.
 async fn tell(store: &Store, name: &str, qos: u8, text: &str) -> Place {
-    match store.queue_message(told(name, qos, text), 100).await {
+    match store.queue_message(told(name, qos, text), room(100)).await {
         Ok(Queueing::Queued(place)) => place,
         other => panic!("{text}: {other:?}"),
     }

@@ -128,6 +128,16 @@ impl Wire {
         (first & 0x08 != 0, id, String::from_utf8_lossy(payload).into_owned())
     }
 
+    /// A PUBLISH at QoS 1 of MQTT 5, with whatever properties: whether DUP is set, its identifier, its payload.
+    pub(super) async fn any_delivery(&mut self) -> (bool, u16, String) {
+        let (first, body) = self.receive().await.expect("a PUBLISH");
+        assert_eq!(first & 0xF6, 0x32, "a PUBLISH at QoS 1: {first:x} {body:?}");
+        let topic = usize::from(u16::from_be_bytes([body[0], body[1]]));
+        let id = u16::from_be_bytes([body[2 + topic], body[3 + topic]]);
+        let payload = &body[5 + topic + usize::from(body[4 + topic])..];
+        (first & 0x08 != 0, id, String::from_utf8_lossy(payload).into_owned())
+    }
+
     /// A PUBLISH of a message: QoS, whether DUP is set, its identifier, its expiry in seconds, its payload.
     pub(super) async fn message(&mut self, name: &str) -> (u8, bool, u16, Option<u32>, String) {
         let (first, body) = self.receive().await.expect("a PUBLISH");
