@@ -9,6 +9,7 @@ pub mod admission;
 mod barred;
 mod counts;
 mod elsewhere;
+mod leaving;
 mod operator;
 mod overtaken;
 mod presence;
@@ -216,6 +217,7 @@ struct Inner {
     changes: Changes,
     pages: Pages,
     ends: Ends,
+    leaving: leaving::Leaving,
     admission: admission::Admission,
     router: Router,
     presence: Presence,
@@ -262,6 +264,7 @@ impl Sessions {
             changes,
             pages,
             admission,
+            leaving: leaving::Leaving::default(),
             router,
             presence,
             taps,
@@ -476,6 +479,7 @@ impl Sessions {
     /// Has the end of a connection stored. It is the database's to keep trying: whoever dropped is gone.
     pub(crate) fn ended(&self, ended: Ended) {
         let (ends, noticed) = (self.0.ends.clone(), Arc::clone(&self.0.ended));
+        let leaves = self.0.leaving.leaves(&ended.client);
         self.0.deps.store.handle().spawn(async move {
             let (client, will) = (ended.client.clone(), ended.will);
             // If it is lost, the session counts as cut: what was in flight goes out with DUP.
@@ -484,7 +488,13 @@ impl Sessions {
             } else if will {
                 noticed.notify_one();
             }
+            drop(leaves);
         });
+    }
+
+    /// Done when the end of a client's connection to this node is stored, if it has just ended.
+    pub(crate) async fn left(&self, client: &ClientId) {
+        self.0.leaving.left(client).await;
     }
 
     pub(crate) fn router(&self) -> &Router {

@@ -261,6 +261,7 @@ impl Door {
         gone: impl Future<Output = ()>,
     ) -> Result<(Epoch, Loaded), NotOpened> {
         let client = opening.client.clone();
+        self.sessions.left(&client).await;
         let (epoch, mut loaded) = self.sessions.admission().open(opening, gone).await?;
         let lost = |subscription: &Subscription| !rights.keeps(&client, subscription);
         let lost: Vec<_> = loaded.subscriptions.extract_if(.., |subscription| lost(subscription)).collect();
