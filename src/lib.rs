@@ -15,6 +15,8 @@ pub mod id;
 pub mod money;
 pub mod time;
 
+pub mod ban;
+pub mod bounds;
 pub mod hook;
 pub mod token;
 pub mod websocket;

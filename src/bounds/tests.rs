@@ -1,0 +1,229 @@
+//! Rates, guesses and shares: what is borne, what is not, and what is forgotten.
+
+use super::*;
+
+fn at(seconds: i64) -> Time {
+    Time::from_millis(1_700_000_000_000 + seconds * 1000)
+}
+
+fn place(last: u8) -> Place {
+    Place::of(IpAddr::from([10, 0, 0, last]))
+}
+
+fn patience() -> Patience {
+    Patience {
+        per_client: 3,
+        per_place: 10,
+        per_name: 6,
+        wait_min: Duration::from_secs(10),
+        wait_max: Duration::from_secs(900),
+    }
+}
+
+fn bounds() -> Bounds {
+    Bounds::new(Limits {
+        strangers_per_place_max: 2,
+        client_connects: Rate::new(4, Duration::from_secs(5)),
+        place_connects: Rate::new(3, Duration::from_secs(1)),
+        patience: patience(),
+        known_for: Duration::from_secs(3600),
+        remembered_max: 50,
+    })
+}
+
+/// Guesses once and is wrong; whether the password was verified.
+fn guess(bounds: &mut Bounds, name: &str, place: Place, now: Time) -> bool {
+    let verified = bounds.guess(name, place, now).is_ok();
+    if verified {
+        let _ = bounds.misguessed(name, place, now);
+    }
+    verified
+}
+
+#[test]
+fn a_bucket_gives_its_burst_and_then_one_token_at_a_time() {
+    let rate = Rate::new(3, Duration::from_secs(10)).expect("a limit");
+    let (mut bucket, mut taken) = (Bucket::default(), Vec::new());
+    for second in 0..60 {
+        if bucket.empty_until(rate) <= at(second) {
+            bucket.take(rate, 1, at(second));
+            taken.push(second);
+        }
+    }
+    assert_eq!(taken, [0, 1, 2, 10, 20, 30, 40, 50]);
+    assert_eq!((Rate::new(0, Duration::from_secs(1)), Rate::per_second(0, 5)), (None, None), "no limit");
+    let fast = Rate::per_second(300_000_000, 1).expect("a limit");
+    let mut bucket = Bucket::default();
+    bucket.take(fast, 300_000_001, at(0));
+    let wait = bucket.empty_until(fast).since(at(0));
+    assert!(wait > Duration::from_millis(800) && wait <= Duration::from_secs(1), "{wait:?}");
+}
+
+/// screentinker #146: a device that connected successfully, again and again, took the server down.
+#[test]
+fn pain_13_a_device_that_connects_in_a_loop_successfully_is_slowed_down() {
+    let mut bounds = bounds();
+    let mut let_in = 0;
+    for millis in 0..100_000 {
+        let now = Time::from_millis(at(0).millis() + millis);
+        if bounds.knock("T1", place(1), false, now).is_ok() {
+            bounds.proved("T1", place(1), now).expect("who may knock may enter");
+            let_in += 1;
+        }
+    }
+    assert_eq!(let_in, 4 + 19, "its burst, and one each five seconds");
+    assert_eq!(bounds.knock("T2", place(1), false, at(100)), Ok(()), "its neighbour pays nothing for it");
+    assert_eq!(bounds.proved("T2", place(1), at(100)), Ok(()));
+}
+
+/// emqx #18218: bans and limits by client identifier alone are passed with random ones.
+#[test]
+fn pain_13_random_client_ids_from_one_address_are_one_address() {
+    let mut bounds = bounds();
+    for n in 0..3 {
+        assert_eq!(bounds.knock(&format!("x{n}"), place(1), false, at(0)), Ok(()));
+        bounds.guest(&format!("x{n}"), place(1), at(0)).expect("within the burst");
+    }
+    assert_eq!(bounds.knock("x3", place(1), false, at(0)), Err(Excess::Place));
+    assert_eq!(bounds.knock("x3", place(2), false, at(0)), Ok(()), "from elsewhere");
+    assert_eq!(bounds.knock("x3", place(1), false, at(1)), Ok(()), "one token came back");
+}
+
+#[test]
+fn hundreds_of_terminals_behind_one_address_are_not_that_address() {
+    let mut bounds = bounds();
+    for n in 0..40 {
+        let name = format!("T{n}");
+        assert_eq!(bounds.knock(&name, place(1), false, at(0)), Ok(()), "{name}");
+        assert_eq!(bounds.proved(&name, place(1), at(0)), Ok(()));
+    }
+    // A neighbour knocks on every door. Who is known there passes, and so does a certificate.
+    for _ in 0..1000 {
+        bounds.failed(place(1), at(1));
+    }
+    assert_eq!(bounds.knock("T7", place(1), false, at(1)), Ok(()));
+    assert_eq!(bounds.knock("T99", place(1), true, at(1)), Ok(()));
+    assert_eq!(bounds.knock("T99", place(1), false, at(1)), Err(Excess::Place));
+    assert_eq!(bounds.knock("T99", place(1), false, at(2)), Ok(()), "trying is no debt");
+}
+
+#[test]
+fn wrong_passwords_have_to_wait_longer_and_longer() {
+    let (mut bounds, mut verified) = (bounds(), Vec::new());
+    for second in 0..3600 {
+        if guess(&mut bounds, "T1", place(1), at(second)) {
+            verified.push(second);
+        }
+    }
+    assert_eq!(verified[..6], [0, 1, 2, 12, 32, 72], "three at once, and then after 10, 20, 40 seconds");
+    assert!(verified.len() < 20, "{verified:?}");
+    // Right is right, as soon as it is looked at; and then nothing was.
+    let free = (3600..5000).find(|&second| bounds.guess("T1", place(1), at(second)).is_ok()).expect("in time");
+    bounds.guessed("T1", place(1));
+    assert!((0..3).all(|_| guess(&mut bounds, "T1", place(1), at(free))));
+    assert!(!guess(&mut bounds, "T1", place(1), at(free)));
+}
+
+#[test]
+fn guesses_sent_at_once_are_counted_before_they_are_verified() {
+    let mut bounds = bounds();
+    let begun = (0..100).filter(|_| bounds.guess("T1", place(1), at(0)).is_ok()).count();
+    assert_eq!(begun, 3);
+    bounds.unguessed("T1", place(1), at(0));
+    assert_eq!(bounds.guess("T1", place(1), at(0)), Ok(()), "one was not verified after all");
+}
+
+#[test]
+fn who_guesses_at_a_name_does_not_keep_its_terminal_out() {
+    let mut bounds = bounds();
+    // From everywhere, for an hour.
+    for second in 0..3600 {
+        for last in 1..=20 {
+            guess(&mut bounds, "T1", place(last), at(second));
+        }
+    }
+    // At a place where nobody was wrong.
+    assert_eq!(bounds.guess("T1", place(99), at(3600)), Ok(()));
+    bounds.guessed("T1", place(99));
+    bounds.proved("T1", place(99), at(3600)).expect("its first");
+    // Known there, it keeps its patience, though its neighbours guess at every name.
+    for n in 0..30 {
+        guess(&mut bounds, &format!("x{n}"), place(99), at(3601));
+    }
+    assert_eq!(bounds.guess("T2", place(99), at(3602)), Err(Excess::Guesses), "the place is barred");
+    assert!((0..3).all(|_| guess(&mut bounds, "T1", place(99), at(3602))));
+    assert!(!guess(&mut bounds, "T1", place(99), at(3602)));
+}
+
+#[test]
+fn a_name_that_is_guessed_at_from_everywhere_bears_one_guess_from_each_further_place() {
+    let mut bounds = bounds();
+    for last in 1..=6 {
+        assert!(guess(&mut bounds, "T1", place(last), at(0)));
+    }
+    assert!(guess(&mut bounds, "T1", place(7), at(1)) && !guess(&mut bounds, "T1", place(7), at(1)));
+    assert!(guess(&mut bounds, "T2", place(7), at(1)) && guess(&mut bounds, "T2", place(7), at(1)), "another name");
+}
+
+#[test]
+fn names_made_up_by_the_thousand_do_not_have_a_guesser_forgotten() {
+    let mut bounds = bounds();
+    while guess(&mut bounds, "T1", place(1), at(0)) {}
+    // From one place the place is barred before the table is full; from many, each entry is owed less than his.
+    for n in 0..10_000 {
+        guess(&mut bounds, &format!("x{n}"), place(1), at(1));
+    }
+    assert_eq!(bounds.guess("T1", place(1), at(2)), Err(Excess::Guesses));
+    for n in 0..10_000_u32 {
+        let [.., a, b] = n.to_be_bytes();
+        guess(&mut bounds, "x", Place::of(IpAddr::from([10, 9, a, b])), at(3));
+    }
+    assert_eq!(bounds.guess("T1", place(1), at(4)), Err(Excess::Guesses));
+    assert_eq!(bounds.guess("T1", place(1), at(2000)), Ok(()), "time has him forgotten");
+}
+
+#[test]
+fn a_table_is_bounded_and_forgets_the_least_first() {
+    let mut kept: Kept<u32, ()> = Kept::new(10);
+    kept.set(0, at(1000), (), at(0));
+    for n in 1..1000 {
+        kept.set(n, at(500), (), at(0));
+    }
+    assert_eq!((kept.len(), kept.get(&0, at(0))), (10, Some(&())));
+    assert_eq!(kept.get(&0, at(1000)), None, "over");
+    kept.set(7, at(3000), (), at(2000));
+    kept.set(8, at(3000), (), at(2000));
+    assert!(kept.len() <= 8, "what is over makes room as the table is used: {}", kept.len());
+}
+
+#[test]
+fn a_place_has_a_share_of_the_strangers() {
+    let mut bounds = bounds();
+    assert!(bounds.enter(place(1)) && bounds.enter(place(1)) && !bounds.enter(place(1)));
+    assert!(bounds.enter(place(2)), "another place");
+    bounds.leave(place(1));
+    assert!(bounds.enter(place(1)));
+    for last in [1, 1, 2, 2] {
+        bounds.leave(place(last));
+    }
+    assert!(bounds.strangers.is_empty());
+}
+
+#[test]
+fn what_was_said_is_not_said_again_for_a_while() {
+    let mut bounds = bounds();
+    let said = [0, 1, 599, 600, 601].map(|second| bounds.is_news("T1", at(second)));
+    assert_eq!(said, [true, false, false, true, false]);
+}
+
+#[test]
+fn one_line_of_ipv6_is_one_place() {
+    let of = |text: &str| Place::of(text.parse().expect("an address"));
+    assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:2"));
+    assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+    assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+    assert_eq!(
+        (of("2001:db8::1").to_string(), of("10.0.0.1").to_string()),
+        ("2001:db8::/64".into(), "10.0.0.1".into())
+    );
+}
