@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::exposition::{Format, Snapshot};
 use crate::metrics::figures::{Conservation, Figures, Looks};
+use crate::ports::Wait;
 use crate::sessions::Sessions;
 
 pub(crate) use sessions::ASKED_BY;
@@ -43,6 +44,9 @@ pub trait Node: Send + Sync {
     /// The sessions that are connected here.
     fn sessions(&self) -> &Sessions;
 
+    /// Looks at once who is banned, and ends their connections: how many, or nothing when the database is away.
+    fn look_for_bans(&self) -> Wait<'static, Option<usize>>;
+
     /// Has a terminal's session look at its queue; true when there was one.
     fn wake(&self, terminal: &str) -> bool;
 
@@ -71,6 +75,7 @@ pub struct Status {
     /// Of a general broker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<crate::router::Holdings>,
+    pub bounds: crate::sessions::bounds::Report,
     pub cores: std::collections::BTreeMap<String, crate::banks::Load>,
     pub actors: std::collections::BTreeMap<String, crate::supervision::Branch>,
 }
@@ -89,6 +94,7 @@ pub fn serve(options: &Options, node: Arc<dyn Node>, looks: Arc<Looks>) -> std::
             .route("/status", web::get().to(status))
             .route("/readyz", web::get().to(ready))
             .configure(sessions::routes)
+            .route("/bans/look", web::post().to(look_for_bans))
             .route("/terminals/{terminal}/wake", web::post().to(wake))
             .route("/sandbox/panic", web::post().to(panic))
     })
@@ -136,6 +142,13 @@ async fn ready(node: web::Data<dyn Node>) -> HttpResponse {
         HttpResponse::Ok().body("ready\n")
     } else {
         HttpResponse::ServiceUnavailable().body("not ready\n")
+    }
+}
+
+async fn look_for_bans(node: web::Data<dyn Node>) -> HttpResponse {
+    match node.look_for_bans().await {
+        Some(ended) => HttpResponse::Ok().json(serde_json::json!({ "ended": ended })),
+        None => HttpResponse::ServiceUnavailable().body("the database is away\n"),
     }
 }
 

@@ -292,8 +292,18 @@ impl<P: Provider> Provider for WithoutMaster<P> {
     }
 }
 
-/// What may be none at all: panics that are borne, messages that are kept, answers that nobody waits for.
-const MAY_BE_ZERO: [&str; 4] = ["intensity", "messages_max", "topic_alias_max", "unmatched_per_second"];
+/// What may be none at all, or without a limit: panics that are borne, messages that are kept, answers that nobody waits
+/// for, how often somebody connects, how fast he publishes.
+const MAY_BE_ZERO: [&str; 8] = [
+    "address_connects_burst",
+    "bytes_per_second",
+    "client_connects_burst",
+    "intensity",
+    "messages_max",
+    "publishes_per_second",
+    "topic_alias_max",
+    "unmatched_per_second",
+];
 
 /// Times that may be none at all.
 const MAY_BE_NO_TIME: [&str; 3] = ["node.drain", "listener.jwt.leeway", "open.sys_every"];

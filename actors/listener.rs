@@ -4,6 +4,7 @@
 //! owns the sockets it was given and the session actors of those connections. What a stranger may cost before it has
 //! proved who it is, is bounded in bytes, in time and in number (`welcome`).
 
+pub mod bounds;
 pub mod identity;
 pub mod tls;
 mod websocket;
@@ -74,6 +75,8 @@ pub struct Options {
     /// A program that is asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<identity::HookOptions>,
+    /// What one address and one client may cost.
+    pub bounds: bounds::Options,
 }
 
 impl Default for Options {
@@ -94,6 +97,7 @@ impl Default for Options {
             password_within: Duration::from_secs(30),
             jwt: None,
             hook: None,
+            bounds: bounds::Options::default(),
         }
     }
 }
@@ -312,7 +316,7 @@ struct Porch {
 impl Porch {
     async fn pass(&self, io: Io) {
         self.door.arrived(self.credentials.is_some(), self.upgrade.is_some());
-        let Some(stranger) = self.door.stranger() else { return self.door.crowded() };
+        let Some(stranger) = self.door.stranger(&io.get_ref()) else { return self.door.crowded() };
         let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None).await };
         let handshake = credentials.handshake();
         match TlsServerFilter::create(io, handshake.config(), self.within).await {
@@ -323,6 +327,7 @@ impl Porch {
             Err(error) => {
                 wire::UNSHAKEN.one();
                 tls::tell_of_failure(&error);
+                stranger.failed();
             }
         }
     }
@@ -331,7 +336,7 @@ impl Porch {
         let io = match &self.upgrade {
             Some(upgrade) => match upgrade.accept(io).await {
                 Some(io) => io.boxed(),
-                None => return,
+                None => return stranger.failed(),
             },
             None => io.boxed(),
         };

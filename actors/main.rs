@@ -78,6 +78,9 @@ enum Command {
     /// Who may connect
     #[command(subcommand)]
     Terminals(cli::terminals::Command),
+    /// Who is kept out: terminals, certificates, user names and networks
+    #[command(subcommand)]
+    Bans(cli::bans::Command),
     /// Look at one transaction
     #[command(subcommand)]
     Txn(cli::txn::Command),
@@ -130,6 +133,7 @@ async fn obey(command: Command, config: Config, output: Output) -> anyhow::Resul
         Command::Sessions(command) => cli::sessions::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Tap(arguments) => cli::tap::run(arguments, config.admin.address, output).await?,
         Command::Terminals(command) => cli::terminals::run(command, &config, &MonotonicClock::start(), output).await?,
+        Command::Bans(command) => cli::bans::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Txn(command) => cli::txn::run(command, &config, output).await?,
         Command::Ledger(command) => return cli::ledger::run(command, &config, output).await,
         Command::Keys(command) => {

@@ -26,7 +26,7 @@ use crate::listener::{self, Listening};
 use crate::metrics::figures::{self, Looks};
 use crate::metrics::sys;
 use crate::partitions::{self, Owner, Partitions, Ping};
-use crate::ports::{Clock, Hsm, Log};
+use crate::ports::{Clock, Hsm, Log, Wait};
 use crate::receipts::{self, Receipts};
 use crate::sessions::{self, Sessions};
 use crate::store::Store;
@@ -322,6 +322,7 @@ impl admin::Node for Node {
             tls: self.credentials.as_ref().map(Credentials::report),
             identity: (self.identity)(),
             broker: self.config.open.is_open().then(|| self.sessions.router().holdings()),
+            bounds: self.sessions.bounds_report(),
             cores: self.banks.load(),
             actors: self.tree.branches(),
         }
@@ -333,6 +334,14 @@ impl admin::Node for Node {
 
     fn sessions(&self) -> &Sessions {
         &self.sessions
+    }
+
+    fn look_for_bans(&self) -> Wait<'static, Option<usize>> {
+        let sessions = self.sessions.clone();
+        Box::pin(async move {
+            let looked = sessions.look_for_bans().await;
+            looked.inspect_err(|error| tracing::warn!(%error, "could not look for bans")).ok()
+        })
     }
 
     fn wake(&self, terminal: &str) -> bool {

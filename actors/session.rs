@@ -28,6 +28,7 @@ use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Packet};
 use rustls::pki_types::UnixTime;
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
+use wakala::session::pace::LATE;
 use wakala::session::{Beyond, Effect, Elsewhere, Event, Session as Twin, What};
 use wakala::time::Time;
 
@@ -35,6 +36,7 @@ use self::counted::Counted;
 use self::frames::{Frames, Outbound};
 use self::inbox::{Arrival, Inbox};
 use self::socket::Ear;
+use crate::sessions::bounds::count;
 use crate::sessions::{Sessions, Vouch};
 use crate::store::Error;
 use crate::store::publications::{Mark, Remembered};
@@ -206,6 +208,9 @@ impl Session {
                 }
             }
             Effect::Close(why) => {
+                if why == LATE {
+                    count(&self.sessions.counts().late);
+                }
                 self.closed = true;
                 self.link.because(why);
                 ctx.stop();

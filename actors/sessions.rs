@@ -7,6 +7,7 @@
 
 pub mod admission;
 mod barred;
+pub mod bounds;
 mod counts;
 mod elsewhere;
 mod leaving;
@@ -25,6 +26,7 @@ use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use wakala::ban::Traits;
 use wakala::id::{ClientId, Epoch, TerminalId};
 use wakala::session::{Limits, What};
 
@@ -91,7 +93,7 @@ pub struct Options {
     /// earlier one gets no receipts until then.
     #[serde(with = "humantime_serde")]
     pub overtaken_every: Duration,
-    /// How often it is looked which terminals that are connected to this node have been blocked, wherever that was done.
+    /// How often it is looked who has been banned, wherever that was done.
     #[serde(with = "humantime_serde")]
     pub blocked_every: Duration,
     /// Sessions that are discarded in one commit, at most, and messages.
@@ -106,6 +108,8 @@ pub struct Options {
     pub pages_batch_max: usize,
     /// Terminals that wait to be let in.
     pub admission: admission::Options,
+    /// What one client may cost.
+    pub bounds: bounds::Options,
     /// Panics of sessions together that are borne. A session is started again by its terminal's reconnect, so the
     /// back-off is not used.
     pub policy: Policy,
@@ -145,6 +149,7 @@ impl Default for Options {
             acks_batch_max: 512,
             pages_batch_max: 16,
             admission: admission::Options::default(),
+            bounds: bounds::Options::default(),
             policy: Policy::default(),
         }
     }
@@ -165,6 +170,7 @@ impl Options {
             admitting_max: self.admitting_max,
             page: self.page,
             ack_within: self.ack_within,
+            pace: self.bounds.pace(),
         }
     }
 }
@@ -223,6 +229,7 @@ struct Inner {
     presence: Presence,
     taps: Taps,
     connected: RwLock<BTreeMap<ClientId, Connected>>,
+    barred: barred::Barred,
     panics: Mutex<VecDeque<Instant>>,
     /// A connection has ended and left a will.
     ended: Arc<Notify>,
@@ -233,6 +240,7 @@ struct Connected {
     addr: Addr<Session>,
     /// Of the certificate it came with, where authorities are asked.
     papers: Option<Arc<Papers>>,
+    traits: Traits,
 }
 
 impl std::fmt::Debug for Sessions {
@@ -271,6 +279,7 @@ impl Sessions {
             ends,
             deps,
             connected: RwLock::default(),
+            barred: Default::default(),
             panics: Mutex::default(),
             ended: Arc::default(),
         }))
@@ -300,7 +309,7 @@ impl Sessions {
             self.send_wills();
         }
         self.look_for_overtaken();
-        self.look_for_blocked();
+        self.look_again_for_bans().await;
         self.look_for_kicks();
         let (sessions, every, batch_max) = (Arc::downgrade(&self.0), options.expire_every, options.expire_batch_max);
         store.handle().spawn(async move {
@@ -403,16 +412,6 @@ impl Sessions {
         connected.get(terminal).map(|each| each.addr.clone())
     }
 
-    /// Shows the sessions that came with a certificate, one by one.
-    fn each_with_papers(&self, mut show: impl FnMut(&ClientId, &Arc<Papers>, &Addr<Session>)) {
-        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
-        for (terminal, each) in connected.iter() {
-            if let Some(papers) = &each.papers {
-                show(terminal, papers, &each.addr);
-            }
-        }
-    }
-
     fn any(&self) -> Option<Addr<Session>> {
         let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
         let nth = usize::try_from(getrandom::u32().unwrap_or(0)).unwrap_or(0) % connected.len().max(1);
@@ -420,7 +419,14 @@ impl Sessions {
     }
 
     /// Registers a session. The one before it is told to go; if that one is the later, this one is.
-    pub(crate) fn register(&self, terminal: ClientId, epoch: Epoch, addr: Addr<Session>, papers: Option<Papers>) {
+    pub(crate) fn register(
+        &self,
+        terminal: ClientId,
+        epoch: Epoch,
+        addr: Addr<Session>,
+        papers: Option<Papers>,
+        traits: Traits,
+    ) {
         let taken_over = End(Reason::SessionTakenOver, "the session was taken over");
         let mut connected = self.0.connected.write().unwrap_or_else(PoisonError::into_inner);
         let leaves = match connected.get(&terminal) {
@@ -429,7 +435,7 @@ impl Sessions {
                 // In the mailbox before anybody can find it: CONNACK comes first.
                 addr.do_send(Resume);
                 let papers = papers.map(Arc::new);
-                connected.insert(terminal, Connected { epoch, addr, papers }).map(|before| before.addr)
+                connected.insert(terminal, Connected { epoch, addr, papers, traits }).map(|before| before.addr)
             }
         };
         drop(connected);

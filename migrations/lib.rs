@@ -58,6 +58,7 @@ mod m0017_broker;
 mod m0019_presence;
 mod m0022_tally;
 mod m0023_classes;
+mod m0024_bans;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -86,6 +87,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0019_presence::Step),
             Box::new(m0022_tally::Step),
             Box::new(m0023_classes::Step),
+            Box::new(m0024_bans::Step),
         ]
     }
 }

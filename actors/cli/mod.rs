@@ -1,5 +1,6 @@
 //! The command line. Each command says in its help what it is for; `--json` where a program may read the answer.
 
+pub mod bans;
 pub mod cards;
 pub mod keys;
 pub mod ledger;

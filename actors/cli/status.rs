@@ -26,6 +26,14 @@ async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Value> {
         .ok_or_else(|| anyhow::anyhow!("what answers at {address} is no node of Wakala; is admin.address the node's?"))
 }
 
+/// Has the node that runs here look at once who is banned: how many connections it ended, or nothing if none answers.
+pub async fn look_for_bans(address: SocketAddr) -> Option<u64> {
+    let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
+    let mut answer = client.post(format!("http://{address}/bans/look")).send().await.ok()?;
+    let answer: Value = serde_json::from_slice(&answer.body().await.ok()?).ok()?;
+    answer["ended"].as_u64()
+}
+
 /// Has a terminal's session look at its queue, if a node runs here and has one.
 pub async fn wake(address: SocketAddr, terminal: &str) -> bool {
     let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
@@ -89,6 +97,20 @@ fn drawing(status: &Value) -> String {
     }
     lines.extend(identity(&status["identity"]));
     lines.extend(conservation(status));
+    if let Some(bounds) = status["bounds"].as_object() {
+        let count = |what: &str| text(&bounds[what]);
+        lines.push(format!(
+            "bounds · {} bans · refused: {} banned, {} too often, {} unverified · closed: {} from banned addresses, {} crowded, {} late · held {} times",
+            count("bans"),
+            count("banned"),
+            bounds["flapping"].as_u64().unwrap_or(0) + bounds["flapping_addresses"].as_u64().unwrap_or(0),
+            count("unverified"),
+            count("banned_addresses"),
+            count("crowded"),
+            count("late"),
+            count("held"),
+        ));
+    }
     for (core, load) in status["cores"].as_object().into_iter().flatten() {
         let standing = if load["signed_on"] == Value::Bool(true) { "signed on" } else { "not signed on" };
         lines.push(format!("core {core} · {standing} · {} places free", text(&load["places_free"])));

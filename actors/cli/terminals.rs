@@ -10,7 +10,7 @@ use wakala::id::{AgentId, CoreId, TerminalId};
 use wakala::money::Currency;
 use wakala::receipt::{receipt_topic, request_topic};
 
-use super::{Output, rfc3339, table};
+use super::{Output, bans, rfc3339, table};
 use crate::config::Config;
 use crate::ports::{Clock, KeyName};
 use crate::store::terminals::{Enrolment, Terminal};
@@ -43,7 +43,7 @@ pub enum Command {
         #[arg(long, value_name = "HEX", value_parser = initial_key_id)]
         key_id: Option<InitialKeyId>,
     },
-    /// Keep a terminal out, and end its connection
+    /// Keep a terminal out for ever, and end its connection: a ban like those of wakala bans add --client
     Block {
         /// Who
         terminal: TerminalId,
@@ -51,7 +51,7 @@ pub enum Command {
         #[arg(long, value_parser = reason)]
         why: String,
     },
-    /// Let a blocked terminal in again
+    /// Let a blocked terminal in again: all bans of its name are lifted
     Unblock {
         /// Who
         terminal: TerminalId,
@@ -146,29 +146,20 @@ pub async fn run(command: Command, config: &Config, clock: &dyn Clock, output: O
             }
         }
         Command::Block { terminal, why } => {
-            if !store.block_terminal(&terminal, &why, clock.now()).await? {
+            if !store.block_terminal(&terminal, &why, &bans::operator(), clock.now()).await? {
                 bail!("there is no terminal {terminal}");
             }
-            let kicked =
-                super::sessions::kick_here(config.admin.address, terminal.as_str(), &format!("blocked: {why}")).await;
-            let text = || match kicked {
-                Some(true) => "blocked; its connection was ended".to_owned(),
-                Some(false) => "blocked; it was not connected here, and where it is, that node ends it".to_owned(),
-                None => format!(
-                    "blocked; no node answers at {} (admin.address), so a connection that it has is ended by its own node",
-                    config.admin.address
-                ),
-            };
-            let kicked = kicked.unwrap_or(false);
+            let ended = super::status::look_for_bans(config.admin.address).await;
             output.print(
-                || format!("{terminal}: {}", text()),
-                &json!({ "terminal": terminal, "blocked": true, "kicked": kicked }),
+                || format!("{terminal}: blocked; {}", bans::said(ended, config)),
+                &json!({ "terminal": terminal, "blocked": true, "ended": ended }),
             )
         }
         Command::Unblock { terminal } => {
-            if !store.unblock_terminal(&terminal).await? {
+            if !store.unblock_terminal(&terminal, &bans::operator(), clock.now()).await? {
                 bail!("there is no terminal {terminal}");
             }
+            let _ = super::status::look_for_bans(config.admin.address).await;
             output.print(|| format!("{terminal}: may connect"), &json!({ "terminal": terminal, "blocked": false }))
         }
         Command::Tell(arguments) => super::tell::run(arguments, &store, config, clock, output).await,
@@ -269,7 +260,7 @@ fn hash_password(password: &str) -> anyhow::Result<String> {
 }
 
 /// SHA-256 over the first certificate of the file, in DER.
-fn fingerprint(file: &std::path::Path) -> anyhow::Result<[u8; 32]> {
+pub(super) fn fingerprint(file: &std::path::Path) -> anyhow::Result<[u8; 32]> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject as _;
     let certificate = CertificateDer::from_pem_file(file)

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ntex::io::IoBoxed;
+use ntex::io::{IoBoxed, IoRef};
 use ntex_bytes::BytesMut;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal, Packet};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wakala::ban::Traits;
 use wakala::id::{ClientId, Epoch};
 use wakala::session::connect::{Terms, busy, refuse};
 use wakala::session::strict::{self, Flaw};
 use wakala::session::{Change, Elsewhere, Loaded, Rights, Session as Twin, Subscription, Version};
 
 use super::Options;
+use super::bounds::{Bounds, Caller, Entered};
 use super::identity::{Bearer, Identified, Identity, Secret};
 use super::tls::{Handshake, Papers};
 use crate::metrics::wire;
@@ -33,6 +35,7 @@ use crate::terminal::{Enrolled, Who};
 pub(super) struct Door {
     sessions: Sessions,
     identity: Identity,
+    bounds: Bounds,
     strangers: Arc<Semaphore>,
     connect_within: Duration,
     connect_bytes_max: u32,
@@ -41,11 +44,23 @@ pub(super) struct Door {
 }
 
 /// A place among those who have not proved yet who they are.
-pub(super) type Stranger = OwnedSemaphorePermit;
+pub(super) struct Stranger {
+    _place: OwnedSemaphorePermit,
+    /// Until its CONNECT has come.
+    entered: Entered,
+}
+
+impl Stranger {
+    /// It got no further.
+    pub(super) fn failed(&self) {
+        self.entered.failed();
+    }
+}
 
 impl Door {
     pub(super) fn new(options: &Options, identity: Identity, sessions: Sessions) -> Self {
         Self {
+            bounds: Bounds::new(&options.bounds, options.workers, sessions.clone()),
             sessions,
             identity,
             strangers: Arc::new(Semaphore::new(options.strangers_max * options.workers.max(1))),
@@ -56,8 +71,10 @@ impl Door {
         }
     }
 
-    pub(super) fn stranger(&self) -> Option<Stranger> {
-        Arc::clone(&self.strangers).try_acquire_owned().ok()
+    pub(super) fn stranger(&self, io: &IoRef) -> Option<Stranger> {
+        let entered = self.bounds.enter(io)?;
+        let place = Arc::clone(&self.strangers).try_acquire_owned().ok()?;
+        Some(Stranger { _place: place, entered })
     }
 
     /// One came, in this way.
@@ -80,12 +97,20 @@ impl Door {
     /// Takes a connection as far as its session, or ends it.
     pub(super) async fn welcome(&self, io: IoBoxed, stranger: Option<Stranger>, handshake: Option<Handshake>) {
         let connections = &self.sessions.store().metrics().connections;
-        let Some(_stranger) = stranger.or_else(|| self.stranger()) else { return connections.crowded.one() };
+        let Some(stranger) = stranger.or_else(|| self.stranger(&io.get_ref())) else {
+            return connections.crowded.one();
+        };
+        let Stranger { _place, entered } = stranger;
         let Ok(read) = tokio::time::timeout(self.connect_within, self.read_connect(&io)).await else {
             tracing::debug!("no CONNECT in time");
             connections.slow.one();
+            entered.failed();
             return io.terminate();
         };
+        if read.is_none() {
+            entered.failed();
+        }
+        drop(entered);
         if let Some((frames, connect)) = read {
             // On the heap for as long as it takes: the session itself does not need this much.
             Box::pin(self.admit(io, frames, connect, handshake)).await;
@@ -140,26 +165,44 @@ impl Door {
 
     async fn admit(&self, io: IoBoxed, frames: Frames, mut connect: Box<Connect>, handshake: Option<Handshake>) {
         self.sessions.taps().connecting(&connect, frames.version());
+        let caller = match self.bounds.knock(&io.get_ref(), &connect) {
+            Ok(caller) => caller,
+            Err(refusal) => return self.turn_away(&io, &frames, &connect, refusal).await,
+        };
         let password = connect.password.take().map(Secret);
-        let identified = self.identity.identify(&io, &connect, frames.version(), password, handshake).await;
-        match identified.and_then(|identified| self.grant(&connect, &frames, identified)) {
+        let identified = self.identity.identify(&io, &connect, frames.version(), password, handshake, &caller).await;
+        match identified.and_then(|identified| self.grant(&connect, &frames, identified, &caller)) {
             Ok(admitted) => {
                 // It is no stranger any more: in a storm it may wait for its turn, and takes no place of those who come.
-                let door = self.clone();
-                tokio::task::spawn_local(async move { door.open(io, frames, admitted).await });
+                let (door, traits) = (self.clone(), caller.traits);
+                tokio::task::spawn_local(async move { door.open(io, frames, admitted, traits).await });
             }
-            Err(refusal) => self.turn_away(&io, &frames, &connect, refusal).await,
+            Err(refusal) => {
+                caller.refused(refusal);
+                self.turn_away(&io, &frames, &connect, refusal).await;
+            }
         }
     }
 
-    /// The terms for somebody who is known, if there is room for him.
-    fn grant(&self, connect: &Connect, frames: &Frames, identified: Identified) -> Result<Admitted, Refusal> {
+    /// The terms for somebody who is known, if there is room for him and he does not come too often.
+    fn grant(
+        &self,
+        connect: &Connect,
+        frames: &Frames,
+        identified: Identified,
+        caller: &Caller,
+    ) -> Result<Admitted, Refusal> {
         let Identified { bearer, lease } = identified;
         let (client, rights) = match &bearer {
             Bearer::Terminal(terminal, _) => (ClientId::from(&terminal.id), Rights::Terminal),
             Bearer::Guest(client, rights) => (client.clone(), rights.clone()),
         };
         let terms = Terms::of(connect, frames.version(), self.sessions.limits(), &rights)?;
+        // Where anybody may connect, a name proves nothing.
+        match self.sessions.open().anonymous {
+            true => caller.guest(&connect.client_id)?,
+            false => caller.proved(client.as_str())?,
+        }
         if !self.sessions.has_room_for(&client, self.connections_max) {
             return Err(Refusal::UseAnotherServer);
         }
@@ -181,7 +224,10 @@ impl Door {
             Refusal::UseAnotherServer => self.elsewhere.refuse(connect),
             other => refuse(other),
         };
-        tracing::info!(client = %Printable(&connect.client_id), refusal = ?answer.reason_code, "a connection was refused");
+        // Of these two it is said once, where they are decided.
+        if !matches!(refusal, Refusal::Banned | Refusal::ConnectionRateExceeded) {
+            tracing::info!(client = %Printable(&connect.client_id), refusal = ?answer.reason_code, "a connection was refused");
+        }
         self.sessions.store().metrics().connections.refuse(answer.reason_code);
         let ack = Packet::ConnectAck(Box::new(answer));
         self.sessions.taps().refused(&connect.client_id, &ack, frames.version());
@@ -190,7 +236,7 @@ impl Door {
     }
 
     /// Opens what is stored of the session and hands the connection to its actor.
-    async fn open(&self, io: IoBoxed, frames: Frames, admitted: Admitted) {
+    async fn open(&self, io: IoBoxed, frames: Frames, admitted: Admitted, traits: Traits) {
         let Admitted { client, rights, who, terms, papers, lease } = admitted;
         let (now, guest) = (self.sessions.clock().now(), matches!(who, Who::Guest { .. }));
         let mut above = self.sessions.epoch_of(&client);
@@ -247,7 +293,7 @@ impl Door {
             self.sessions.came(&client, epoch, now);
         }
         self.sessions.store().metrics().connections.sessions.one();
-        self.sessions.register(client, epoch, addr, papers);
+        self.sessions.register(client, epoch, addr, papers, traits);
     }
 }
 

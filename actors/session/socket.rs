@@ -14,6 +14,7 @@ use wakala::session::Event;
 use super::frames::Inbound;
 use super::inbox::Arrival;
 use super::{Session, TURN, Turn};
+use crate::sessions::bounds::count;
 
 /// Frames of one client that are read in one turn; then others have theirs.
 const FRAMES_MAX: usize = 64;
@@ -63,6 +64,9 @@ impl Session {
                 continue;
             }
             if self.twin.full() {
+                if self.twin.is_held() && !self.unread {
+                    count(&self.sessions.counts().held);
+                }
                 self.unread = true;
                 return Poll::Pending;
             }
@@ -83,7 +87,10 @@ impl Session {
                 Poll::Ready(Err(RecvError::PeerGone(Some(_)) | RecvError::KeepAlive)) => {
                     return self.gone("the connection broke", ctx);
                 }
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.twin.partial(self.io.with_read_buf(|rest| !rest.is_empty()), now);
+                    return Poll::Pending;
+                }
             };
             self.heard(&event);
             self.twin.handle(event, now, &mut turn.effects);

@@ -4,12 +4,14 @@
 use sea_orm::sqlx::postgres::PgRow;
 use sea_orm::sqlx::{self, Row as _};
 use time::OffsetDateTime;
+use wakala::ban::Subject;
 use wakala::id::{AgentId, CoreId, TerminalId};
 use wakala::ledger::Account;
 use wakala::money::Currency;
 use wakala::time::Time;
 
-use super::{Error, Store, accounts, receipts, time_of, timestamp};
+use super::bans::{self, NewBan, Whom};
+use super::{Error, Store, accounts, time_of, timestamp};
 
 /// A terminal, as it is enrolled.
 #[derive(Clone, PartialEq, Eq)]
@@ -57,8 +59,14 @@ pub enum Enrolment {
     CertificateTaken,
 }
 
+/// With the ban that it has been under for the longest. Those of its address, its certificate and its user name are not
+/// asked for here.
 const COLUMNS: &str =
     "id, agent, core, password_hash, certificate_sha256, blocked_at, blocked_why, sandbox, enrolled_at";
+
+const FROM: &str = "wakala.terminal t left join lateral (select since as blocked_at, why as blocked_why from wakala.ban \
+    where kind = 'client' and subject = t.id and lifted_at is null and coalesce(until, 'infinity') > now() \
+    order by id limit 1) b on true";
 
 fn of_row(row: &PgRow) -> Result<Terminal, Error> {
     let bad = |error: wakala::id::Error| Error::Broken(error.to_string());
@@ -126,47 +134,49 @@ impl Store {
         .await
     }
 
-    /// Blocks a terminal from `at` on; false when there is none. One that is blocked stays blocked for its first reason.
+    /// Bans a terminal for ever, from `at` on; false when there is none. One that is banned for ever stays so for its first
+    /// reason.
     ///
     /// # Errors
     /// When the database does not do it.
-    pub async fn block_terminal(&self, id: &TerminalId, why: &str, at: Time) -> Result<bool, Error> {
-        let (id, why) = (id.clone(), why.to_owned());
-        self.change_terminal(move |db| async move {
-            sqlx::query(
-                "update wakala.terminal set blocked_at = coalesce(blocked_at, $2), \
-                 blocked_why = coalesce(blocked_why, $3) where id = $1",
+    pub async fn block_terminal(&self, id: &TerminalId, why: &str, by: &str, at: Time) -> Result<bool, Error> {
+        let subject = Subject::Client(id.as_str().into());
+        let ban = NewBan { subject, why: why.to_owned(), by: by.to_owned(), since: at, until: None };
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            let (id, at) = (ban.subject.text(), timestamp(ban.since));
+            // Its row is held, so that two who block it at once do so one after the other.
+            let there = sqlx::query("select from wakala.terminal where id = $1 for update").bind(&id);
+            if there.fetch_optional(&mut *opened).await?.is_none() {
+                return Ok(false);
+            }
+            let (blocked,): (bool,) = sqlx::query_as(
+                "select exists (select from wakala.ban where kind = 'client' and subject = $1 and lifted_at is null \
+                 and until is null and since <= $2)",
             )
-            .bind(id.as_str())
-            .bind(timestamp(at))
-            .bind(why)
-            .execute(db.get_postgres_connection_pool())
-            .await
+            .bind(&id)
+            .bind(at)
+            .fetch_one(&mut *opened)
+            .await?;
+            if !blocked {
+                bans::insert(&mut *opened, &ban).await?;
+            }
+            opened.commit().await?;
+            Ok(true)
         })
         .await
     }
 
-    /// Lets a terminal connect again; false when there is none.
+    /// Lifts the bans on a terminal; false when there is no such terminal.
     ///
     /// # Errors
     /// When the database does not do it.
-    pub async fn unblock_terminal(&self, id: &TerminalId) -> Result<bool, Error> {
-        let id = id.clone();
-        self.change_terminal(move |db| async move {
-            sqlx::query("update wakala.terminal set blocked_at = null, blocked_why = null where id = $1")
-                .bind(id.as_str())
-                .execute(db.get_postgres_connection_pool())
-                .await
-        })
-        .await
-    }
-
-    async fn change_terminal<F, W>(&self, change: W) -> Result<bool, Error>
-    where
-        F: Future<Output = Result<sqlx::postgres::PgQueryResult, sqlx::Error>> + Send + 'static,
-        W: FnOnce(sea_orm::DatabaseConnection) -> F + Send + 'static,
-    {
-        self.run(move |db| async move { Ok(change(db).await?.rows_affected() == 1) }).await
+    pub async fn unblock_terminal(&self, id: &TerminalId, by: &str, at: Time) -> Result<bool, Error> {
+        if self.terminal(id).await?.is_none() {
+            return Ok(false);
+        }
+        self.lift_bans(Whom::Subject(Subject::Client(id.as_str().into())), by, at).await?;
+        Ok(true)
     }
 
     /// The terminal of this name.
@@ -176,7 +186,7 @@ impl Store {
     pub async fn terminal(&self, id: &TerminalId) -> Result<Option<Terminal>, Error> {
         let id = id.clone();
         self.run(move |db| async move {
-            let text = format!("select {COLUMNS} from wakala.terminal where id = $1");
+            let text = format!("select {COLUMNS} from {FROM} where t.id = $1");
             let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(id.as_str());
             query.fetch_optional(db.get_postgres_connection_pool()).await?.as_ref().map(of_row).transpose()
         })
@@ -189,28 +199,9 @@ impl Store {
     /// When the database cannot be asked.
     pub async fn terminal_by_certificate(&self, sha256: [u8; 32]) -> Result<Option<Terminal>, Error> {
         self.run(move |db| async move {
-            let text = format!("select {COLUMNS} from wakala.terminal where certificate_sha256 = $1");
+            let text = format!("select {COLUMNS} from {FROM} where certificate_sha256 = $1");
             let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(sha256.to_vec());
             query.fetch_optional(db.get_postgres_connection_pool()).await?.as_ref().map(of_row).transpose()
-        })
-        .await
-    }
-
-    /// The terminals that are blocked and have their session at this node.
-    ///
-    /// # Errors
-    /// When the database cannot be asked.
-    pub async fn blocked_and_connected(&self, node: &str) -> Result<Vec<TerminalId>, Error> {
-        let node = node.to_owned();
-        self.run(move |db| async move {
-            let found: Vec<(String,)> = sqlx::query_as(
-                "select t.id from wakala.terminal t join wakala.session s on s.client_id = t.id \
-                 where t.blocked_at is not null and s.connected and s.node = $1",
-            )
-            .bind(node)
-            .fetch_all(db.get_postgres_connection_pool())
-            .await?;
-            found.iter().map(|(id,)| receipts::terminal_of(id)).collect()
         })
         .await
     }
@@ -222,7 +213,7 @@ impl Store {
     pub async fn terminals(&self, after: Option<&TerminalId>, limit: u32) -> Result<Vec<Terminal>, Error> {
         let after = after.map_or_else(String::new, ToString::to_string);
         self.run(move |db| async move {
-            let text = format!("select {COLUMNS} from wakala.terminal where id > $1 order by id limit $2");
+            let text = format!("select {COLUMNS} from {FROM} where t.id > $1 order by t.id limit $2");
             let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(after).bind(i64::from(limit));
             query.fetch_all(db.get_postgres_connection_pool()).await?.iter().map(of_row).collect()
         })

@@ -22,6 +22,7 @@ mod elsewhere;
 mod incoming;
 pub mod lift;
 mod outgoing;
+pub mod pace;
 pub mod redacted;
 mod rights;
 mod sizes;
@@ -49,6 +50,7 @@ pub use elsewhere::Elsewhere;
 use incoming::{Incoming, Work};
 use outgoing::Outgoing;
 pub use outgoing::{Addressed, Beyond, Delivery, Settled, What, packet_id, payload_bytes_max};
+use pace::{Pace, Pacer};
 use rights::Target;
 pub use rights::{Grants, NoTemplate, Rights, TEMPLATE_MAX, Template, Templates};
 pub use sizes::Sizes;
@@ -93,6 +95,8 @@ pub struct Limits {
     pub page: NonZeroU16,
     /// How long a client may leave every delivery unacknowledged before the connection is given up.
     pub ack_within: Duration,
+    /// How fast a client may publish.
+    pub pace: Pace,
 }
 
 /// A session as the database gave it when the connection opened it.
@@ -231,6 +235,7 @@ pub struct Session {
     subscriptions_max: NonZeroU16,
     /// SUBSCRIBE and UNSUBSCRIBE packets whose changes are not durable yet, oldest first.
     pending: VecDeque<Pending>,
+    pacer: Pacer,
     heard: Time,
     closed: bool,
 }
@@ -249,6 +254,7 @@ impl Session {
             subscriptions: loaded.subscriptions,
             subscriptions_max: limits.subscriptions_max,
             pending: VecDeque::new(),
+            pacer: Pacer::new(limits.pace),
             heard: now,
             heard_aliases: Heard::new(limits.topic_alias_max),
             closed: false,
@@ -285,7 +291,18 @@ impl Session {
     /// Whether the socket is to be left unread for now.
     #[must_use]
     pub fn full(&self) -> bool {
-        self.pending.len() >= PENDING_MAX || self.incoming.full(self.terms.version)
+        self.pending.len() >= PENDING_MAX || self.incoming.full(self.terms.version) || self.pacer.holds()
+    }
+
+    /// Whether the socket is to be left unread because the client was too fast.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.pacer.holds()
+    }
+
+    /// All that came was read; whether that was a part of a packet.
+    pub fn partial(&mut self, partial: bool, now: Time) {
+        self.pacer.partial(partial, now);
     }
 
     /// Whether there is room for one more [`Event::Message`].
@@ -301,8 +318,9 @@ impl Session {
             return None;
         }
         // A client whose packets are left unread is not silent.
-        let keep_alive = (!self.full()).then(|| self.heard + self.terms.silence_max());
-        [keep_alive, self.outgoing.stalls_at()].into_iter().flatten().min()
+        let full = self.full();
+        let keep_alive = (!full).then(|| self.heard + self.terms.silence_max());
+        [keep_alive, self.outgoing.stalls_at(), self.pacer.poll_timeout(full)].into_iter().flatten().min()
     }
 
     /// Decides. After [`Effect::Close`] nothing more is decided.
@@ -312,7 +330,7 @@ impl Session {
         }
         match event {
             Event::Packet(packet) => {
-                self.heard = now;
+                self.hears(now);
                 // What the outgoing side does on a packet, it does now.
                 self.outgoing.now(now);
                 if let Err(flaw) = self.packet(packet, effects) {
@@ -320,7 +338,8 @@ impl Session {
                 }
             }
             Event::Publish(publish, payload) => {
-                self.heard = now;
+                self.hears(now);
+                self.pacer.published(publish.topic.len() + payload.len(), now);
                 if let Err(flaw) = self.publish(publish, payload, now, effects) {
                     self.close(Some(flaw.reason), flaw.why, effects);
                 }
@@ -329,7 +348,7 @@ impl Session {
                 let was_full = self.full();
                 self.incoming.durable(ticket, effects);
                 if was_full {
-                    self.heard = now;
+                    self.hears(now);
                 }
             }
             Event::Stored => self.stored(effects),
@@ -513,8 +532,19 @@ impl Session {
         self.close(None, "the client disconnected", effects);
     }
 
+    /// A whole packet came, or the client is read again: nothing is held against it that lies before.
+    fn hears(&mut self, now: Time) {
+        self.heard = now;
+        self.pacer.partial(false, now);
+    }
+
     fn wake(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if !self.full() && now >= self.heard + self.terms.silence_max() {
+        if self.pacer.release(now) {
+            self.hears(now);
+        }
+        if !self.full() && self.pacer.whole_by().is_some_and(|by| now >= by) {
+            self.close(Some(Reason::UnspecifiedError), pace::LATE, effects);
+        } else if !self.full() && now >= self.heard + self.terms.silence_max() {
             self.close(Some(Reason::KeepAliveTimeout), "silent for longer than one and a half keep-alives", effects);
         } else if self.outgoing.stalls_at().is_some_and(|at| now >= at) {
             self.close(Some(Reason::UnspecifiedError), "no delivery was acknowledged in time", effects);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ntex_bytes::{ByteString, BytesMut};
 use ntex_codec::Decoder;
 use ntex_mqtt::v5::codec::{self as mqtt, Packet};
+use wakala::session::pace::Pace;
 use wakala::session::{Beyond, Change, Limits, Rights, Session, Subscription, Version, What, strict};
 use wakala::time::Time;
 
@@ -32,6 +33,7 @@ pub(crate) fn limits(small: bool) -> Limits {
         topic_alias_max: if small { 1 } else { 10 },
         page: choose(4, 32),
         ack_within: Duration::from_secs(60),
+        pace: Pace::default(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::{ConnectAckReason, DisconnectReasonCode as Reason, Packet};
 use wakala::session::connect::{Terms, refuse};
+use wakala::session::pace::Pace;
 use wakala::session::{
     Beyond, Change, Delivery, Effect, Event as Twinned, Limits, Loaded, Rights, Session as Twin, Version, What,
 };
@@ -73,6 +74,7 @@ pub(crate) const LIMITS: Limits = Limits {
     topic_alias_max: 0,
     page: count(3),
     ack_within: Duration::from_secs(20),
+    pace: Pace { publishes: None, bytes: None, frame_within: None },
 };
 
 const RETRY_MIN: Duration = Duration::from_millis(100);

@@ -348,12 +348,12 @@ async fn a_terminal_is_enrolled_once_blocked_and_found() {
     assert_eq!(store.terminals(None, 10).await, Ok(vec![one.clone(), two.clone()]));
     assert_eq!(store.terminals(Some(&one.id), 10).await, Ok(vec![two]));
     let at = now();
-    assert_eq!(store.block_terminal(&one.id, "stolen", at).await, Ok(true));
-    assert_eq!(store.block_terminal(&one.id, "lost", now()).await, Ok(true));
+    assert_eq!(store.block_terminal(&one.id, "stolen", "test", at).await, Ok(true));
+    assert_eq!(store.block_terminal(&one.id, "lost", "test", now()).await, Ok(true));
     let blocked = store.terminal(&one.id).await.expect("asked").expect("there").blocked.expect("blocked");
     assert_eq!((blocked.at, blocked.why.as_str()), (at, "stolen"));
-    assert_eq!(store.unblock_terminal(&one.id).await, Ok(true));
-    assert_eq!(store.unblock_terminal(&terminal("T9")).await, Ok(false));
+    assert_eq!(store.unblock_terminal(&one.id, "test", now()).await, Ok(true));
+    assert_eq!(store.unblock_terminal(&terminal("T9"), "test", now()).await, Ok(false));
     // Its session and its agent's float are there from the start.
     assert_eq!(database.rows("select string_agg(client_id, ' ' order by client_id) from wakala.session"), "T1 T2");
     assert_eq!(database.rows("select agent, currency, free from audit.agent_float"), "A1|TZS|0.00");

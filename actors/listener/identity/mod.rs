@@ -34,6 +34,7 @@ use wakala::time::Time;
 use wakala::token;
 
 use super::Options;
+use super::bounds::Caller;
 use super::tls::{self, Handshake, Papers};
 use crate::router;
 use crate::session::lease::{Lease, calendar};
@@ -176,6 +177,7 @@ impl Identity {
         version: Version,
         password: Option<Secret>,
         handshake: Option<Handshake>,
+        caller: &Caller,
     ) -> Result<Identified, Refusal> {
         let inner = &*self.0;
         if let Some(guests) = inner.guests.as_ref().filter(|_| inner.anonymous) {
@@ -193,19 +195,28 @@ impl Identity {
         {
             return inner.by_token(tokens, &connect.client_id, text, papers).await;
         }
+        // Before anything is asked or computed for it.
+        let guess = match (&connect.username, &password) {
+            (Some(name), Some(_)) => Some(caller.guess(name)?),
+            _ => None,
+        };
         let row = match &connect.username {
             Some(name) => inner.enrolled(name).await?,
             None => None,
         };
         let hash = row.as_ref().and_then(|terminal| terminal.password_hash.clone());
-        match (&inner.hook, password) {
+        let came = match (&inner.hook, password) {
             (_, Some(password)) if hash.is_some() || inner.hook.is_none() => {
-                let terminal = inner.by_password(connect.username.is_some(), row, hash, password).await?;
-                inner.terminal(terminal, papers, &connect.client_id, None)
+                let verified = inner.by_password(connect.username.is_some(), row, hash, password).await;
+                verified.and_then(|terminal| inner.terminal(terminal, papers, &connect.client_id, None))
             }
             (None, _) => Err(Refusal::NotAuthorized),
             (Some(hook), password) => inner.by_hook(hook, io, connect, version, row, password, papers).await,
+        };
+        if let Some(guess) = guess {
+            guess.came_to(&came);
         }
+        came
     }
 }
 

@@ -6,6 +6,7 @@ mod frames;
 mod lanes;
 mod model;
 mod open;
+mod pace;
 mod pair;
 mod room;
 
@@ -32,6 +33,7 @@ fn limits() -> Limits {
         topic_alias_max: 2,
         page: count(8),
         ack_within: Duration::from_secs(60),
+        pace: Pace::default(),
     }
 }
 

@@ -54,7 +54,7 @@ async fn an_idle_terminal_costs_little_memory() {
     enrol(&database.store().await, "T0", None).await;
     let count = terminals();
     let _ = database.rows(&format!(
-        "insert into wakala.terminal select 'T' || n, agent, core, password_hash, null, null, null, sandbox, enrolled_at \
+        "insert into wakala.terminal select 'T' || n, agent, core, password_hash, null, sandbox, enrolled_at \
          from wakala.terminal, generate_series(1, {count}) n; \
          insert into wakala.session (client_id, created_at) select 'T' || n, now() from generate_series(1, {count}) n"
     ));

@@ -1,5 +1,7 @@
 //! The listener and the sessions: raw bytes, foreign clients, a database that remembers, a process that is killed.
 
+mod bans;
+mod bounds;
 mod certificates;
 mod classes;
 mod ended;
@@ -29,6 +31,7 @@ use wakala::money::Currency;
 use wakala::time::Time;
 use wakala_node::listener::{self, Listening, Tls, WebSocket};
 use wakala_node::ports::{Clock, Wait};
+use wakala_node::router;
 use wakala_node::sessions::{self, Away, Intake, Sessions};
 use wakala_node::store::Store;
 use wakala_node::store::messages::{Class, Limits, Message, Place, Queueing};
@@ -76,6 +79,14 @@ impl Intake for Edge {
     }
 }
 
+/// The limits of a listener and its sessions.
+#[derive(Default)]
+struct Tuned {
+    listener: listener::Options,
+    sessions: sessions::Options,
+    open: router::Options,
+}
+
 /// A listener with its sessions, on a database that may be shared with others.
 struct Broker {
     store: Store,
@@ -97,6 +108,15 @@ impl Broker {
     async fn with(store: Store, options: listener::Options) -> Self {
         let options = listener::Options { connect_within: Duration::from_secs(1), ..options };
         Self::made(store, options, |_| ()).await
+    }
+
+    /// With other limits, which `tune` sets.
+    async fn tuned(store: Store, plain: SocketAddr, tls: Option<Tls>, tune: impl FnOnce(&mut Tuned)) -> Self {
+        let mut tuned = Tuned::default();
+        tuned.listener.connect_within = Duration::from_secs(1);
+        tune(&mut tuned);
+        let options = listener::Options { plain: Some(plain), tls, ..tuned.listener };
+        Self::made(store, options, |deps| (deps.options, deps.open) = (tuned.sessions, tuned.open)).await
     }
 
     /// The same, as this node or with other settings.

@@ -15,6 +15,8 @@ use super::{Broker, enrol, queue_receipt};
 const VERSIONS: [&str; 2] = ["-tls1_3", "-tls1_2"];
 /// What DISCONNECT and CONNACK say in MQTT 5: not authorised.
 const NOT_AUTHORISED: u8 = 0x87;
+
+const ADMINISTRATIVE_ACTION: u8 = 0x98;
 /// What revocation and blocking may take.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
@@ -39,10 +41,15 @@ fn at(broker: &Broker) -> std::net::SocketAddr {
 
 /// That the connection was ended, and how an MQTT 5 client was told; when.
 async fn is_out(wire: &mut Wire, v5: bool) -> Instant {
+    hears(wire, v5, NOT_AUTHORISED).await
+}
+
+/// Waits for the end of a connection, with this reason in MQTT 5; gives the moment.
+async fn hears(wire: &mut Wire, v5: bool, reason: u8) -> Instant {
     let heard = wire.receive().await;
     let out = Instant::now();
     if v5 {
-        assert_eq!(heard.map(|(first, body)| (first, body[0])), Some((0xE0, NOT_AUTHORISED)));
+        assert_eq!(heard.map(|(first, body)| (first, body[0])), Some((0xE0, reason)));
         assert_eq!(wire.receive().await, None);
     } else {
         assert_eq!(heard, None, "3.1.1 closes");
@@ -171,20 +178,21 @@ async fn a_blocked_terminal_is_out_within_a_second_wherever_it_was_blocked() {
         assert_eq!(live.introduce("T1", true).await, [0, 0]);
         let told = Instant::now();
         // As `wakala terminals block` does on a machine where no node runs.
-        assert_eq!(broker.store.block_terminal(&terminal("T1"), "stolen", now()).await, Ok(true));
-        let out = is_out(&mut live, v5).await;
+        assert_eq!(broker.store.block_terminal(&terminal("T1"), "stolen", "test", now()).await, Ok(true));
+        let out = hears(&mut live, v5, ADMINISTRATIVE_ACTION).await;
         assert!(out - told < AT_ONCE, "{:?}", out - told);
         let mut resumed = client.open(at(&broker), v5);
         assert_eq!(resumed.introduce("T1", true).await, [0, if v5 { 0x8A } else { 5 }]);
         assert_eq!(client.shook(), Shook::Resumed);
-        assert_eq!(broker.store.unblock_terminal(&terminal("T1")).await, Ok(true));
+        assert_eq!(broker.store.unblock_terminal(&terminal("T1"), "test", now()).await, Ok(true));
+        broker.sessions.look_for_bans().await.expect("looked");
         client.forget();
     }
     // Without a certificate it is the same.
     broker.enrol("T2").await;
     let (mut plain, _) = Wire::connect(broker.plain(), true, "T2", true).await;
-    assert_eq!(broker.store.block_terminal(&terminal("T2"), "stolen", now()).await, Ok(true));
-    is_out(&mut plain, true).await;
+    assert_eq!(broker.store.block_terminal(&terminal("T2"), "stolen", "test", now()).await, Ok(true));
+    hears(&mut plain, true, ADMINISTRATIVE_ACTION).await;
 }
 
 #[tokio::test]

@@ -139,7 +139,10 @@ async fn terminals_are_judged_by_their_own_row() {
     {
         assert_eq!(hello.code(&broker).await, DENIED, "it has a password, and is judged by that");
     }
-    assert_eq!(broker.store.block_terminal(&terminal("T2"), "stolen", wakala_system_tests::now()).await, Ok(true));
+    assert_eq!(
+        broker.store.block_terminal(&terminal("T2"), "stolen", "test", wakala_system_tests::now()).await,
+        Ok(true)
+    );
     assert_eq!(hello("T2", "T2", "p").code(&broker).await, 0x8A);
 }
 

@@ -160,7 +160,10 @@ async fn an_enrolled_terminal_may_come_with_a_token_where_that_is_configured() {
     assert_eq!((published(&mut wire, "q/T2").await, wire.subscribe("#", 1).await), (0x87, 0xA2), "its own topics only");
     assert_eq!(hello("d1", "", &issuer.names("d1", 60, "")).code(&broker).await, NOT_AUTHORISED, "no guests here");
     assert_eq!(hello("T1", "T1", PASSWORD).code(&broker).await, 0);
-    assert_eq!(broker.store.block_terminal(&terminal("T1"), "stolen", wakala_system_tests::now()).await, Ok(true));
+    assert_eq!(
+        broker.store.block_terminal(&terminal("T1"), "stolen", "test", wakala_system_tests::now()).await,
+        Ok(true)
+    );
     assert_eq!(hello("T1", "T1", &token).code(&broker).await, 0x8A);
 }
 

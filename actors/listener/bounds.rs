@@ -1,0 +1,305 @@
+//! What strangers may cost together, one address or one client by itself, before anything is opened for them.
+//!
+//! [`wakala::bounds`] decides; here it is asked, under one lock for all workers, and what it says is counted and logged.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ntex::io::IoRef;
+use ntex::io::types::PeerAddr;
+use ntex::tls::rustls::PeerCertChain;
+use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal};
+use serde::{Deserialize, Serialize};
+use wakala::ban::Traits;
+use wakala::bounds::{self as decided, Excess, Limits, Patience, Place, Rate};
+use wakala::time::Time;
+
+use super::tls;
+use crate::sessions::Sessions;
+use crate::sessions::bounds::count;
+
+/// What is borne. Behind one address of a mobile operator there may be hundreds of terminals: what is counted against an
+/// address is never what a known terminal does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Connections of one address, per worker, that have not sent a whole CONNECT; the next one is closed.
+    pub strangers_per_address_max: usize,
+    /// Connects of one client that may follow each other at once, the successful ones too. On 2G a terminal takes its own
+    /// session over again and again. 0 is no limit.
+    pub client_connects_burst: u32,
+    /// How often one more is let in after that.
+    #[serde(with = "humantime_serde")]
+    pub client_connects_every: Duration,
+    /// Connects from one address that lead to no terminal, or to a guest, that may follow each other at once. 0 is no limit.
+    pub address_connects_burst: u32,
+    /// How often one more is let in after that.
+    #[serde(with = "humantime_serde")]
+    pub address_connects_every: Duration,
+    /// Wrong passwords for one name from one address before the next one has to wait.
+    pub wrong_per_client_max: u32,
+    /// Wrong passwords from one address, but for terminals that are known there.
+    pub wrong_per_address_max: u32,
+    /// Wrong passwords for one name from all addresses; then each further address has one, and none is kept out.
+    pub wrong_per_name_max: u32,
+    /// The first wait; doubled with each further wrong password.
+    #[serde(with = "humantime_serde")]
+    pub wrong_wait_min: Duration,
+    /// The longest wait. In this time what was counted is forgiven.
+    #[serde(with = "humantime_serde")]
+    pub wrong_wait_max: Duration,
+    /// How long a terminal that proved who it is counts as known at its address.
+    #[serde(with = "humantime_serde")]
+    pub known_for: Duration,
+    /// Clients and addresses of which any of this is remembered, each; without room the mildest case is forgotten.
+    pub remembered_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            strangers_per_address_max: 3072,
+            client_connects_burst: 60,
+            client_connects_every: Duration::from_secs(3),
+            address_connects_burst: 1000,
+            address_connects_every: Duration::from_millis(100),
+            wrong_per_client_max: 5,
+            wrong_per_address_max: 100,
+            wrong_per_name_max: 20,
+            wrong_wait_min: Duration::from_secs(10),
+            wrong_wait_max: Duration::from_secs(15 * 60),
+            known_for: Duration::from_secs(7 * 24 * 3600),
+            remembered_max: 50_000,
+        }
+    }
+}
+
+impl Options {
+    fn limits(&self, workers: usize) -> Limits {
+        Limits {
+            strangers_per_place_max: self.strangers_per_address_max.saturating_mul(workers),
+            client_connects: Rate::new(self.client_connects_burst, self.client_connects_every),
+            place_connects: Rate::new(self.address_connects_burst, self.address_connects_every),
+            patience: Patience {
+                per_client: self.wrong_per_client_max,
+                per_place: self.wrong_per_address_max,
+                per_name: self.wrong_per_name_max,
+                wait_min: self.wrong_wait_min,
+                wait_max: self.wrong_wait_max,
+            },
+            known_for: self.known_for,
+            remembered_max: self.remembered_max,
+        }
+    }
+}
+
+/// For all connections of this node. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Bounds {
+    decided: Arc<Mutex<decided::Bounds>>,
+    sessions: Sessions,
+}
+
+fn address(io: &IoRef) -> IpAddr {
+    // One that has gone already has none.
+    io.query::<PeerAddr>().get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |PeerAddr(address)| address.ip())
+}
+
+impl Bounds {
+    pub(super) fn new(options: &Options, workers: usize, sessions: Sessions) -> Self {
+        let decided = decided::Bounds::new(options.limits(workers.max(1)));
+        Self { decided: Arc::new(Mutex::new(decided)), sessions }
+    }
+
+    fn decided(&self) -> MutexGuard<'_, decided::Bounds> {
+        self.decided.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection was accepted: its place among those of its address, if there is one, and if the address is not banned.
+    pub(super) fn enter(&self, io: &IoRef) -> Option<Entered> {
+        let (address, now) = (address(io), self.sessions.clock().now());
+        let counts = self.sessions.counts();
+        if let Some(ban) = self.sessions.bans().on_address(address, now) {
+            count(&counts.banned_addresses);
+            if self.decided().is_news(&format!("ban {ban} {address}"), now) {
+                tracing::info!(%address, ban, "connections are closed at once: the address is banned");
+            }
+            return None;
+        }
+        let place = Place::of(address);
+        let entered = self.decided().enter(place);
+        if !entered {
+            count(&counts.crowded);
+            self.tell(&format!("crowd {place}"), || {
+                tracing::warn!(%place, "connections are closed: too many from there have not sent a CONNECT");
+            });
+        }
+        entered.then(|| Entered { bounds: self.clone(), place })
+    }
+
+    fn tell(&self, what: &str, log: impl FnOnce()) {
+        let now = self.sessions.clock().now();
+        if self.decided().is_news(what, now) {
+            log();
+        }
+    }
+
+    /// A CONNECT came: what it shows of itself, unless it is banned or comes too often.
+    pub(super) fn knock(&self, io: &IoRef, connect: &Connect) -> Result<Caller, Refusal> {
+        let (address, now) = (address(io), self.sessions.clock().now());
+        let peer = io.query::<PeerCertChain<'static>>();
+        let certificate = peer.as_ref().and_then(|PeerCertChain(chain)| Some(tls::fingerprint(chain.first()?)));
+        let user = connect.username.as_ref().map(|name| Box::from(&**name));
+        let traits = Traits { address: Some(address), user, certificate };
+        // A terminal that names no client is the one that its user name says.
+        let client = match (&*connect.client_id, &traits.user) {
+            ("", Some(user)) => user.clone(),
+            (client, _) => client.into(),
+        };
+        if let Some(ban) = self.sessions.bans().on(&client, &traits, now) {
+            count(&self.sessions.counts().banned);
+            self.tell(&format!("ban {ban} {client}"), || {
+                tracing::info!(client = %client.escape_debug(), ban, "a CONNECT was refused: banned");
+            });
+            return Err(Refusal::Banned);
+        }
+        let place = Place::of(address);
+        let knocked = self.decided().knock(&client, place, certificate.is_some(), now);
+        knocked.map_err(|excess| self.refuse(excess, &client, place))?;
+        Ok(Caller { bounds: self.clone(), traits, place })
+    }
+
+    fn refuse(&self, excess: Excess, client: &str, place: Place) -> Refusal {
+        let (client, counts) = (client.escape_debug(), self.sessions.counts());
+        let (which, what): (&AtomicU64, _) = match excess {
+            Excess::Client => (&counts.flapping, format!("client {client}")),
+            Excess::Place => (&counts.flapping_addresses, format!("place {place}")),
+            Excess::Guesses => (&counts.unverified, String::new()),
+        };
+        count(which);
+        match excess {
+            Excess::Client => self.tell(&what, || {
+                tracing::warn!(%client, %place, "a client connects too often and is refused for a while");
+            }),
+            Excess::Place => self.tell(&what, || {
+                tracing::warn!(%place, "too many connects from there lead to nobody; who is not known there is refused for a while");
+            }),
+            // That was said when the last wrong one came.
+            Excess::Guesses => {}
+        }
+        Refusal::ConnectionRateExceeded
+    }
+}
+
+/// Who sent a CONNECT, as far as it shows.
+pub(super) struct Caller {
+    bounds: Bounds,
+    pub(super) traits: Traits,
+    place: Place,
+}
+
+impl Caller {
+    fn now(&self) -> Time {
+        self.bounds.sessions.clock().now()
+    }
+
+    /// It has proved who it is.
+    pub(super) fn proved(&self, client: &str) -> Result<(), Refusal> {
+        let proved = self.bounds.decided().proved(client, self.place, self.now());
+        proved.map_err(|excess| self.bounds.refuse(excess, client, self.place))
+    }
+
+    /// It is let in under the name that it gave itself.
+    pub(super) fn guest(&self, client: &str) -> Result<(), Refusal> {
+        let let_in = self.bounds.decided().guest(client, self.place, self.now());
+        let_in.map_err(|excess| self.bounds.refuse(excess, client, self.place))
+    }
+
+    /// A refusal is counted against its place, unless the server or the state of somebody who is known is the reason.
+    pub(super) fn refused(&self, refusal: Refusal) {
+        use Refusal as R;
+        if !matches!(
+            refusal,
+            R::ServerBusy
+                | R::ServerUnavailable
+                | R::Banned
+                | R::ConnectionRateExceeded
+                | R::QuotaExceeded
+                | R::UseAnotherServer
+        ) {
+            self.bounds.decided().failed(self.place, self.now());
+        }
+    }
+
+    /// A password is about to be verified.
+    pub(super) fn guess<'a>(&'a self, name: &'a str) -> Result<Guess<'a>, Refusal> {
+        let guess = self.bounds.decided().guess(name, self.place, self.now());
+        guess.map_err(|excess| self.bounds.refuse(excess, name, self.place))?;
+        Ok(Guess { caller: self, name, open: true })
+    }
+}
+
+/// One of the strangers of its address.
+pub(super) struct Entered {
+    bounds: Bounds,
+    place: Place,
+}
+
+impl Entered {
+    /// It sent no CONNECT that can be read.
+    pub(super) fn failed(&self) {
+        let now = self.bounds.sessions.clock().now();
+        self.bounds.decided().failed(self.place, now);
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.bounds.decided().leave(self.place);
+    }
+}
+
+/// A password that is being verified. Dropped without a word, it was not.
+pub(super) struct Guess<'a> {
+    caller: &'a Caller,
+    name: &'a str,
+    open: bool,
+}
+
+impl Guess<'_> {
+    /// What came of it.
+    pub(super) fn came_to<T>(mut self, came: &Result<T, Refusal>) {
+        match came {
+            Ok(_) => self.right(),
+            Err(Refusal::BadUserNameOrPassword) => self.wrong(),
+            Err(_) => {}
+        }
+    }
+
+    fn right(&mut self) {
+        self.open = false;
+        self.caller.bounds.decided().guessed(self.name, self.caller.place);
+    }
+
+    fn wrong(&mut self) {
+        self.open = false;
+        let Caller { bounds, place, .. } = self.caller;
+        count(&bounds.sessions.counts().wrong_passwords);
+        let wait = bounds.decided().misguessed(self.name, *place, self.caller.now());
+        if let Some(wait) = wait {
+            let name: String = self.name.chars().take(64).collect();
+            tracing::warn!(name = %name.escape_debug(), from = %place, ?wait, "wrong passwords; none is looked at for a while");
+        }
+    }
+}
+
+impl Drop for Guess<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            let Caller { bounds, place, .. } = self.caller;
+            bounds.decided().unguessed(self.name, *place, self.caller.now());
+        }
+    }
+}

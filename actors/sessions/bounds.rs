@@ -1,0 +1,117 @@
+//! What one client may cost while it is connected, and what was counted of those who wanted more.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use wakala::bounds::Rate;
+use wakala::session::pace::Pace;
+
+/// Bounds of every session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Publishes of one client in a second, over time; who sends more is left unread until they are paid for, and nothing
+    /// is lost. 0 is no limit.
+    pub publishes_per_second: u32,
+    /// How many publishes may come at once.
+    pub publishes_burst: u32,
+    /// Bytes of topics and payloads that one client publishes in a second, over time. 0 is no limit.
+    pub bytes_per_second: u32,
+    /// How many bytes may come at once.
+    pub bytes_burst: u32,
+    /// From the first byte of a packet to its last; then the connection ends. On a link of 1 kB/s the largest packet takes
+    /// a minute.
+    #[serde(with = "humantime_serde")]
+    pub frame_within: Duration,
+    /// Bans in force at the same time, all of which each node has in memory; more are refused.
+    pub bans_max: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            publishes_per_second: 100,
+            publishes_burst: 500,
+            bytes_per_second: 256 * 1024,
+            bytes_burst: 1024 * 1024,
+            frame_within: Duration::from_secs(120),
+            bans_max: 10_000,
+        }
+    }
+}
+
+impl Options {
+    pub(super) fn pace(&self) -> Pace {
+        Pace {
+            publishes: Rate::per_second(self.publishes_per_second, self.publishes_burst),
+            bytes: Rate::per_second(self.bytes_per_second, self.bytes_burst),
+            frame_within: Some(self.frame_within),
+        }
+    }
+}
+
+/// What was counted since the node started.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Connections from addresses that are banned, closed at once.
+    pub banned_addresses: AtomicU64,
+    /// CONNECTs of whom a ban names.
+    pub banned: AtomicU64,
+    /// Sessions that a ban ended.
+    pub ended: AtomicU64,
+    /// Connections closed because their address had its share of strangers.
+    pub crowded: AtomicU64,
+    /// CONNECTs of clients that connect too often.
+    pub flapping: AtomicU64,
+    /// CONNECTs from addresses from where too many lead to nobody.
+    pub flapping_addresses: AtomicU64,
+    /// Passwords that were wrong.
+    pub wrong_passwords: AtomicU64,
+    /// CONNECTs whose password was not looked at, after too many wrong ones.
+    pub unverified: AtomicU64,
+    /// Times that a client was left unread because it published too fast.
+    pub held: AtomicU64,
+    /// Connections ended because a packet was not whole in time.
+    pub late: AtomicU64,
+}
+
+/// The counts at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    pub bans: usize,
+    pub banned_addresses: u64,
+    pub banned: u64,
+    pub ended: u64,
+    pub crowded: u64,
+    pub flapping: u64,
+    pub flapping_addresses: u64,
+    pub wrong_passwords: u64,
+    pub unverified: u64,
+    pub held: u64,
+    pub late: u64,
+}
+
+impl Counts {
+    pub(super) fn report(&self, bans: usize) -> Report {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Report {
+            bans,
+            banned_addresses: of(&self.banned_addresses),
+            banned: of(&self.banned),
+            ended: of(&self.ended),
+            crowded: of(&self.crowded),
+            flapping: of(&self.flapping),
+            flapping_addresses: of(&self.flapping_addresses),
+            wrong_passwords: of(&self.wrong_passwords),
+            unverified: of(&self.unverified),
+            held: of(&self.held),
+            late: of(&self.late),
+        }
+    }
+}
+
+/// Counts one.
+pub(crate) fn count(what: &AtomicU64) {
+    what.fetch_add(1, Ordering::Relaxed);
+}

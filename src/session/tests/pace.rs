@@ -1,0 +1,96 @@
+//! Who is too fast is left unread, and who is too slow with one packet is given up.
+
+use super::*;
+use crate::bounds::Rate;
+
+fn paced(pace: Pace) -> Session {
+    let limits = Limits { pace, ..limits() };
+    let terms = Terms::of(&asked(true), Version::V5, &limits, &Rights::Terminal).expect("terms");
+    Session::load(client(), Rights::Terminal, terms, &limits, Loaded::default(), at(0))
+}
+
+fn at(millis: i64) -> Time {
+    Time::from_millis(1_700_000_000_000 + millis)
+}
+
+/// Publishes one at QoS 0, and has it durable.
+fn publish_one(session: &mut Session, payload: &'static str, now: Time) {
+    let mut effects = Vec::new();
+    session.handle(publish(0, payload), now, &mut effects);
+    for effect in effects {
+        if let Effect::Admit { ticket, .. } = effect {
+            session.handle(Event::Durable { ticket }, now, &mut Vec::new());
+        }
+    }
+}
+
+#[test]
+fn a_client_that_publishes_too_fast_is_left_unread_and_loses_nothing() {
+    let mut session = paced(Pace { publishes: Rate::per_second(10, 3), ..Pace::default() });
+    for _ in 0..3 {
+        assert!(!session.full());
+        publish_one(&mut session, "x", at(0));
+    }
+    assert!(session.full() && session.is_held(), "the fourth would be too many");
+    let until = session.poll_timeout().expect("a wake-up");
+    assert_eq!(until.since(at(0)), Duration::from_millis(100), "when one more token is there");
+    session.handle(Event::Wake, at(99), &mut Vec::new());
+    assert!(session.full(), "not yet");
+    session.handle(Event::Wake, at(100), &mut Vec::new());
+    assert!(!session.full());
+    publish_one(&mut session, "x", at(100));
+    assert!(session.full(), "one each tenth of a second from now on");
+}
+
+#[test]
+fn a_client_that_sends_too_many_bytes_is_left_unread_until_they_are_paid_for() {
+    let mut session = paced(Pace { bytes: Rate::per_second(10, 10), ..Pace::default() });
+    // With its topic it has 14 bytes: more than the burst.
+    publish_one(&mut session, "0123456789", at(0));
+    let until = session.poll_timeout().expect("a wake-up");
+    assert!(session.full() && until.since(at(0)) == Duration::from_millis(500), "{until:?}");
+    // Meanwhile it is not silent, whatever its keep-alive says.
+    let mut effects = Vec::new();
+    session.handle(Event::Wake, at(500), &mut effects);
+    assert!(effects.is_empty() && !session.full());
+}
+
+#[test]
+fn a_packet_once_begun_is_whole_in_time_or_the_connection_ends() {
+    let within = Duration::from_secs(5);
+    let mut session = paced(Pace { frame_within: Some(within), ..Pace::default() });
+    let mut effects = Vec::new();
+    // Bytes that follow each other have no end for that.
+    session.partial(true, at(0));
+    session.partial(true, at(4000));
+    assert_eq!(session.poll_timeout(), Some(at(5000)));
+    session.handle(Event::Wake, at(4999), &mut effects);
+    assert!(effects.is_empty());
+    session.handle(Event::Wake, at(5000), &mut effects);
+    assert_eq!(told(&effects), ["disconnect 80", "close"]);
+}
+
+#[test]
+fn each_packet_has_its_own_time() {
+    let mut session = paced(Pace { frame_within: Some(Duration::from_secs(5)), ..Pace::default() });
+    let mut effects = Vec::new();
+    for second in 0..20 {
+        // One is whole, and the next has begun: no packet takes longer than a second.
+        session.partial(true, at(second * 1000));
+        session.handle(Event::Packet(Packet::PingRequest), at(second * 1000 + 999), &mut effects);
+        session.handle(Event::Wake, at(second * 1000 + 999), &mut effects);
+    }
+    assert!(!told(&effects).contains(&"close".to_owned()));
+    // While it is not read, what it sent in part is no fault of its own.
+    let mut session = paced(Pace {
+        publishes: Rate::per_second(1, 1),
+        frame_within: Some(Duration::from_millis(10)),
+        ..Pace::default()
+    });
+    session.partial(true, at(0));
+    publish_one(&mut session, "x", at(0));
+    session.partial(true, at(0));
+    let mut effects = Vec::new();
+    session.handle(Event::Wake, at(1000), &mut effects);
+    assert!(effects.is_empty() && !session.full(), "{effects:?}");
+}

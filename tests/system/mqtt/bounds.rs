@@ -1,0 +1,257 @@
+//! What one client and one address may cost: connects in a loop, wrong passwords, silence, bytes that dribble, floods.
+
+use std::time::{Duration, Instant};
+
+use super::certificates::Papers;
+use super::openssl::Client;
+use super::wire::{Wire, packet};
+use super::{Broker, Tuned, enrol, until};
+use wakala_system_tests::Database;
+
+const HERE: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+async fn tuned(database: &Database, tune: impl FnOnce(&mut Tuned)) -> Broker {
+    Broker::tuned(database.store().await, HERE.into(), None, tune).await
+}
+
+/// MQTT 5: Connection rate exceeded; 3.1.1 has a code for "not now" only.
+const fn not_now(v5: bool) -> [u8; 2] {
+    [0, if v5 { 0x9F } else { 3 }]
+}
+
+/// screentinker #146: a device connected successfully, again and again, until the server was down.
+#[tokio::test]
+async fn pain_13_a_device_that_connects_in_a_loop_is_refused_before_its_session_is_opened() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| {
+        tuned.listener.bounds.client_connects_burst = 4;
+        tuned.listener.bounds.client_connects_every = Duration::from_secs(600);
+    })
+    .await;
+    for name in ["T1", "T2", "T3"] {
+        broker.enrol(name).await;
+    }
+    let (mut neighbour, _) = Wire::connect(broker.plain(), true, "T2", true).await;
+    for n in 0..4 {
+        let (wire, connack) = Wire::connect(broker.plain(), n % 2 == 0, "T1", false).await;
+        assert_eq!(connack[1], 0, "connect {n}");
+        wire.cut();
+    }
+    until(&database, "select connected from wakala.session where client_id = 'T1'", "f").await;
+    let epoch = database.rows("select epoch from wakala.session where client_id = 'T1'");
+    for v5 in [true, false, true, false] {
+        let (mut wire, connack) = Wire::connect(broker.plain(), v5, "T1", false).await;
+        assert_eq!(connack, not_now(v5));
+        assert_eq!(wire.receive().await, None, "closed");
+    }
+    assert_eq!(database.rows("select epoch from wakala.session where client_id = 'T1'"), epoch, "nothing was opened");
+    assert_eq!(broker.sessions.bounds_report().flapping, 4);
+    // A stranger under its name uses nothing of a terminal's up.
+    for _ in 0..4 {
+        let connack = Wire::open(broker.plain(), true).await.try_password("T3", "not its own").await;
+        assert_eq!(connack, [0, 0x86]);
+    }
+    for n in 0..4 {
+        let (_, connack) = Wire::connect(broker.plain(), true, "T3", true).await;
+        assert_eq!(connack, [0, 0], "connect {n}");
+    }
+    neighbour.ping().await;
+}
+
+/// emqx #18218: limits by client identifier were passed with random ones.
+#[tokio::test]
+async fn pain_13_random_client_ids_from_one_address_do_not_pass_the_limit() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| {
+        tuned.open.anonymous = true;
+        tuned.listener.bounds.address_connects_burst = 5;
+        tuned.listener.bounds.address_connects_every = Duration::from_secs(60);
+    })
+    .await;
+    for n in 0..5 {
+        let (_, connack) = Wire::connect(broker.plain(), true, &format!("random-{n}"), true).await;
+        assert_eq!(connack, [0, 0]);
+    }
+    for (n, v5) in [true, false].into_iter().enumerate() {
+        let (_, connack) = Wire::connect(broker.plain(), v5, &format!("fresh-{n}"), true).await;
+        assert_eq!(connack, not_now(v5));
+    }
+    let mut elsewhere = Wire::open_from([127, 0, 0, 2], broker.plain(), true).await;
+    assert_eq!(elsewhere.introduce("fresh", true).await, [0, 0]);
+    assert_eq!(broker.sessions.bounds_report().flapping_addresses, 2);
+}
+
+/// In a bank's network strangers behind the operator's one address do not keep its terminals out.
+#[tokio::test]
+async fn pain_13_strangers_behind_one_address_do_not_keep_its_terminals_out() {
+    let database = Database::new();
+    let papers = Papers::new();
+    let broker = Broker::tuned(database.store().await, HERE.into(), Some(papers.tls(true)), |tuned| {
+        tuned.listener.bounds.address_connects_burst = 5;
+        tuned.listener.bounds.address_connects_every = Duration::from_secs(60);
+    })
+    .await;
+    broker.enrol("T1").await;
+    broker.enrol("T2").await;
+    enrol(&broker.store, "T3", Some(papers.terminal.sha256)).await;
+    let (known, connack) = Wire::connect(broker.plain(), true, "T1", true).await;
+    assert_eq!(connack, [0, 0]);
+    known.cut();
+    for n in 0..8 {
+        let connack = Wire::open(broker.plain(), true).await.try_password(&format!("X{n}"), "guess").await;
+        assert_eq!(connack, if n < 5 { [0, 0x86] } else { not_now(true) }, "{n}");
+    }
+    assert_eq!(Wire::connect(broker.plain(), true, "T1", true).await.1, [0, 0], "known there");
+    assert_eq!(Wire::connect(broker.plain(), true, "T2", true).await.1, not_now(true), "not known there yet");
+    let mut certified = Client::new(&papers, "terminal", "-tls1_3").open(broker.listening.tls.expect("TLS"), true);
+    assert_eq!(certified.introduce("T3", true).await, [0, 0]);
+}
+
+/// emqx #3357: on 2G a terminal's new connection comes before its old one is known to be gone; that looked like a conflict.
+#[tokio::test]
+async fn pain_13_a_terminal_on_2g_takes_its_own_session_over_and_over() {
+    let database = Database::new();
+    let broker = Broker::start(&database, None).await;
+    broker.enrol("T1").await;
+    let mut held = Vec::new();
+    for n in 0..20 {
+        let (wire, connack) = Wire::connect(broker.plain(), n % 2 == 0, "T1", false).await;
+        assert_eq!(connack[1], 0, "connect {n}");
+        held.push(wire);
+    }
+    held.last_mut().expect("the last").ping().await;
+    let report = broker.sessions.bounds_report();
+    assert_eq!((report.flapping, report.banned, report.bans), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn after_wrong_passwords_none_is_looked_at_but_the_terminal_gets_in_from_elsewhere_and_with_its_certificate() {
+    let database = Database::new();
+    let papers = Papers::new();
+    let broker = Broker::tuned(database.store().await, HERE.into(), Some(papers.tls(true)), |tuned| {
+        tuned.listener.bounds.wrong_per_client_max = 3;
+        tuned.listener.bounds.wrong_wait_min = Duration::from_secs(4);
+    })
+    .await;
+    enrol(&broker.store, "T1", Some(papers.terminal.sha256)).await;
+    for _ in 0..3 {
+        let connack = Wire::open(broker.plain(), true).await.try_password("T1", "guess").await;
+        assert_eq!(connack, [0, 0x86]);
+    }
+    let barred = Instant::now();
+    // The right one is not looked at either: it could be the next guess.
+    for v5 in [true, false] {
+        let (_, connack) = Wire::connect(broker.plain(), v5, "T1", true).await;
+        assert_eq!(connack, not_now(v5));
+    }
+    let report = broker.sessions.bounds_report();
+    assert_eq!((report.wrong_passwords, report.unverified), (3, 2), "no password was verified");
+    let mut elsewhere = Wire::open_from([127, 0, 0, 2], broker.plain(), true).await;
+    assert_eq!(elsewhere.introduce("T1", true).await, [0, 0]);
+    let mut certified = Client::new(&papers, "terminal", "-tls1_3").open(broker.listening.tls.expect("TLS"), true);
+    assert_eq!(certified.introduce("T1", true).await, [0, 0]);
+    // The next wait is twice as long.
+    tokio::time::sleep(Duration::from_millis(4_100).saturating_sub(barred.elapsed())).await;
+    assert_eq!(Wire::open(broker.plain(), true).await.try_password("T1", "guess").await, [0, 0x86]);
+    assert_eq!(Wire::connect(broker.plain(), true, "T1", true).await.1, not_now(true));
+    tokio::time::sleep(Duration::from_millis(8_100)).await;
+    assert_eq!(Wire::connect(broker.plain(), true, "T1", true).await.1, [0, 0], "and then right is right");
+}
+
+/// Slow loris, before CONNECT: one address does not take all places.
+#[tokio::test]
+async fn silent_connections_of_one_address_leave_places_for_others() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| {
+        tuned.listener.strangers_max = 10;
+        tuned.listener.bounds.strangers_per_address_max = 4;
+        tuned.listener.connect_within = Duration::from_secs(6);
+    })
+    .await;
+    broker.enrol("T1").await;
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        let mut wire = Wire::open_from([127, 0, 0, 9], broker.plain(), true).await;
+        wire.send(&[0x10]).await;
+        silent.push(wire);
+    }
+    for wire in &mut silent {
+        wire.silence().await;
+    }
+    let begun = Instant::now();
+    let mut one_more = Wire::open_from([127, 0, 0, 9], broker.plain(), true).await;
+    assert_eq!(one_more.receive().await, None);
+    assert!(begun.elapsed() < Duration::from_secs(1), "closed at once");
+    let (mut wire, connack) = Wire::connect(broker.plain(), true, "T1", true).await;
+    assert_eq!(connack, [0, 0]);
+    // They do not stay for ever, and then their address has places again; whoever has said who he is holds none.
+    for wire in &mut silent {
+        assert_eq!(wire.receive().await, None);
+    }
+    let mut again = Wire::open_from([127, 0, 0, 9], broker.plain(), true).await;
+    assert_eq!(again.introduce("T1", true).await, [0, 0]);
+    assert_eq!(wire.receive().await.map(|(first, body)| (first, body[0])), Some((0xE0, 0x8E)), "taken over");
+    assert_eq!(broker.sessions.bounds_report().crowded, 1);
+}
+
+/// Slow loris, after CONNECT.
+#[tokio::test]
+async fn a_packet_that_dribbles_in_ends_its_connection_and_an_idle_one_stays() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| tuned.sessions.bounds.frame_within = Duration::from_secs(1)).await;
+    for name in ["T1", "T2", "T3"] {
+        broker.enrol(name).await;
+    }
+    let (mut idle, _) = Wire::connect(broker.plain(), true, "T3", true).await;
+    for (v5, name) in [(true, "T1"), (false, "T2")] {
+        let (mut wire, connack) = Wire::connect(broker.plain(), v5, name, true).await;
+        assert_eq!(connack, [0, 0]);
+        wire.ping().await;
+        // A PUBLISH of 100 bytes, a byte at a time.
+        let bytes = packet(0x30, &[b'x'; 100]);
+        let begun = Instant::now();
+        for byte in bytes.iter().take(30) {
+            wire.send(&[*byte]).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let heard = wire.receive().await;
+        assert_eq!(heard.map(|(first, body)| (first, body[0])), v5.then_some((0xE0, 0x80)));
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    }
+    // Nothing in part is there of a client that only waits, or that sends its packets whole.
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        idle.ping().await;
+    }
+    assert_eq!(broker.sessions.bounds_report().late, 2);
+}
+
+#[tokio::test]
+async fn a_client_that_publishes_too_fast_is_read_more_slowly_and_loses_nothing() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| {
+        tuned.sessions.bounds.publishes_per_second = 10;
+        tuned.sessions.bounds.publishes_burst = 5;
+    })
+    .await;
+    for name in ["T1", "T2", "T3"] {
+        broker.enrol(name).await;
+    }
+    for (v5, name) in [(true, "T1"), (false, "T2")] {
+        let (mut wire, _) = Wire::connect(broker.plain(), v5, name, true).await;
+        let begun = Instant::now();
+        // Within the Receive Maximum of 16.
+        for id in 1..=15 {
+            wire.publish(&format!("q/{name}"), 1, id, &format!("{name} {id}")).await;
+        }
+        for id in 1..=15 {
+            let (first, body) = wire.receive().await.expect("a PUBACK");
+            assert_eq!((first, &body[..2]), (0x40, &[0, id][..]));
+        }
+        // Ten more than the burst, one each tenth of a second.
+        assert!(begun.elapsed() > Duration::from_millis(800), "{:?}", begun.elapsed());
+        wire.ping().await;
+    }
+    assert_eq!(broker.taken.texts().len(), 30);
+    assert!(broker.sessions.bounds_report().held >= 10);
+}
