@@ -20,6 +20,9 @@ use super::presence::Connection;
 use super::sessions::{discard, received_of, subscription};
 use super::{Error, Store, timestamp, wills};
 
+/// How often a session is looked for that ends under our hands.
+const AGAIN_MAX: usize = 5;
+
 /// What a CONNECT opens a session with.
 #[derive(Clone, Debug)]
 pub struct Opening {
@@ -43,7 +46,7 @@ pub enum Opened {
     Session(Epoch, Loaded),
     /// There is no such client.
     Unknown,
-    /// Somebody else has the session locked; nothing was done.
+    /// Somebody else has the session locked, or its end took it away just now; nothing was done.
     Locked,
 }
 
@@ -72,11 +75,15 @@ impl Store {
     /// # Errors
     /// [`Error::Broken`] when there is no such client.
     pub async fn open_session(&self, opening: Opening) -> Result<(Epoch, Loaded), Error> {
-        let client = opening.client.clone();
-        match self.open_sessions(vec![opening], WhenLocked::Wait).await?.pop() {
-            Some(Opened::Session(epoch, loaded)) => Ok((epoch, loaded)),
-            _ => Err(Error::Broken(format!("{client} has no session"))),
+        // A guest's session may end between being found and being locked, and with it the row; then it is made anew.
+        for _ in 0..AGAIN_MAX {
+            match self.open_sessions(vec![opening.clone()], WhenLocked::Wait).await?.pop() {
+                Some(Opened::Session(epoch, loaded)) => return Ok((epoch, loaded)),
+                Some(Opened::Locked) => {}
+                Some(Opened::Unknown) | None => break,
+            }
         }
+        Err(Error::Broken(format!("{} has no session", opening.client)))
     }
 
     /// The same for many, each in its place: in one commit, or in as many as one client is there.
@@ -151,13 +158,8 @@ async fn open(
     let found = lock(db, openings, when).await?;
     let locked: Vec<&Opening> =
         openings.iter().map(|(_, opening)| opening).filter(|each| found.contains_key(each.client.as_str())).collect();
-    if locked.len() < openings.len() && when == WhenLocked::PassOver {
-        let missing = openings.iter().map(|(_, each)| each.client.as_str()).filter(|name| !found.contains_key(*name));
-        let passed: Vec<(String,)> = sqlx::query_as("select client_id from wakala.session where client_id = any($1)")
-            .bind(missing.map(str::to_owned).collect::<Vec<_>>())
-            .fetch_all(&mut *db)
-            .await?;
-        results.extend(passed.into_iter().map(|(client,)| (client, Opened::Locked)));
+    if locked.len() < openings.len() {
+        results.extend(passed_over(db, openings, &found).await?.into_iter().map(|client| (client, Opened::Locked)));
     }
     if locked.is_empty() {
         return Ok(results);
@@ -194,6 +196,25 @@ async fn open(
         results.insert(client, Opened::Session(*epoch, loaded));
     }
     Ok(results)
+}
+
+/// Of those whose session could not be locked, whose is there all the same; a guest's is made with the next attempt.
+async fn passed_over(
+    db: &mut PgConnection,
+    openings: &[(usize, Opening)],
+    found: &BTreeMap<String, Found>,
+) -> Result<Vec<String>, Error> {
+    let missing = openings.iter().map(|(_, each)| each).filter(|each| !found.contains_key(each.client.as_str()));
+    let (guests, enrolled): (Vec<&Opening>, Vec<&Opening>) = missing.partition(|each| each.guest);
+    let mut passed: Vec<String> = guests.into_iter().map(|each| each.client.as_str().to_owned()).collect();
+    if !enrolled.is_empty() {
+        let rows: Vec<(String,)> = sqlx::query_as("select client_id from wakala.session where client_id = any($1)")
+            .bind(enrolled.into_iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
+            .fetch_all(db)
+            .await?;
+        passed.extend(rows.into_iter().map(|(client,)| client));
+    }
+    Ok(passed)
 }
 
 /// A guest has no session before its first CONNECT.

@@ -31,6 +31,11 @@ impl Holding {
         while database.rows(idle) == "0" {}
         Self(psql)
     }
+
+    /// Lets it take effect.
+    pub(crate) fn commit(mut self) {
+        writeln!(self.0.stdin.as_mut().expect("piped"), "commit;").expect("it reads");
+    }
 }
 
 impl Drop for Holding {

@@ -200,7 +200,7 @@ async fn pain_01_a_node_dies_and_another_serves_its_queues() {
 async fn pain_07_ten_thousand_sessions_that_are_away_cost_a_node_no_memory() {
     let database = Database::new();
     enrol(&database.store().await, "T0", None).await;
-    let terminals = "insert into wakala.terminal select 'T' || n, agent, core, password_hash, null, null, null, sandbox, enrolled_at \
+    let terminals = "insert into wakala.terminal select 'T' || n, agent, core, password_hash, null, sandbox, enrolled_at \
          from wakala.terminal, generate_series(1, 10000) n; \
          insert into wakala.session (client_id, created_at, expiry_s, expires_at) \
          select 'T' || n, now(), 86400, now() + interval '1 day' from generate_series(1, 10000) n; \

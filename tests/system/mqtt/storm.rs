@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use wakala::id::{ClientId, Epoch};
+use wakala_node::listener;
 use wakala_node::sessions::admission;
 use wakala_node::store::openings::{Opened, Opening, WhenLocked};
 use wakala_system_tests::{Database, now};
@@ -13,7 +14,10 @@ use super::{Broker, anywhere, queue_receipt, tell, until};
 use crate::locks::Holding;
 
 async fn open_broker(database: &Database) -> Broker {
-    Broker::made(database.store().await, anywhere(), |deps| deps.open.anonymous = true).await
+    // Guests from one address.
+    let bounds = listener::bounds::Options { address_connects_burst: 0, ..Default::default() };
+    let options = listener::Options { bounds, ..anywhere() };
+    Broker::made(database.store().await, options, |deps| deps.open.anonymous = true).await
 }
 
 async fn strict_broker(database: &Database, admission: admission::Options) -> Broker {
@@ -290,4 +294,24 @@ async fn one_whose_session_cannot_be_opened_takes_no_one_along() {
     let opened = store.open_sessions(vec![opening("a", 60), opening("b", 60)], WhenLocked::PassOver).await;
     assert!(matches!(opened.expect("opened")[..], [Opened::Locked, Opened::Session(..)]));
     drop(holding);
+}
+
+#[tokio::test]
+async fn a_guest_whose_row_goes_with_its_earlier_session_just_then_gets_a_new_one() {
+    let database = Database::new();
+    let store = database.store().await;
+    let _ = store.open_session(opening("a", 60)).await.expect("opened");
+    let ending = || Holding::new(&database, "delete from wakala.session where client_id = 'a'");
+    let holding = ending();
+    let passed = store.open_sessions(vec![opening("a", 60)], WhenLocked::PassOver).await.expect("asked");
+    assert!(matches!(passed[..], [Opened::Locked]), "{passed:?}");
+    let waiting = tokio::spawn({
+        let store = store.clone();
+        async move { store.open_session(opening("a", 60)).await }
+    });
+    waits(&database, "1").await;
+    holding.commit();
+    let (_, loaded) = waiting.await.expect("no panic").expect("opened");
+    assert!(!loaded.present);
+    assert_eq!(database.rows("select connected from wakala.session where client_id = 'a'"), "t");
 }
