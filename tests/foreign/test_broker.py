@@ -126,6 +126,12 @@ class Kill:
     def numbers(subscriber):
         return [int(message.payload) for message in list(subscriber.heard.queue)]
 
+    @staticmethod
+    def around(first):
+        """What came next to what is out of order."""
+        turns = [n for n, (earlier, later) in enumerate(zip(first, first[1:])) if later < earlier]
+        return [first[max(0, n - 20) : n + 20] for n in turns[:3]]
+
     def figures(self):
         first = list(dict.fromkeys(self.heard))
         return {
@@ -136,6 +142,7 @@ class Kill:
             "lost": MESSAGES - len(first),
             "repeated": len(self.heard) - len(first),
             "out of order": sum(later < earlier for earlier, later in zip(first, first[1:])),
+            "around": self.around(first),
         }
 
 
