@@ -175,7 +175,7 @@ impl Session {
             }
             Effect::Forget { packet_id } => {
                 let remembered = Remembered { client: self.client(), epoch: self.epoch, packet_id };
-                self.mark(Mark::Forget(remembered), Event::Forgotten, ctx);
+                self.mark(Mark::Forget(remembered), Event::Forgotten { packet_id }, ctx);
             }
             Effect::Received { seq } => {
                 let mark = Mark::Received { client: self.client(), epoch: self.epoch, seq };

@@ -228,9 +228,10 @@ impl Incoming {
         complete(packet_id, known, effects);
     }
 
-    /// The oldest identifier that was released is forgotten.
-    pub(super) fn forgotten(&mut self, effects: &mut Vec<Effect>) {
-        if let Some(packet_id) = self.releasing.pop_front() {
+    /// An identifier that was released is forgotten. PUBCOMP has no order to keep (4.6).
+    pub(super) fn forgotten(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) {
+        if let Some(place) = self.releasing.iter().position(|releasing| *releasing == packet_id) {
+            self.releasing.remove(place);
             self.received.remove(&packet_id);
             complete(packet_id, true, effects);
         }

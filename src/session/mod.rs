@@ -123,8 +123,10 @@ pub enum Event {
     },
     /// The change of the latest [`Effect::Store`] is durable.
     Stored,
-    /// The identifier of the oldest [`Effect::Forget`] is forgotten.
-    Forgotten,
+    /// This identifier of an [`Effect::Forget`] is forgotten.
+    Forgotten {
+        packet_id: NonZeroU16,
+    },
     /// What this [`Effect::Received`] says is stored.
     Kept {
         seq: i64,
@@ -352,7 +354,7 @@ impl Session {
                 }
             }
             Event::Stored => self.stored(effects),
-            Event::Forgotten => self.incoming.forgotten(effects),
+            Event::Forgotten { packet_id } => self.incoming.forgotten(packet_id, effects),
             Event::Kept { seq } => self.outgoing.kept(seq, effects),
             Event::Fetched { deliveries, last } => self.outgoing.fetched(deliveries, last),
             Event::Hint { seq, what } => self.outgoing.hint(seq, what),

@@ -223,7 +223,7 @@ impl World {
             28 => self.unsubscribe(bytes)?,
             29..=35 => self.durable(bytes.byte()?),
             36..=38 => self.stored(),
-            39..=41 => self.forgotten(),
+            39..=41 => self.forgotten(bytes.byte()?),
             42..=44 => self.kept(bytes.byte()?),
             45..=47 => self.fetched(),
             48..=53 => self.queue(bytes.byte()?, bytes.byte()?),
@@ -415,11 +415,13 @@ impl World {
         self.event(Event::Stored);
     }
 
-    fn forgotten(&mut self) {
+    fn forgotten(&mut self, which: u8) {
         let Some(connection) = &mut self.connection else { return };
-        if let Some(packet_id) = connection.forgetting.pop_front() {
+        if !connection.forgetting.is_empty() {
+            let at = usize::from(which) % connection.forgetting.len();
+            let packet_id = connection.forgetting.remove(at).expect("it is there");
             self.stored.received.remove(&packet_id.get());
-            self.event(Event::Forgotten);
+            self.event(Event::Forgotten { packet_id });
         }
     }
 
@@ -561,7 +563,7 @@ impl World {
             assert!(round < rounds, "it never comes to rest");
             self.durable(0);
             self.stored();
-            self.forgotten();
+            self.forgotten(0);
             self.kept(0);
             self.fetched();
             self.mark();

@@ -219,26 +219,46 @@ impl Outgoing {
         match (queued.state, queued.place) {
             (State::Sent(_, QoS::ExactlyOnce), _) if is_error(reason) => self.done(place, Fate::Declined, effects),
             (State::Sent(_, QoS::ExactlyOnce), Place::Row(seq)) => {
-                queued.state = State::Received(packet_id);
+                queued.state = State::Received(packet_id, self.received);
+                self.received = self.received.wrapping_add(1);
                 effects.push(Effect::Received { seq });
             }
             (State::Sent(_, QoS::ExactlyOnce), Place::Direct) | (State::Released(_), _) => {
                 queued.state = State::Released(packet_id);
                 effects.push(release(packet_id, PublishAck2Reason::Success));
             }
-            (State::Received(_), _) => {}
+            (State::Received(..) | State::Kept(..), _) => {}
             _ => return Err(out_of_turn("PUBREC for what was sent at QoS 1 (4.3.2)")),
         }
         Ok(())
     }
 
-    /// It is stored that the client has this row: from now on it is released, never sent again.
+    /// It is stored that the client has this row: from now on it is released, never sent again. PUBRELs keep the order of
+    /// the PUBRECs [MQTT-4.6.0-4], whatever the order in which that was heard of.
     pub(in crate::session) fn kept(&mut self, seq: i64, effects: &mut Vec<Effect>) {
-        let packet_id = packet_id(seq);
-        if let Some(queued) = self.queue.iter_mut().find(|queued| queued.state == State::Received(packet_id)) {
+        let id = packet_id(seq);
+        for queued in &mut self.queue {
+            if let State::Received(packet_id, nth) = queued.state
+                && packet_id == id
+            {
+                queued.state = State::Kept(packet_id, nth);
+            }
+        }
+        while let Some((queued, packet_id)) = self.next_to_release() {
             queued.state = State::Released(packet_id);
             effects.push(release(packet_id, PublishAck2Reason::Success));
         }
+    }
+
+    /// Of those whose PUBREC came and that are not released the one whose came first, if that is stored.
+    fn next_to_release(&mut self) -> Option<(&mut Queued, NonZeroU16)> {
+        let waiting = self.queue.iter_mut().filter_map(|queued| match queued.state {
+            State::Received(_, nth) => Some((nth, None, queued)),
+            State::Kept(packet_id, nth) => Some((nth, Some(packet_id), queued)),
+            _ => None,
+        });
+        let (_, kept, queued) = waiting.min_by_key(|(nth, ..)| *nth)?;
+        Some((queued, kept?))
     }
 
     /// PUBCOMP.

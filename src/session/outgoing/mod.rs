@@ -92,6 +92,8 @@ pub(super) struct Outgoing {
     direct_max: u16,
     aliases: Told,
     in_flight: u16,
+    /// PUBRECs for rows that came on this connection.
+    received: u32,
     window: u16,
     page: u16,
     packet_bytes_max: u32,
@@ -140,8 +142,10 @@ enum State {
     /// Released on an earlier connection; the PUBREL is owed on this one.
     Owed,
     Sent(NonZeroU16, QoS),
-    /// PUBREC came; that is being stored.
-    Received(NonZeroU16),
+    /// PUBREC came, as which one of this connection; that is being stored.
+    Received(NonZeroU16, u32),
+    /// That is stored, and PUBREL waits for those whose PUBREC came before.
+    Kept(NonZeroU16, u32),
     /// PUBREL was sent.
     Released(NonZeroU16),
 }
@@ -150,7 +154,10 @@ impl State {
     fn packet_id(self) -> Option<NonZeroU16> {
         match self {
             Self::Waiting | Self::Owed => None,
-            Self::Sent(packet_id, _) | Self::Received(packet_id) | Self::Released(packet_id) => Some(packet_id),
+            Self::Sent(packet_id, _)
+            | Self::Received(packet_id, _)
+            | Self::Kept(packet_id, _)
+            | Self::Released(packet_id) => Some(packet_id),
         }
     }
 
@@ -184,6 +191,7 @@ impl Outgoing {
             direct_max: limits.direct_max.get(),
             aliases: Told::new(terms.topic_alias_max.min(limits.topic_alias_max)),
             in_flight: 0,
+            received: 0,
             window: terms.receive_max.min(limits.outbound_max.get()),
             page: limits.page.get(),
             packet_bytes_max: terms.packet_bytes_max,

@@ -64,7 +64,7 @@ fn a_publish_is_taken_once_however_often_it_comes_and_completed_once_it_is_forgo
             (publish_2(7, "a"), &["pubrec 7 00"]),
             (pubrel(7), &["forget 7"]),
             (pubrel(7), &[]),
-            (Event::Forgotten, &["pubcomp 7 00"]),
+            (Event::Forgotten { packet_id: id(7) }, &["pubcomp 7 00"]),
             (pubrel(7), &["pubcomp 7 92"]),
             (publish_2(7, "b"), &["route 2 t b remember 7"]),
         ],
@@ -91,7 +91,7 @@ fn what_was_taken_before_the_connection_broke_is_not_taken_again() {
         vec![
             (publish_2(9, "i"), &["pubrec 9 00"]),
             (pubrel(7), &["forget 7"]),
-            (Event::Forgotten, &["pubcomp 7 00"]),
+            (Event::Forgotten { packet_id: id(7) }, &["pubcomp 7 00"]),
             (publish_2(7, "b"), &["route 1 t b remember 7"]),
         ],
     );
@@ -133,6 +133,38 @@ fn a_delivery_is_released_once_its_receipt_is_stored_and_done_with_when_it_is_co
             (pubcomp(1), &["acked 1"]),
             (pubcomp(1), &[]),
             (pubrec(1, PublishAckReason::Success), &["pubrel 1 92"]),
+        ],
+    );
+}
+
+#[test]
+fn deliveries_are_released_in_the_order_in_which_they_were_received() {
+    let mut session = session(false, &[], 0);
+    let _ = handle(&mut session, Event::Fetched { deliveries: [1, 2, 3].map(|n| row(n, false)).into(), last: 3 }, 1);
+    steps(
+        &mut session,
+        vec![
+            (pubrec(1, PublishAckReason::Success), &["received 1"]),
+            (pubrec(3, PublishAckReason::Success), &["received 3"]),
+            (pubrec(2, PublishAckReason::Success), &["received 2"]),
+            (Event::Kept { seq: 2 }, &[]),
+            (Event::Kept { seq: 3 }, &[]),
+            (pubrec(3, PublishAckReason::Success), &[]),
+            (Event::Kept { seq: 1 }, &["pubrel 1 00", "pubrel 3 00", "pubrel 2 00"]),
+        ],
+    );
+}
+
+#[test]
+fn identifiers_are_complete_as_soon_as_each_is_forgotten() {
+    let mut session = session(false, &[1, 2], 0);
+    steps(
+        &mut session,
+        vec![
+            (pubrel(1), &["forget 1"]),
+            (pubrel(2), &["forget 2"]),
+            (Event::Forgotten { packet_id: id(2) }, &["pubcomp 2 00"]),
+            (Event::Forgotten { packet_id: id(1) }, &["pubcomp 1 00"]),
         ],
     );
 }

@@ -1,6 +1,6 @@
 //! A client that follows the standard, and forgets only what it must.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ntex_mqtt::v5::codec::PublishAck2;
 
@@ -32,6 +32,8 @@ pub(super) struct Client {
     told: BTreeMap<u16, ByteString>,
     /// Of publishes to it that are not complete.
     in_flight: BTreeSet<u16>,
+    /// Those of them that it received and the server has not released, in the order of its PUBRECs.
+    unreleased: VecDeque<u16>,
 }
 
 /// What it does about a packet.
@@ -50,6 +52,7 @@ impl Client {
         self.said.clear();
         self.told.clear();
         self.in_flight.clear();
+        self.unreleased.clear();
     }
 
     /// What goes out again on a new connection; or, if the server has no session, what it gives up.
@@ -119,6 +122,10 @@ impl Client {
             Effect::Publish(publish, payload) => return self.hears_publish(&publish, &payload, tally),
             Effect::Send(Packet::PublishRelease(ack)) => {
                 self.received.remove(&ack.packet_id.get());
+                if self.unreleased.contains(&ack.packet_id.get()) {
+                    // It may pass on a message no sooner than here (figure 4.3).
+                    assert_eq!(self.unreleased.pop_front(), Some(ack.packet_id.get()), "[MQTT-4.6.0-4]");
+                }
                 let ack = PublishAck2 { packet_id: ack.packet_id, ..PublishAck2::default() };
                 self.in_flight.remove(&ack.packet_id.get());
                 heard.says = Some(Event::Packet(Packet::PublishComplete(ack)));
@@ -173,6 +180,7 @@ impl Client {
             }
             (QoS::ExactlyOnce, Some(packet_id)) => {
                 heard.copy = self.received.insert(packet_id).then_some(copy);
+                self.unreleased.push_back(packet_id);
                 let ack = PublishAck { packet_id: id(packet_id), ..PublishAck::default() };
                 heard.says = Some(Event::Packet(Packet::PublishReceived(ack)));
             }

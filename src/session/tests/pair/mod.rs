@@ -73,7 +73,9 @@ enum Step {
     /// The change of this client's subscriptions is stored.
     Change(usize),
     /// The oldest mark of QoS 2 is stored.
-    Mark,
+    Mark {
+        late: bool,
+    },
     /// The oldest acknowledgement is stored.
     Ack,
     /// So many seconds pass.
@@ -192,7 +194,7 @@ fn step() -> impl Strategy<Value = Step> {
         16 => client().prop_map(Step::Answer),
         16 => (0..3_u8).prop_map(Step::Store),
         8 => client().prop_map(Step::Change),
-        16 => Just(Step::Mark),
+        16 => any::<bool>().prop_map(|late| Step::Mark { late }),
         16 => Just(Step::Ack),
         4 => (0..5_u8).prop_map(Step::Pass),
         2 => (client(), any::<bool>(), manner()).prop_map(|(client, stored, manner)| Step::Cut(client, stored, manner)),
@@ -204,7 +206,9 @@ fn step() -> impl Strategy<Value = Step> {
 
 #[test]
 fn each_qos_keeps_its_promise_whatever_breaks() {
-    let config = ProptestConfig { cases: 1_200, failure_persistence: None, ..ProptestConfig::default() };
+    // `PROPTEST_CASES` plays more of them.
+    let usual = ProptestConfig::default();
+    let config = ProptestConfig { cases: usual.cases.max(1_200), failure_persistence: None, ..usual };
     let all = std::cell::Cell::new(Tally::default());
     let schedules = proptest::collection::vec(step(), 0..500);
     let run = TestRunner::new(config).run(&schedules, |steps| {

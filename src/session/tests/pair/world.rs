@@ -70,6 +70,8 @@ pub(super) struct World {
     broker: Broker,
     publications: VecDeque<Waiting>,
     marks: VecDeque<(usize, u32, Marked)>,
+    /// What was stored, and that is told after the next.
+    late: Option<(usize, u32, Event)>,
     acks: VecDeque<(usize, u32, i64)>,
     published: Vec<Published>,
     now: i64,
@@ -91,6 +93,7 @@ impl World {
             broker: Broker::default(),
             publications: VecDeque::new(),
             marks: VecDeque::new(),
+            late: None,
             acks: VecDeque::new(),
             published: Vec::new(),
             now: 0,
@@ -317,7 +320,7 @@ impl World {
             Step::Answer(client) => self.answer(client),
             Step::Store(hint) => self.store(hint),
             Step::Change(client) => self.change(client),
-            Step::Mark => self.mark(),
+            Step::Mark { late } => self.mark(late),
             Step::Ack => {
                 if let Some((client, epoch, seq)) = self.acks.pop_front()
                     && self.stored[client].epoch == epoch
@@ -455,20 +458,31 @@ impl World {
         self.event(client, self.stored[client].epoch, Event::Stored);
     }
 
-    fn mark(&mut self) {
-        match self.marks.pop_front() {
-            Some((client, epoch, Marked::Forget(packet_id))) if self.stored[client].epoch == epoch => {
-                self.stored[client].received.remove(&packet_id);
-                self.event(client, epoch, Event::Forgotten);
+    /// Stored in order, and told in any.
+    fn mark(&mut self, late: bool) {
+        let marked = self.marks.pop_front().and_then(|(client, epoch, marked)| {
+            (self.stored[client].epoch == epoch).then(|| (client, epoch, self.marked(client, marked)))
+        });
+        let late = if late { std::mem::replace(&mut self.late, marked) } else { marked.or_else(|| self.late.take()) };
+        if let Some((client, epoch, event)) = late {
+            self.event(client, epoch, event);
+        }
+    }
+
+    fn marked(&mut self, client: usize, marked: Marked) -> Event {
+        let stored = &mut self.stored[client];
+        match marked {
+            Marked::Forget(packet_id) => {
+                stored.received.remove(&packet_id);
+                Event::Forgotten { packet_id: id(packet_id) }
             }
-            Some((client, epoch, Marked::Received(seq))) if self.stored[client].epoch == epoch => {
+            Marked::Received(seq) => {
                 // It may be gone with its session.
-                if let Some(row) = self.stored[client].rows.get_mut(&seq) {
+                if let Some(row) = stored.rows.get_mut(&seq) {
                     row.released = true;
                 }
-                self.event(client, epoch, Event::Kept { seq });
+                Event::Kept { seq }
             }
-            Some(_) | None => {}
         }
     }
 
@@ -482,7 +496,8 @@ impl World {
                     !(link.up.is_empty() && link.down.is_empty() && link.questions.is_empty() && link.change.is_none())
                 })
             };
-            let stored = self.publications.is_empty() && self.marks.is_empty() && self.acks.is_empty();
+            let stored =
+                self.publications.is_empty() && self.marks.is_empty() && self.late.is_none() && self.acks.is_empty();
             let quiet = stored && !self.links.iter().any(waits);
             if quiet && looks == 4 {
                 break;
@@ -498,7 +513,7 @@ impl World {
                     self.event(client, self.stored[client].epoch, Event::Look);
                 }
             }
-            for step in [Step::Store(0), Step::Mark, Step::Ack] {
+            for step in [Step::Store(0), Step::Mark { late: false }, Step::Ack] {
                 self.step(step);
             }
         }
