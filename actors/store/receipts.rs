@@ -47,8 +47,8 @@ pub(super) fn terminal_of(text: &str) -> Result<TerminalId, Error> {
 impl Store {
     /// Terminals connected to this node with a receipt or another message that has waited for longer than `waited` at `now`,
     /// the longest waiting first, at most `limit`. What a terminal does not subscribe to does not count: it would be found
-    /// for ever, and before what can be delivered. Nor do terminals of other nodes: those of a dead one are shown as
-    /// connected until it is back.
+    /// for ever, and before what can be delivered. Nor do guests, whose sessions hear of every row from the router, or
+    /// terminals of other nodes: those of a dead one are shown as connected until it is back.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -77,8 +77,9 @@ impl Store {
                    from wakala.session s join wakala.message m on m.client_id = s.client_id \
                    where s.connected and s.node = $4 and m.at <= $1 and (m.expires_at is null or m.expires_at > $3)) \
                  select w.client_id from waiting w \
-                 where w.expiry_s = 0 or exists (select from wakala.subscription u \
-                   where u.client_id = w.client_id and u.filter = w.topic) \
+                 where exists (select from wakala.terminal t where t.id = w.client_id) \
+                   and (w.expiry_s = 0 or exists (select from wakala.subscription u \
+                     where u.client_id = w.client_id and u.filter = w.topic)) \
                  group by w.client_id order by min(w.at) limit $2",
             )
             .bind(before)

@@ -11,7 +11,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Ten thousand terminals, ten of them connected to this node and ten to another. For each a receipt, a message that has
 /// not expired and, if it is away, a session that has not.
-const MANY: &str = "insert into wakala.session (client_id, node, connected, expiry_s, expires_at, created_at) \
+const MANY: &str = "insert into wakala.terminal (id, agent, core, password_hash, sandbox, enrolled_at) \
+     select 'T' || i, 'A1', 'C1', '', true, now() from generate_series(1, 10000) i; \
+     insert into wakala.session (client_id, node, connected, expiry_s, expires_at, created_at) \
      select 'T' || i, case i % 1000 when 0 then 'n1' when 1 then 'n2' end, i % 1000 < 2, 86400, \
             case when i % 1000 > 1 then now() + interval '1 day' end, now() from generate_series(1, 10000) i; \
      insert into wakala.subscription (client_id, filter, qos) \
