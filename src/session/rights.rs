@@ -94,7 +94,11 @@ impl Rights {
         match self {
             Self::Terminal => terminal(client, filter, asked),
             Self::Open { closed } | Self::Granted { closed, .. } => {
-                let inner = shared(filter).ok().flatten().map_or(filter, |shared| shared.filter);
+                // In MQTT 3.1.1 that is no malformed packet: it knows no shared subscriptions.
+                let Ok(shared) = shared(filter) else {
+                    return Err((Code::TopicFilterInvalid, "no shared subscription"));
+                };
+                let inner = shared.map_or(filter, |shared| shared.filter);
                 if closed.iter().any(|closed| covers(closed, inner)) {
                     // The one code for it that MQTT 3.1.1 has, and so the one that all clients know.
                     Err((Code::UnspecifiedError, "a closed topic"))

@@ -31,6 +31,8 @@ fn everything_is_offered_and_only_what_is_closed_is_refused() {
         ("#", QoS::ExactlyOnce),
         ("closed", QoS::AtMostOnce),
         ("$share/g/closed", QoS::AtMostOnce),
+        // As MQTT 3.1.1 may ask; in MQTT 5 it is malformed, and does not come this far.
+        ("$share/g", QoS::AtMostOnce),
         ("a", QoS::AtLeastOnce),
     ];
     let options = |qos| SubscriptionOptions { qos, ..SubscriptionOptions::default() };
@@ -44,8 +46,8 @@ fn everything_is_offered_and_only_what_is_closed_is_refused() {
             topic_filters,
         }))
     };
-    assert_eq!(told(&handle(&mut session, subscribe(), 1)), ["new #", "new a", "suback [02, 80, 80, 01]"]);
-    assert_eq!(told(&handle(&mut session, subscribe(), 1)), ["again #", "again a", "suback [02, 80, 80, 01]"]);
+    assert_eq!(told(&handle(&mut session, subscribe(), 1)), ["new #", "new a", "suback [02, 80, 80, 8f, 01]"]);
+    assert_eq!(told(&handle(&mut session, subscribe(), 1)), ["again #", "again a", "suback [02, 80, 80, 8f, 01]"]);
     for topic in ["closed", "$SYS/uptime"] {
         let at_1 = Publish { topic: topic.into(), qos: QoS::AtLeastOnce, packet_id: Some(id(1)), ..Publish::default() };
         assert_eq!(told(&handle(&mut session, Event::Publish(at_1, Bytes::new()), 1)), ["puback 1 87"]);
