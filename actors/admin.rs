@@ -76,6 +76,7 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<crate::router::Holdings>,
     pub bounds: crate::sessions::bounds::Report,
+    pub admitted: crate::sessions::admission::Admitted,
     pub cores: std::collections::BTreeMap<String, crate::banks::Load>,
     pub actors: std::collections::BTreeMap<String, crate::supervision::Branch>,
 }

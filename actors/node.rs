@@ -323,6 +323,7 @@ impl admin::Node for Node {
             identity: (self.identity)(),
             broker: self.config.open.is_open().then(|| self.sessions.router().holdings()),
             bounds: self.sessions.bounds_report(),
+            admitted: self.sessions.admitted(),
             cores: self.banks.load(),
             actors: self.tree.branches(),
         }

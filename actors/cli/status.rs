@@ -111,6 +111,18 @@ fn drawing(status: &Value) -> String {
             count("held"),
         ));
     }
+    if let Some(admitted) = status["admitted"].as_object() {
+        let count = |what: &str| text(&admitted[what]);
+        lines.push(format!(
+            "connects · {} wait · {} opened in {} commits · {} told to come again · {} gone meanwhile · {} failed",
+            count("waiting"),
+            count("opened"),
+            count("batches"),
+            count("busy"),
+            count("gone"),
+            count("failed"),
+        ));
+    }
     for (core, load) in status["cores"].as_object().into_iter().flatten() {
         let standing = if load["signed_on"] == Value::Bool(true) { "signed on" } else { "not signed on" };
         lines.push(format!("core {core} · {standing} · {} places free", text(&load["places_free"])));

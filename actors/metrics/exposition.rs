@@ -114,6 +114,7 @@ impl Collector for Snapshot {
         let page = &mut Page(encoder);
         self.node(page)?;
         self.connections(page)?;
+        self.bounds(page)?;
         packets(page)?;
         self.broker(page)?;
         self.conservation(page)?;
@@ -232,6 +233,41 @@ impl Snapshot {
         page.gauge("wakala_sessions_connected", "Clients that are connected here.", Some(float(status.sessions)))?;
         let kept = status.broker.as_ref().map(|broker| float(broker.kept));
         page.gauge("wakala_sessions_kept", "Guests' sessions that outlive their connection.", kept)
+    }
+
+    fn bounds(&self, page: &mut Page<'_>) -> Written {
+        let (bounds, admitted) = (&self.status.bounds, &self.status.admitted);
+        page.gauge("wakala_connects_waiting", "CONNECTs that wait for their session.", Some(float(admitted.waiting)))?;
+        let ends = [
+            ("opened", admitted.opened),
+            ("busy", admitted.busy),
+            ("gone", admitted.gone),
+            ("failed", admitted.failed),
+        ];
+        page.counters(
+            "wakala_connects_waited",
+            "What became of CONNECTs whose session is stored; busy: told to come again, failed: the database did not do it.",
+            ends.map(|(result, count)| ([("result", result)], count)),
+        )?;
+        page.counter("wakala_opening_commits", "Commits that opened sessions, many at once.", admitted.batches)?;
+        page.gauge("wakala_bans", "Bans in force.", Some(float(bounds.bans)))?;
+        let reached = [
+            ("ban_of_address", bounds.banned_addresses),
+            ("ban", bounds.banned),
+            ("ban_of_session", bounds.ended),
+            ("strangers_of_address", bounds.crowded),
+            ("connects_of_client", bounds.flapping),
+            ("connects_of_address", bounds.flapping_addresses),
+            ("wrong_password", bounds.wrong_passwords),
+            ("unread_password", bounds.unverified),
+            ("publishes", bounds.held),
+            ("late_packet", bounds.late),
+        ];
+        page.counters(
+            "wakala_bounds_reached",
+            "Times that somebody was kept out, ended or left unread, by the bound that was reached.",
+            reached.map(|(bound, count)| ([("bound", bound)], count)),
+        )
     }
 
     fn broker(&self, page: &mut Page<'_>) -> Written {
