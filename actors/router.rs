@@ -71,7 +71,7 @@ impl Default for Options {
             guests: false,
             closed: Vec::new(),
             publish: templates(&["#"]),
-            subscribe: templates(&["#", "$SYS/#"]),
+            subscribe: templates(&["#"]),
             templates_max: 32,
             waiting_max: 16_384,
             batch_max: 1000,
