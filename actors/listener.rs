@@ -7,6 +7,7 @@
 pub mod bounds;
 pub mod identity;
 pub mod tls;
+mod turns;
 mod websocket;
 mod welcome;
 
@@ -317,6 +318,8 @@ impl Porch {
     async fn pass(&self, io: Io) {
         self.door.arrived(self.credentials.is_some(), self.upgrade.is_some());
         let Some(stranger) = self.door.stranger(&io.get_ref()) else { return self.door.crowded() };
+        // Of thousands who come at once each would be ready for its handshake, and those who are connected wait for all.
+        turns::turn().await;
         let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None).await };
         let handshake = credentials.handshake();
         match TlsServerFilter::create(io, handshake.config(), self.within).await {

@@ -19,6 +19,7 @@ pub mod ban;
 pub mod bounds;
 pub mod hook;
 pub mod token;
+pub mod turnstile;
 pub mod websocket;
 
 pub mod admission;
