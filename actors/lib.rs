@@ -21,6 +21,7 @@ pub mod router;
 pub mod session;
 pub mod sessions;
 pub mod tap;
+mod turns;
 
 pub mod edge;
 pub mod intake;

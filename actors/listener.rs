@@ -7,7 +7,6 @@
 pub mod bounds;
 pub mod identity;
 pub mod tls;
-mod turns;
 mod websocket;
 mod welcome;
 
@@ -25,6 +24,7 @@ use wakala::session::Elsewhere;
 
 use crate::metrics::wire;
 use crate::sessions::Sessions;
+use crate::turns::turn;
 use identity::Identity;
 pub use tls::Tls;
 use tls::{Credentials, Handshake};
@@ -319,7 +319,7 @@ impl Porch {
         self.door.arrived(self.credentials.is_some(), self.upgrade.is_some());
         let Some(stranger) = self.door.stranger(&io.get_ref()) else { return self.door.crowded() };
         // Of thousands who come at once each would be ready for its handshake, and those who are connected wait for all.
-        turns::turn().await;
+        turn().await;
         let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None).await };
         let handshake = credentials.handshake();
         match TlsServerFilter::create(io, handshake.config(), self.within).await {

@@ -1,9 +1,9 @@
-//! How many are let in at once, so that whoever is inside does not wait for those who come.
+//! How many come or go at once, so that whoever is inside does not wait for all of them.
 //!
 //! A worker thread does one thing after the other. When ten thousand connections are accepted in one moment, each is ready
-//! for its handshake, its CONNECT, its session; whoever is connected already would have its turn behind all of them. So
-//! newcomers are let in round by round, each round as long as everybody who is ready takes to have one turn; and how many
-//! each round lets in follows from how long the last one took.
+//! for its handshake, its CONNECT, its session; whoever is connected already would have its turn behind all of them. It is
+//! the same when ten thousand are cut. So they pass round by round, each round as long as everybody who is ready takes to
+//! have one turn; and how many each round lets through follows from how long the last one took.
 
 use std::time::Duration;
 

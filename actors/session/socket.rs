@@ -15,6 +15,7 @@ use super::frames::Inbound;
 use super::inbox::Arrival;
 use super::{Session, TURN, Turn};
 use crate::sessions::bounds::count;
+use crate::turns::turn;
 
 /// Frames of one client that are read in one turn; then others have theirs.
 const FRAMES_MAX: usize = 64;
@@ -122,7 +123,8 @@ impl Session {
     fn gone(&mut self, why: &'static str, ctx: &mut Context<Self>) -> Poll<()> {
         self.closed = true;
         self.link.because(why);
-        ctx.stop();
+        // When all are cut at once, those who are not have their turn in between.
+        ctx.spawn(turn().into_actor(self).map(|(), _, ctx| ctx.stop()));
         Poll::Ready(())
     }
 }

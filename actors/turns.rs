@@ -1,4 +1,5 @@
-//! The turnstile of each worker thread: newcomers pass it round by round. [`wakala::turnstile`] decides how many.
+//! The turnstile of each worker thread: whoever comes and whoever goes passes it round by round. [`wakala::turnstile`] decides
+//! how many.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -19,8 +20,8 @@ thread_local! {
     static LINE: RefCell<Line> = RefCell::default();
 }
 
-/// Done when it is the caller's turn to come in. Whoever stops waiting takes nobody's place.
-pub(super) async fn turn() {
+/// Done when it is the caller's turn to come in or to go. Whoever stops waiting takes nobody's place.
+pub(crate) async fn turn() {
     if let Some(mine) = LINE.with_borrow_mut(Line::stand) {
         // The sender lives as long as this thread.
         let _ = mine.await;
