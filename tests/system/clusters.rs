@@ -48,7 +48,11 @@ impl Cluster {
             .stderr(Stdio::inherit())
             .output()
             .expect("the script can be run");
-        assert!(started.status.success(), "scripts/{name} start: {}", started.status);
+        if !started.status.success() {
+            // What of it runs must not go on running.
+            let _ = Command::new(script(name)).arg("stop").arg("--dir").arg(&dir).output();
+            panic!("scripts/{name} start: {}; its directory is {}", started.status, dir.display());
+        }
         let watcher = Command::new("setsid")
             .args(["sh", "-c", r#"cat >/dev/null; "$1" stop --dir "$2" >/dev/null 2>&1; rm -rf "$2""#, "watcher"])
             .arg(script(name))
