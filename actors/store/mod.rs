@@ -408,6 +408,9 @@ async fn refusal(url: &str) -> Option<Error> {
     Some(of_sqlx(&said))
 }
 
+/// A connection that lay idle for longer is asked whether it is still there before it is used.
+const IDLE_TRUSTED: Duration = Duration::from_secs(1);
+
 fn connect_options(options: &Options, url: &str) -> ConnectOptions {
     let mut connecting = ConnectOptions::new(url);
     let millis = |wait: Duration| format!("{}ms", wait.as_millis());
@@ -417,6 +420,9 @@ fn connect_options(options: &Options, url: &str) -> ConnectOptions {
         .max_connections(options.pool_size.max(1))
         .acquire_timeout(options.acquire_timeout)
         .connect_timeout(options.acquire_timeout)
+        // One that was in use just now is as likely to be there as one that is asked; asking each time is a way there and
+        // back before every statement.
+        .test_before_acquire_if_idle_for(IDLE_TRUSTED)
         // The driver's own log would say every statement.
         .sqlx_logging(false)
         .map_sqlx_postgres_opts(move |given| {
