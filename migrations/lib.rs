@@ -59,6 +59,7 @@ mod m0019_presence;
 mod m0022_tally;
 mod m0023_classes;
 mod m0024_bans;
+mod m0025_came;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -88,6 +89,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0022_tally::Step),
             Box::new(m0023_classes::Step),
             Box::new(m0024_bans::Step),
+            Box::new(m0025_came::Step),
         ]
     }
 }

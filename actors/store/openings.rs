@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use ntex_mqtt::v5::codec::LastWill;
-use sea_orm::sqlx::postgres::PgConnection;
+use sea_orm::sqlx::postgres::{PgArguments, PgConnection, Postgres};
+use sea_orm::sqlx::query::QueryAs;
 use sea_orm::sqlx::{self, types::Json};
 use time::OffsetDateTime;
 use wakala::admission::Claim;
@@ -153,13 +154,21 @@ async fn open(
     openings: &[(usize, Opening)],
     when: WhenLocked,
 ) -> Result<BTreeMap<String, Opened>, Error> {
-    make_guests(db, openings).await?;
-    let mut results = BTreeMap::new();
-    let found = lock(db, openings, when).await?;
+    let mut openings: Vec<&Opening> = openings.iter().map(|(_, opening)| opening).collect();
+    let made = make_guests(db, &openings).await?;
+    keep_wills(db, &openings, &made).await?;
+    openings.retain(|each| !made.contains_key(each.client.as_str()));
+    // Of a session that there was not nothing is left.
+    let new = |(client, epoch)| (client, Opened::Session(epoch, Loaded::default()));
+    let mut results: BTreeMap<String, Opened> = made.into_iter().map(new).collect();
+    if openings.is_empty() {
+        return Ok(results);
+    }
+    let found = lock(db, &openings, when).await?;
     let locked: Vec<&Opening> =
-        openings.iter().map(|(_, opening)| opening).filter(|each| found.contains_key(each.client.as_str())).collect();
+        openings.iter().copied().filter(|each| found.contains_key(each.client.as_str())).collect();
     if locked.len() < openings.len() {
-        results.extend(passed_over(db, openings, &found).await?.into_iter().map(|client| (client, Opened::Locked)));
+        results.extend(passed_over(db, &openings, &found).await?.into_iter().map(|client| (client, Opened::Locked)));
     }
     if locked.is_empty() {
         return Ok(results);
@@ -181,11 +190,7 @@ async fn open(
     }
     let mut left = left(db, &present(true)).await?;
     let epochs = raise(db, &locked).await?;
-    let wills = locked.iter().filter_map(|each| {
-        let (will, epoch) = (each.will.as_deref()?, epochs.get(each.client.as_str())?);
-        Some((&each.client, *epoch, will))
-    });
-    wills::keep(db, &wills.collect::<Vec<_>>()).await?;
+    keep_wills(db, &locked, &epochs).await?;
     for (client, found) in found {
         let Some(epoch) = epochs.get(&client) else { continue };
         let loaded = if found.present {
@@ -201,10 +206,10 @@ async fn open(
 /// Of those whose session could not be locked, whose is there all the same; a guest's is made with the next attempt.
 async fn passed_over(
     db: &mut PgConnection,
-    openings: &[(usize, Opening)],
+    openings: &[&Opening],
     found: &BTreeMap<String, Found>,
 ) -> Result<Vec<String>, Error> {
-    let missing = openings.iter().map(|(_, each)| each).filter(|each| !found.contains_key(each.client.as_str()));
+    let missing = openings.iter().copied().filter(|each| !found.contains_key(each.client.as_str()));
     let (guests, enrolled): (Vec<&Opening>, Vec<&Opening>) = missing.partition(|each| each.guest);
     let mut passed: Vec<String> = guests.into_iter().map(|each| each.client.as_str().to_owned()).collect();
     if !enrolled.is_empty() {
@@ -217,29 +222,52 @@ async fn passed_over(
     Ok(passed)
 }
 
-/// A guest has no session before its first CONNECT.
-async fn make_guests(db: &mut PgConnection, openings: &[(usize, Opening)]) -> Result<(), Error> {
-    let guests = || openings.iter().map(|(_, opening)| opening).filter(|opening| opening.guest);
-    if guests().next().is_none() {
-        return Ok(());
+/// A guest has no session before its first CONNECT: one that is not there is made as this connection opens it, and is
+/// locked until the commit. There is nothing to discard with it, and nobody else has it.
+async fn make_guests(db: &mut PgConnection, openings: &[&Opening]) -> Result<BTreeMap<String, Epoch>, Error> {
+    let guests: Vec<&Opening> = openings.iter().copied().filter(|opening| opening.guest).collect();
+    if guests.is_empty() {
+        return Ok(BTreeMap::new());
     }
-    sqlx::query(
-        "insert into wakala.session (client_id, epoch, created_at) \
-         select g.client_id, nextval('wakala.guest_epoch'), g.at from unnest($1::text[], $2::timestamptz[]) g (client_id, at) \
-         where not exists (select from wakala.session s where s.client_id = g.client_id) \
-         order by g.client_id on conflict do nothing",
+    let rows: Vec<(String, i64)> = columns(
+        "insert into wakala.session (client_id, epoch, created_at, node, connected, connected_at, expiry_s, sent_seq, connection) \
+         select o.client_id, greatest(nextval('wakala.guest_epoch'), o.above) + 1, o.at, o.node, true, o.at, o.expiry_s, null, \
+           o.connection \
+         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::jsonb[]) \
+           as o (client_id, node, at, expiry_s, above, connection) \
+         where not exists (select from wakala.session s where s.client_id = o.client_id) \
+         order by o.client_id on conflict do nothing returning client_id, epoch",
+        &guests,
     )
-    .bind(guests().map(|guest| guest.client.as_str().to_owned()).collect::<Vec<_>>())
-    .bind(guests().map(|guest| timestamp(guest.at)).collect::<Vec<_>>())
-    .execute(db)
+    .fetch_all(db)
     .await?;
-    Ok(())
+    Ok(rows.into_iter().map(|(client, epoch)| (client, Epoch(epoch))).collect())
+}
+
+/// Keeps the wills of those whose session has been opened with these epochs.
+async fn keep_wills(db: &mut PgConnection, opened: &[&Opening], epochs: &BTreeMap<String, Epoch>) -> Result<(), Error> {
+    let wills = opened.iter().filter_map(|each| {
+        let (will, epoch) = (each.will.as_deref()?, epochs.get(each.client.as_str())?);
+        Some((&each.client, *epoch, will))
+    });
+    wills::keep(db, &wills.collect::<Vec<_>>()).await
+}
+
+/// A statement about how these connections are: client, node, time, expiry, the epoch to be above, connection.
+fn columns<'a>(text: &'static str, openings: &[&Opening]) -> QueryAs<'a, Postgres, (String, i64), PgArguments> {
+    sqlx::query_as(text)
+        .bind(openings.iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
+        .bind(openings.iter().map(|each| each.node.clone()).collect::<Vec<_>>())
+        .bind(openings.iter().map(|each| timestamp(each.at)).collect::<Vec<_>>())
+        .bind(openings.iter().map(|each| i64::from(each.expiry_s)).collect::<Vec<_>>())
+        .bind(openings.iter().map(|each| each.above.0).collect::<Vec<_>>())
+        .bind(openings.iter().map(|each| Json(each.connection.clone())).collect::<Vec<_>>())
 }
 
 /// Locks what there is of the sessions, and says how each goes on.
 async fn lock(
     db: &mut PgConnection,
-    openings: &[(usize, Opening)],
+    openings: &[&Opening],
     when: WhenLocked,
 ) -> Result<BTreeMap<String, Found>, Error> {
     let skip = match when {
@@ -252,10 +280,10 @@ async fn lock(
          where client_id = any($1) order by client_id for update{skip}"
     );
     let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(text))
-        .bind(openings.iter().map(|(_, opening)| opening.client.as_str().to_owned()).collect::<Vec<_>>())
+        .bind(openings.iter().map(|opening| opening.client.as_str().to_owned()).collect::<Vec<_>>())
         .fetch_all(db)
         .await?;
-    let by_name: BTreeMap<&str, &Opening> = openings.iter().map(|(_, each)| (each.client.as_str(), each)).collect();
+    let by_name: BTreeMap<&str, &Opening> = openings.iter().map(|each| (each.client.as_str(), *each)).collect();
     let found = rows.into_iter().filter_map(|(client, expiry_s, expires_at, sent_to)| {
         let opening = by_name.get(client.as_str())?;
         let lives = expiry_s > 0 && expires_at.is_none_or(|at| at > timestamp(opening.at));
@@ -297,7 +325,7 @@ async fn raise(db: &mut PgConnection, openings: &[&Opening]) -> Result<BTreeMap<
     // Messages at QoS 0 were for the earlier connection. Whether one of them was sent nobody knows, and twice would be once
     // too often.
     // While a connection lives, nobody can say how far it sent: `sent_seq` is null until it ends.
-    let rows: Vec<(String, i64)> = sqlx::query_as(
+    let rows: Vec<(String, i64)> = columns(
         "with o as (select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::jsonb[]) \
            as o (client_id, node, at, expiry_s, above, connection)), \
          lost as (select client_id, seq from wakala.message where client_id = any($1) and qos = 0 \
@@ -308,13 +336,8 @@ async fn raise(db: &mut PgConnection, openings: &[&Opening]) -> Result<BTreeMap<
          update wakala.session s set epoch = greatest(s.epoch, o.above) + 1, node = o.node, connected = true, \
            connected_at = o.at, expiry_s = o.expiry_s, expires_at = null, sent_seq = null, connection = o.connection \
          from o where s.client_id = o.client_id returning s.client_id, s.epoch",
+        openings,
     )
-    .bind(openings.iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
-    .bind(openings.iter().map(|each| each.node.clone()).collect::<Vec<_>>())
-    .bind(openings.iter().map(|each| timestamp(each.at)).collect::<Vec<_>>())
-    .bind(openings.iter().map(|each| i64::from(each.expiry_s)).collect::<Vec<_>>())
-    .bind(openings.iter().map(|each| each.above.0).collect::<Vec<_>>())
-    .bind(openings.iter().map(|each| Json(&each.connection)).collect::<Vec<_>>())
     .fetch_all(db)
     .await?;
     Ok(rows.into_iter().map(|(client, epoch)| (client, Epoch(epoch))).collect())

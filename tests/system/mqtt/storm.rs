@@ -284,6 +284,23 @@ async fn of_two_connects_of_one_client_in_a_batch_the_later_fences_the_earlier()
 }
 
 #[tokio::test]
+async fn sessions_that_are_made_together_are_as_their_connections_opened_them() {
+    let database = Database::new();
+    let store = database.store().await;
+    let _ = store.open_session(opening("b", 60)).await.expect("opened");
+    let batch = vec![opening("a", 60), opening("b", 60), opening("c", 90)];
+    let opened = store.open_sessions(batch, WhenLocked::PassOver).await.expect("opened");
+    assert!(opened.iter().all(|opened| matches!(opened, Opened::Session(..))), "{opened:?}");
+    let rows = |text: &str| database.rows(text).lines().collect::<Vec<_>>().join(" ");
+    let text = "select client_id, node, connected, expiry_s, sent_seq is null, connection is not null from wakala.session \
+                order by client_id";
+    assert_eq!(rows(text), "a|n1|t|60|t|t b|n1|t|60|t|t c|n1|t|90|t|t");
+    let told = "select client_id, string_agg(case when p.online then 'on' else 'off' end, ',' order by p.seq), \
+                max(p.epoch) = max(s.epoch) from wakala.presence p join wakala.session s using (client_id) group by 1 order by 1";
+    assert_eq!(rows(told), "a|on|t b|on,off,on|t c|on|t");
+}
+
+#[tokio::test]
 async fn one_whose_session_cannot_be_opened_takes_no_one_along() {
     let database = Database::new();
     let store = database.store().await;
