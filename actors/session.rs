@@ -41,7 +41,7 @@ use crate::sessions::{Sessions, Vouch};
 use crate::store::Error;
 use crate::store::publications::{Mark, Remembered};
 use crate::store::queues::Wanted;
-use crate::store::sessions::{Acknowledged, Ended};
+use crate::store::sessions::{Acknowledged, Ended, Left};
 use crate::store::subscriptions::Changed;
 use crate::supervision::{Exit, Link, Stop};
 use crate::tap::Tapped;
@@ -63,6 +63,8 @@ pub struct Session {
     /// The socket is left unread while the twin is full.
     unread: bool,
     closed: bool,
+    /// It came with a will.
+    willed: bool,
     /// Messages that are not stored, as they were last counted.
     waiting: usize,
     /// Of the actor's task.
@@ -111,6 +113,7 @@ impl Session {
         let link = Link::new(move |exit: Exit| registry.exited(&client, epoch, &exit));
         let inbox = Arc::new(Inbox::new(sessions.limits().direct_max.get().into()));
         let session = Self {
+            willed: twin.terms().will.is_some(),
             twin,
             epoch,
             who,
@@ -381,7 +384,11 @@ impl Drop for Session {
             epoch: self.epoch,
             expiry_s: remains.expiry_s,
             sent_to: remains.sent_to,
-            will: remains.will.is_some(),
+            will: match remains.will {
+                Some(_) => Left::Will,
+                None if self.willed => Left::Void,
+                None => Left::Nothing,
+            },
             why: self.link.reason().to_owned(),
             at: self.now(),
         };

@@ -38,7 +38,7 @@ use crate::session::{End, Hint, Panic, Resume, Session};
 use crate::store::Store;
 use crate::store::publications::Marks;
 use crate::store::queues::Pages;
-use crate::store::sessions::{Acknowledgements, Ended, Ends};
+use crate::store::sessions::{Acknowledgements, Ended, Ends, Left};
 use crate::store::subscriptions::Changes;
 use crate::supervision::{BranchState, Exit, Policy, Tree};
 use crate::tap::{self, Taps};
@@ -487,7 +487,7 @@ impl Sessions {
         let (ends, noticed) = (self.0.ends.clone(), Arc::clone(&self.0.ended));
         let leaves = self.0.leaving.leaves(&ended.client);
         self.0.deps.store.handle().spawn(async move {
-            let (client, will) = (ended.client.clone(), ended.will);
+            let (client, will) = (ended.client.clone(), ended.will == Left::Will);
             // If it is lost, the session counts as cut: what was in flight goes out with DUP.
             if let Err(error) = ends.submit(ended).await {
                 tracing::warn!(%client, %error, "the end of a connection could not be stored");

@@ -38,10 +38,20 @@ pub struct Ended {
     pub expiry_s: u32,
     /// Deliveries up to this place were sent.
     pub sent_to: i64,
-    /// The will is to be sent, when its delay is over.
-    pub will: bool,
+    pub will: Left,
     pub why: String,
     pub at: Time,
+}
+
+/// What a connection leaves of its will.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It had none.
+    Nothing,
+    /// The client took its leave, and the will is void.
+    Void,
+    /// It is to be sent, when its delay is over.
+    Will,
 }
 
 /// A connection that ended with its node.
@@ -121,32 +131,16 @@ impl Store {
 
     async fn end_sessions(&self, ended: Vec<Ended>) -> Result<Vec<bool>, Error> {
         self.run(move |db| async move {
-            let mut opened = db.get_postgres_connection_pool().begin().await?;
-            let owned: Vec<(i64, String, i64)> = sqlx::query_as(
-                "with e as materialized ( \
-                   select client_id, epoch, e.expiry_s, e.sent_to, e.at, e.why, e.nth \
-                   from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::text[]) \
-                   with ordinality e (client_id, epoch, expiry_s, sent_to, at, why, nth) \
-                   join (select client_id, epoch from wakala.session where client_id = any($1) \
-                         order by client_id for update) s using (client_id, epoch)), \
-                 lost as (select m.client_id, m.seq from e join wakala.message m using (client_id) where m.qos = 0 \
-                   order by m.client_id, m.seq for update of m), \
-                 gone as (delete from wakala.message m using lost where m.client_id = lost.client_id \
-                   and m.seq = lost.seq returning 1), \
-                 t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0) \
-                 update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
-                   expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to, \
-                   ended_why = e.why \
-                 from e where s.client_id = e.client_id and s.epoch = e.epoch returning e.nth, s.client_id, e.expiry_s",
-            )
-            .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
-            .bind(ended.iter().map(|e| e.epoch.0).collect::<Vec<_>>())
-            .bind(ended.iter().map(|e| i64::from(e.expiry_s)).collect::<Vec<_>>())
-            .bind(ended.iter().map(|e| e.sent_to).collect::<Vec<_>>())
-            .bind(ended.iter().map(|e| timestamp(e.at)).collect::<Vec<_>>())
-            .bind(ended.iter().map(|e| e.why.clone()).collect::<Vec<_>>())
-            .fetch_all(&mut *opened)
-            .await?;
+            let pool = db.get_postgres_connection_pool();
+            let nth_of = |owned: &[(i64, String, i64)]| owned.iter().map(|(nth, ..)| (*nth,)).collect::<Vec<_>>();
+            if ended.iter().all(|each| each.expiry_s > 0 && each.will == Left::Nothing) {
+                // Nothing follows it, so the statement is the commit.
+                let mut connection = pool.acquire().await?;
+                let owned = end(&mut connection, &ended).await?;
+                return Ok(nth_true(ended.len(), &nth_of(&owned)));
+            }
+            let mut opened = pool.begin().await?;
+            let owned = end(&mut opened, &ended).await?;
             wills::end(&mut opened, &ended).await?;
             let over: Vec<String> =
                 owned.iter().filter(|(_, _, expiry_s)| *expiry_s == 0).map(|(_, client, _)| client.clone()).collect();
@@ -155,7 +149,7 @@ impl Store {
                 forget_guests(&mut opened, &over).await?;
             }
             opened.commit().await?;
-            Ok(nth_true(ended.len(), &owned.iter().map(|(nth, ..)| (*nth,)).collect::<Vec<_>>()))
+            Ok(nth_true(ended.len(), &nth_of(&owned)))
         })
         .await
     }
@@ -290,6 +284,36 @@ pub(super) fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
         }
     }
     results
+}
+
+/// Says of connections that they have ended; of those that owned their session, which one, whose, and how long that lives on.
+async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<Vec<(i64, String, i64)>, Error> {
+    let owned = sqlx::query_as(
+        "with e as materialized ( \
+           select client_id, epoch, e.expiry_s, e.sent_to, e.at, e.why, e.nth \
+           from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::text[]) \
+           with ordinality e (client_id, epoch, expiry_s, sent_to, at, why, nth) \
+           join (select client_id, epoch from wakala.session where client_id = any($1) \
+                 order by client_id for update) s using (client_id, epoch)), \
+         lost as (select m.client_id, m.seq from e join wakala.message m using (client_id) where m.qos = 0 \
+           order by m.client_id, m.seq for update of m), \
+         gone as (delete from wakala.message m using lost where m.client_id = lost.client_id \
+           and m.seq = lost.seq returning 1), \
+         t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0) \
+         update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
+           expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to, \
+           ended_why = e.why \
+         from e where s.client_id = e.client_id and s.epoch = e.epoch returning e.nth, s.client_id, e.expiry_s",
+    )
+    .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| e.epoch.0).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| i64::from(e.expiry_s)).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| e.sent_to).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| timestamp(e.at)).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| e.why.clone()).collect::<Vec<_>>())
+    .fetch_all(db)
+    .await?;
+    Ok(owned)
 }
 
 async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Result<Vec<Cut>, Error> {

@@ -15,7 +15,7 @@ use wakala::message::{Message, Properties};
 use wakala::time::Time;
 
 use super::messages::read_properties;
-use super::sessions::{Ended, qos_of};
+use super::sessions::{Ended, Left, qos_of};
 use super::{Error, Store, timestamp};
 
 /// A will that is to be sent.
@@ -128,6 +128,10 @@ pub(super) async fn keep(db: &mut PgConnection, wills: &[(&ClientId, Epoch, &Las
 
 /// Connections have ended: their wills fall due, or are gone with the client's leave.
 pub(super) async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<(), Error> {
+    let ended: Vec<&Ended> = ended.iter().filter(|each| each.will != Left::Nothing).collect();
+    if ended.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
         "with e as (select * from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bool[], $5::timestamptz[]) \
            as e (client_id, epoch, expiry_s, sent, at)), \
@@ -138,7 +142,7 @@ pub(super) async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<(), Er
     .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
     .bind(ended.iter().map(|e| e.epoch.0).collect::<Vec<_>>())
     .bind(ended.iter().map(|e| i64::from(e.expiry_s)).collect::<Vec<_>>())
-    .bind(ended.iter().map(|e| e.will).collect::<Vec<_>>())
+    .bind(ended.iter().map(|e| e.will == Left::Will).collect::<Vec<_>>())
     .bind(ended.iter().map(|e| timestamp(e.at)).collect::<Vec<_>>())
     .execute(db)
     .await?;

@@ -10,7 +10,7 @@ use wakala::id::Epoch;
 use wakala_node::store::Store;
 use wakala_node::store::batch::Batcher;
 use wakala_node::store::cards::{Card, Reference};
-use wakala_node::store::sessions::{Acknowledged, Ended};
+use wakala_node::store::sessions::{Acknowledged, Ended, Left};
 use wakala_system_tests::{Database, now, terminal};
 
 /// Somebody's database transaction that holds locks until this is dropped.
@@ -130,7 +130,7 @@ async fn of_messages_too_when_sessions_end() {
         epoch: Epoch(1),
         expiry_s: 0,
         sent_to: 0,
-        will: false,
+        will: Left::Nothing,
         why: "the test says so".to_owned(),
         at: now(),
     };
