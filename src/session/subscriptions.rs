@@ -98,7 +98,11 @@ impl Pending {
                     effects.push(Effect::Subscribed { subscription: subscription.clone(), existed: old.is_some() });
                     match old {
                         Some(old) => *old = subscription,
-                        None => subscriptions.push(subscription),
+                        None => {
+                            // Most have one, and a list that grows by itself makes room for four.
+                            subscriptions.reserve_exact(usize::from(subscriptions.is_empty()));
+                            subscriptions.push(subscription);
+                        }
                     }
                 }
             }
