@@ -171,8 +171,8 @@ pub struct Ban {
 pub struct Traits {
     pub address: Option<IpAddr>,
     pub user: Option<Box<str>>,
-    /// SHA-256 over its certificate.
-    pub certificate: Option<[u8; 32]>,
+    /// SHA-256 over its certificate. Few have one, and all that are connected have traits.
+    pub certificate: Option<Box<[u8; 32]>>,
 }
 
 /// All bans in force, by what they are looked for.
@@ -227,7 +227,7 @@ impl Bans {
             return None;
         }
         let user = traits.user.as_ref().map(|user| Subject::User(user.clone()));
-        let certificate = traits.certificate.map(Subject::Certificate);
+        let certificate = traits.certificate.as_deref().copied().map(Subject::Certificate);
         let named = [Some(Subject::Client(client.into())), user, certificate];
         let named = named.into_iter().flatten().find_map(|subject| self.held(&subject, now));
         named.or_else(|| self.on_address(traits.address?, now))
@@ -255,7 +255,7 @@ mod tests {
         Traits {
             address: Some(address.parse().expect("an address")),
             user: Some(user.into()),
-            certificate: Some([7; 32]),
+            certificate: Some(Box::new([7; 32])),
         }
     }
 

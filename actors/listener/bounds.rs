@@ -152,7 +152,7 @@ impl Bounds {
         let peer = io.query::<PeerCertChain<'static>>();
         let certificate = peer.as_ref().and_then(|PeerCertChain(chain)| Some(tls::fingerprint(chain.first()?)));
         let user = connect.username.as_ref().map(|name| Box::from(&**name));
-        let traits = Traits { address: Some(address), user, certificate };
+        let traits = Traits { address: Some(address), user, certificate: certificate.map(Box::new) };
         // A terminal that names no client is the one that its user name says.
         let client = match (&*connect.client_id, &traits.user) {
             ("", Some(user)) => user.clone(),
