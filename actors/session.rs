@@ -410,7 +410,7 @@ impl Handler<Resume> for Session {
 
     fn handle(&mut self, _: Resume, ctx: &mut Context<Self>) {
         let (now, mut turn) = (self.now(), TURN.take());
-        self.twin.resume(self.sessions.limits(), &mut turn.effects);
+        self.twin.resume(&mut turn.effects);
         self.act(&mut turn, now, ctx);
         TURN.set(turn);
         ctx.spawn(Ear);

@@ -217,7 +217,7 @@ pub struct Sessions(Arc<Inner>);
 
 struct Inner {
     deps: Deps,
-    limits: Limits,
+    limits: Arc<Limits>,
     acknowledgements: Acknowledgements,
     marks: Marks,
     changes: Changes,
@@ -266,7 +266,7 @@ impl Sessions {
         let taps = Taps::new(deps.tap.clone(), Arc::clone(&deps.clock));
         deps.tree.set(PATH, BranchState::Running);
         Self(Arc::new(Inner {
-            limits: deps.options.limits(),
+            limits: Arc::new(deps.options.limits()),
             acknowledgements,
             marks,
             changes,
@@ -528,7 +528,7 @@ impl Sessions {
         &self.0.deps.open
     }
 
-    pub(crate) fn limits(&self) -> &Limits {
+    pub(crate) fn limits(&self) -> &Arc<Limits> {
         &self.0.limits
     }
 

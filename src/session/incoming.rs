@@ -12,11 +12,13 @@ use std::sync::Arc;
 use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec::{Packet, PublishAck, PublishAck2, PublishAck2Reason, PublishAckReason, QoS};
 
+use super::aliases::Heard;
 use super::{Effect, Limits, Version};
 use crate::message::Message;
 
 #[derive(Debug)]
 pub(super) struct Incoming {
+    pub(super) aliases: Heard,
     arrived: VecDeque<Arrived>,
     /// The ticket of the first of `arrived`.
     first: u32,
@@ -64,14 +66,15 @@ pub(super) enum Work {
 }
 
 impl Incoming {
-    pub(super) fn new(limits: &Limits, received: Vec<NonZeroU16>, kept: bool) -> Self {
+    pub(super) fn new(limits: &Limits, kept: bool) -> Self {
         Self {
+            aliases: Heard::new(limits.topic_alias_max),
             arrived: VecDeque::new(),
             first: 0,
             handed: 0,
             admitting: 0,
             unanswered: 0,
-            received: received.into_iter().collect(),
+            received: BTreeSet::new(),
             releasing: VecDeque::new(),
             kept,
             max: limits.inbound_max.get(),
@@ -80,9 +83,19 @@ impl Incoming {
         }
     }
 
-    /// How many publishes, and how many identifiers of QoS 2.
-    pub(super) fn sizes(&self) -> (usize, usize) {
-        (self.arrived.len(), self.received.len())
+    /// Identifiers of QoS 2 that an earlier connection left.
+    pub(super) fn remember(&mut self, received: Vec<NonZeroU16>) {
+        self.received.extend(received);
+    }
+
+    /// How many publishes, how many identifiers of QoS 2, and how many aliases.
+    pub(super) fn sizes(&self) -> (usize, usize, usize) {
+        (self.arrived.len(), self.received.len(), self.aliases.len())
+    }
+
+    /// Whether an identifier belongs to a publish that is not complete.
+    pub(super) fn uses(&self, packet_id: NonZeroU16) -> bool {
+        self.holds(packet_id) || self.has_received(packet_id)
     }
 
     /// Whether an identifier belongs to a publish that is not answered yet.

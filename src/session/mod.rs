@@ -44,7 +44,6 @@ use crate::conservation::Fate;
 use crate::id::ClientId;
 use crate::message::Message;
 use crate::time::Time;
-use aliases::Heard;
 use connect::Terms;
 pub use elsewhere::Elsewhere;
 use incoming::{Incoming, Work};
@@ -229,12 +228,12 @@ pub struct Session {
     client: ClientId,
     rights: Rights,
     terms: Terms,
-    heard_aliases: Heard,
     present: bool,
-    incoming: Incoming,
+    /// Made when the client publishes first: of many subscribers none ever is.
+    incoming: Option<Box<Incoming>>,
     outgoing: Outgoing,
     subscriptions: Vec<Subscription>,
-    subscriptions_max: NonZeroU16,
+    limits: Arc<Limits>,
     /// SUBSCRIBE and UNSUBSCRIBE packets whose changes are not durable yet, oldest first.
     pending: VecDeque<Pending>,
     pacer: Pacer,
@@ -248,28 +247,43 @@ const PENDING_MAX: usize = 4;
 impl Session {
     /// A session at its CONNECT.
     #[must_use]
-    pub fn load(client: ClientId, rights: Rights, terms: Terms, limits: &Limits, loaded: Loaded, now: Time) -> Self {
+    pub fn load(
+        client: ClientId,
+        rights: Rights,
+        terms: Terms,
+        limits: &Arc<Limits>,
+        loaded: Loaded,
+        now: Time,
+    ) -> Self {
         let outgoing = Outgoing::new(&client, &rights, &terms, limits, &loaded, now);
-        Self {
-            incoming: Incoming::new(limits, loaded.received, terms.expiry_s > 0),
+        let mut session = Self {
+            incoming: None,
             outgoing,
             subscriptions: loaded.subscriptions,
-            subscriptions_max: limits.subscriptions_max,
+            limits: Arc::clone(limits),
             pending: VecDeque::new(),
-            pacer: Pacer::new(limits.pace),
+            pacer: Pacer::new(Arc::clone(limits)),
             heard: now,
-            heard_aliases: Heard::new(limits.topic_alias_max),
             closed: false,
             present: loaded.present,
             terms,
             rights,
             client,
+        };
+        if !loaded.received.is_empty() {
+            session.incoming().remember(loaded.received);
         }
+        session
+    }
+
+    fn incoming(&mut self) -> &mut Incoming {
+        let (limits, kept) = (&self.limits, self.terms.expiry_s > 0);
+        self.incoming.get_or_insert_with(|| Box::new(Incoming::new(limits, kept)))
     }
 
     /// What is owed at the start of a connection: the CONNACK, and then what the client has not acknowledged.
-    pub fn resume(&mut self, limits: &Limits, effects: &mut Vec<Effect>) {
-        let ack = self.terms.accept(&self.client, &self.rights, self.present, limits);
+    pub fn resume(&mut self, effects: &mut Vec<Effect>) {
+        let ack = self.terms.accept(&self.client, &self.rights, self.present, &self.limits);
         effects.push(Effect::Send(Packet::ConnectAck(Box::new(ack))));
         self.deliver(effects);
     }
@@ -293,7 +307,8 @@ impl Session {
     /// Whether the socket is to be left unread for now.
     #[must_use]
     pub fn full(&self) -> bool {
-        self.pending.len() >= PENDING_MAX || self.incoming.full(self.terms.version) || self.pacer.holds()
+        let full = self.incoming.as_ref().is_some_and(|incoming| incoming.full(self.terms.version));
+        full || self.pending.len() >= PENDING_MAX || self.pacer.holds()
     }
 
     /// Whether the socket is to be left unread because the client was too fast.
@@ -348,13 +363,13 @@ impl Session {
             }
             Event::Durable { ticket } => {
                 let was_full = self.full();
-                self.incoming.durable(ticket, effects);
+                self.incoming().durable(ticket, effects);
                 if was_full {
                     self.hears(now);
                 }
             }
             Event::Stored => self.stored(effects),
-            Event::Forgotten { packet_id } => self.incoming.forgotten(packet_id, effects),
+            Event::Forgotten { packet_id } => self.incoming().forgotten(packet_id, effects),
             Event::Kept { seq } => self.outgoing.kept(seq, effects),
             Event::Fetched { deliveries, last } => self.outgoing.fetched(deliveries, last),
             Event::Hint { seq, what } => self.outgoing.hint(seq, what),
@@ -392,10 +407,11 @@ impl Session {
             Packet::PublishReceived(ack) => self.outgoing.received(ack.packet_id, ack.reason_code, effects)?,
             Packet::PublishComplete(ack) => self.outgoing.completed(ack.packet_id, effects)?,
             Packet::PublishRelease(release) => {
-                if self.incoming.holds(release.packet_id) {
+                let incoming = self.incoming();
+                if incoming.holds(release.packet_id) {
                     return Err(protocol("PUBREL before PUBREC [MQTT-4.3.3-4]"));
                 }
-                self.incoming.released(release.packet_id, effects);
+                incoming.released(release.packet_id, effects);
             }
             Packet::Subscribe(subscribe) => {
                 self.unused(subscribe.packet_id)?;
@@ -424,23 +440,23 @@ impl Session {
         now: Time,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Flaw> {
-        self.heard_aliases.resolve(&mut publish)?;
+        self.incoming().aliases.resolve(&mut publish)?;
         if publish.retain && !self.rights.offers().retained {
             let why = "retained messages are not offered [MQTT-3.2.2-14]";
             return Err(Flaw { reason: Reason::RetainNotSupported, why });
         }
-        let (packet_id, qos) = (publish.packet_id, publish.qos);
+        let (packet_id, qos, version) = (publish.packet_id, publish.qos, self.terms.version);
         if let Some(packet_id) = packet_id {
-            if qos == QoS::ExactlyOnce && self.incoming.has_received(packet_id) {
-                self.incoming.repeated(packet_id, effects);
+            if qos == QoS::ExactlyOnce && self.incoming().has_received(packet_id) {
+                self.incoming().repeated(packet_id, effects);
                 return Ok(());
             }
             // A 3.1.1 client may send again while it waits; the answer is on its way.
-            if self.terms.version == Version::V3 && publish.dup && self.incoming.holds(packet_id) {
+            if version == Version::V3 && publish.dup && self.incoming().holds(packet_id) {
                 return Ok(());
             }
             self.unused(packet_id)?;
-            if self.incoming.exceeded(self.terms.version) {
+            if self.incoming().exceeded(version) {
                 return Err(Flaw { reason: Reason::ReceiveMaximumExceeded, why: "receive maximum exceeded" });
             }
         }
@@ -449,7 +465,7 @@ impl Session {
             Target::Subscribers => Work::Route(Arc::new(Message::of(publish, payload, now))),
             Target::Nobody(why) => return self.refuse(packet_id, qos, why, effects),
         };
-        self.incoming.arrived(packet_id, qos, work, effects);
+        self.incoming().arrived(packet_id, qos, work, effects);
         Ok(())
     }
 
@@ -464,7 +480,8 @@ impl Session {
         match (self.terms.version, packet_id) {
             (Version::V3, _) => return Err(Flaw { reason: Reason::NotAuthorized, why }),
             (Version::V5, Some(packet_id)) => {
-                self.incoming.refused(packet_id, qos, self.terms.explain(why, 0), effects);
+                let why = self.terms.explain(why, 0);
+                self.incoming().refused(packet_id, qos, why, effects);
             }
             (Version::V5, None) => {}
         }
@@ -473,8 +490,7 @@ impl Session {
 
     fn unused(&self, packet_id: NonZeroU16) -> Result<(), Flaw> {
         let used = self.pending.iter().any(|pending| pending.packet_id() == packet_id)
-            || self.incoming.holds(packet_id)
-            || self.incoming.has_received(packet_id);
+            || self.incoming.as_ref().is_some_and(|incoming| incoming.uses(packet_id));
         if used { Err(protocol("packet identifier in use [MQTT-2.2.1-3]")) } else { Ok(()) }
     }
 
@@ -488,7 +504,7 @@ impl Session {
     /// Has the oldest change stored, or applies it at once when there is nothing to keep.
     fn store_next(&mut self, effects: &mut Vec<Effect>) {
         while let Some(pending) = self.pending.front_mut() {
-            pending.decide(&self.client, &self.rights, &self.subscriptions, self.subscriptions_max);
+            pending.decide(&self.client, &self.rights, &self.subscriptions, self.limits.subscriptions_max);
             if let Some(change) = pending.change()
                 && self.terms.expiry_s > 0
             {

@@ -3,8 +3,10 @@
 //! Who is too fast is left unread for as long as it takes: TCP tells the client to wait, and nothing is lost. A packet once
 //! begun is to be whole in time, or the connection ends: a byte now and then would hold it, and its buffers, for ever.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::Limits;
 use crate::bounds::{Bucket, Rate};
 use crate::time::Time;
 
@@ -22,7 +24,7 @@ pub struct Pace {
 
 #[derive(Debug)]
 pub(super) struct Pacer {
-    pace: Pace,
+    limits: Arc<Limits>,
     publishes: Bucket,
     bytes: Bucket,
     /// Nothing is read before.
@@ -32,13 +34,14 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    pub(super) fn new(pace: Pace) -> Self {
-        Self { pace, publishes: Bucket::default(), bytes: Bucket::default(), held_until: None, begun: None }
+    pub(super) fn new(limits: Arc<Limits>) -> Self {
+        Self { limits, publishes: Bucket::default(), bytes: Bucket::default(), held_until: None, begun: None }
     }
 
     pub(super) fn published(&mut self, bytes: usize, now: Time) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let each = [(self.pace.publishes, &mut self.publishes, 1), (self.pace.bytes, &mut self.bytes, bytes)];
+        let pace = &self.limits.pace;
+        let each = [(pace.publishes, &mut self.publishes, 1), (pace.bytes, &mut self.bytes, bytes)];
         for (rate, bucket, tokens) in each {
             let Some(rate) = rate else { continue };
             bucket.take(rate, tokens, now);
@@ -70,7 +73,7 @@ impl Pacer {
 
     /// By when the packet that was begun is to be whole.
     pub(super) fn whole_by(&self) -> Option<Time> {
-        Some(self.begun? + self.pace.frame_within?)
+        Some(self.begun? + self.limits.pace.frame_within?)
     }
 
     /// When something is to be done, if the client is left unread or if it is read.

@@ -23,7 +23,7 @@ pub struct Sizes {
 impl Session {
     #[must_use]
     pub fn sizes(&self) -> Sizes {
-        let (arrived, received) = self.incoming.sizes();
+        let (arrived, received, heard) = self.incoming.as_ref().map_or((0, 0, 0), |incoming| incoming.sizes());
         let (rows, direct, told) = self.outgoing.sizes();
         Sizes {
             arrived,
@@ -32,7 +32,7 @@ impl Session {
             subscriptions: self.subscriptions.len(),
             rows,
             direct,
-            aliases: told + self.heard_aliases.len(),
+            aliases: told + heard,
         }
     }
 }

@@ -111,7 +111,7 @@ impl World {
         let watch = Watch::new(version, &connect, self.limits, &loaded);
         let (expiry_s, loaded_ids, subscriptions) =
             (terms.expiry_s, loaded.received.len(), loaded.subscriptions.clone());
-        let session = Session::load(client, self.rights.clone(), terms, &self.limits, loaded, self.now);
+        let session = Session::load(client, self.rights.clone(), terms, &Arc::new(self.limits), loaded, self.now);
         self.connection = Some(Connection {
             session,
             subscriptions,
@@ -128,8 +128,7 @@ impl World {
             marks: VecDeque::new(),
             behaves: true,
         });
-        let limits = self.limits;
-        self.decide(|session, _, effects| session.resume(&limits, effects));
+        self.decide(|session, _, effects| session.resume(effects));
         true
     }
 

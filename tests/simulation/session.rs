@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ntex_bytes::Bytes;
@@ -193,7 +194,7 @@ impl Node {
             return self.end_session(wire, stage);
         };
         let terminal = enrolled.id;
-        let mut twin = Twin::load((&terminal).into(), Rights::Terminal, terms, &LIMITS, loaded, stage.now);
+        let mut twin = Twin::load((&terminal).into(), Rights::Terminal, terms, &Arc::new(LIMITS), loaded, stage.now);
         session.epoch = epoch;
         match self.registry.get(&terminal) {
             Some(&(present, _)) if present > epoch => {
@@ -203,7 +204,7 @@ impl Node {
             before => {
                 let before = before.copied();
                 let mut effects = Vec::new();
-                twin.resume(&LIMITS, &mut effects);
+                twin.resume(&mut effects);
                 session.twin = Some(twin);
                 self.registry.insert(terminal.clone(), (epoch, wire));
                 self.told(&terminal, || format!("session {epoch} opens"), stage);

@@ -135,7 +135,7 @@ impl Outgoing {
     fn out(&mut self, what: &What, row: Option<i64>) -> Result<Out, Unsent> {
         let lane = self.lanes.of_row(what);
         let (granted, identifier) = lane.granted.unwrap_or((QoS::AtLeastOnce, None));
-        let own_topic = lane.topic.clone();
+        let own_topic = lane.topic.as_deref().cloned();
         let (topic, payload, qos, retain, mut properties) = match what {
             What::Receipt(payload) => (None, payload.clone(), QoS::AtLeastOnce, false, PublishProperties::default()),
             What::Message(Addressed { message, qos, retain, identifiers }) => {

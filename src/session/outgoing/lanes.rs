@@ -27,7 +27,7 @@ pub(super) struct Lanes {
 #[derive(Debug)]
 pub(super) struct Lane {
     /// On which its rows go out; none where each row says that itself.
-    pub(super) topic: Option<ByteString>,
+    pub(super) topic: Option<Box<ByteString>>,
     /// What the client subscribes with, if it does: the granted QoS and the identifier.
     pub(super) granted: Option<(QoS, Option<NonZeroU32>)>,
     /// Rows of this kind up to this place are in the queue or done with.
@@ -46,8 +46,8 @@ impl Lanes {
         let lane = |topic, granted| Lane { topic, granted, read_to: 0 };
         match rights {
             Rights::Terminal => Self {
-                receipts: lane(Some(receipts_topic(client)), None),
-                messages: lane(Some(messages_topic(client)), None),
+                receipts: lane(Some(Box::new(receipts_topic(client))), None),
+                messages: lane(Some(Box::new(messages_topic(client))), None),
             },
             // What was queued for a subscription goes out, also when that has ended (3.10.4).
             Rights::Open { .. } | Rights::Granted { .. } => {
@@ -101,7 +101,7 @@ impl Lanes {
             turned.iter_mut().zip([(&mut self.receipts, true), (&mut self.messages, false)])
         {
             let Some(topic) = &lane.topic else { continue };
-            let found = subscriptions.iter().find(|subscription| subscription.filter == *topic);
+            let found = subscriptions.iter().find(|subscription| subscription.filter == **topic);
             let had = lane.granted.is_some();
             lane.granted = found.map(|subscription| (subscription.options.qos, subscription.identifier));
             let has = lane.granted.is_some();

@@ -12,7 +12,6 @@ mod lanes;
 use std::collections::VecDeque;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::QoS;
@@ -89,15 +88,13 @@ pub(super) struct Outgoing {
     /// How many in the queue came directly.
     direct: u16,
     settled: Settled,
-    direct_max: u16,
     aliases: Told,
     in_flight: u16,
     /// PUBRECs for rows that came on this connection.
     received: u32,
     window: u16,
-    page: u16,
+    limits: Arc<Limits>,
     packet_bytes_max: u32,
-    ack_within: Duration,
     /// When the client last acknowledged something, or was first sent something after all was acknowledged.
     progress: Time,
     now: Time,
@@ -171,7 +168,7 @@ impl Outgoing {
         client: &ClientId,
         rights: &Rights,
         terms: &Terms,
-        limits: &Limits,
+        limits: &Arc<Limits>,
         loaded: &Loaded,
         now: Time,
     ) -> Self {
@@ -188,14 +185,12 @@ impl Outgoing {
             direct_id: u16::MAX,
             direct: 0,
             settled: Settled::default(),
-            direct_max: limits.direct_max.get(),
             aliases: Told::new(terms.topic_alias_max.min(limits.topic_alias_max)),
             in_flight: 0,
             received: 0,
             window: terms.receive_max.min(limits.outbound_max.get()),
-            page: limits.page.get(),
+            limits: Arc::clone(limits),
             packet_bytes_max: terms.packet_bytes_max,
-            ack_within: limits.ack_within,
             progress: now,
             now,
         }
@@ -207,6 +202,11 @@ impl Outgoing {
 
     pub(super) fn settled(&mut self) -> (Settled, u16) {
         (std::mem::take(&mut self.settled), self.direct)
+    }
+
+    /// How many rows are held, at most.
+    fn page(&self) -> usize {
+        self.limits.page.get().into()
     }
 
     /// How many rows, how many that came directly, and how many aliases.
@@ -227,7 +227,7 @@ impl Outgoing {
 
     /// When the connection is given up because nothing was acknowledged.
     pub(super) fn stalls_at(&self) -> Option<Time> {
-        (self.in_flight > 0).then(|| self.progress + self.ack_within)
+        (self.in_flight > 0).then(|| self.progress + self.limits.ack_within)
     }
 
     pub(super) fn fetched(&mut self, deliveries: Vec<Delivery>, last: i64) {
@@ -236,7 +236,7 @@ impl Outgoing {
             self.unread = true;
             return;
         }
-        let whole = deliveries.len() < usize::from(self.page);
+        let whole = deliveries.len() < self.page();
         // The page is in the order of places over both lanes, so it has every row up to its last.
         let read_to = if whole { last } else { deliveries.last().map_or(last, |delivery| delivery.seq) };
         for Delivery { seq, released, what } in deliveries {
@@ -256,7 +256,7 @@ impl Outgoing {
     pub(super) fn hint(&mut self, seq: i64, what: Option<What>) {
         let known = self.fetching == Fetching::No && !self.unread && !self.lanes.behind(self.hinted_to);
         if known
-            && self.queue.len() < usize::from(self.page)
+            && self.queue.len() < self.page()
             && let Some(what) = what
             && self.lanes.read_next(&what, seq)
         {
@@ -273,7 +273,7 @@ impl Outgoing {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.direct < self.direct_max
+        self.direct < self.limits.direct_max.get()
     }
 
     /// A message that is not stored.
@@ -320,14 +320,14 @@ impl Outgoing {
         self.heed(subscriptions);
         self.fly(effects);
         let beyond = self.lanes.beyond();
-        let room = usize::from(self.page).saturating_sub(self.queue.len() - usize::from(self.direct));
+        let room = self.page().saturating_sub(self.queue.len() - usize::from(self.direct));
         if (beyond.receipts.is_some() || beyond.messages.is_some())
             && self.fetching == Fetching::No
             && (self.unread || self.lanes.behind(self.hinted_to))
-            && room * 2 >= usize::from(self.page)
+            && room * 2 >= self.page()
         {
             self.fetching = Fetching::Yes;
-            effects.push(Effect::Fetch { beyond, max: self.page });
+            effects.push(Effect::Fetch { beyond, max: self.limits.page.get() });
         }
     }
 }

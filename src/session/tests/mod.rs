@@ -84,9 +84,9 @@ fn resumed(version: Version, connect: &Connect, loaded: Loaded) -> (Session, Vec
 
 fn playing(rights: Rights, version: Version, connect: &Connect, loaded: Loaded) -> (Session, Vec<Effect>) {
     let terms = Terms::of(connect, version, &limits(), &rights).expect("granted");
-    let mut session = Session::load(client(), rights, terms, &limits(), loaded, at(0));
+    let mut session = Session::load(client(), rights, terms, &Arc::new(limits()), loaded, at(0));
     let mut effects = Vec::new();
-    session.resume(&limits(), &mut effects);
+    session.resume(&mut effects);
     (session, effects)
 }
 

@@ -6,7 +6,7 @@ use crate::bounds::Rate;
 fn paced(pace: Pace) -> Session {
     let limits = Limits { pace, ..limits() };
     let terms = Terms::of(&asked(true), Version::V5, &limits, &Rights::Terminal).expect("terms");
-    Session::load(client(), Rights::Terminal, terms, &limits, Loaded::default(), at(0))
+    Session::load(client(), Rights::Terminal, terms, &Arc::new(limits), Loaded::default(), at(0))
 }
 
 fn at(millis: i64) -> Time {

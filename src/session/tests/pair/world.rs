@@ -150,9 +150,10 @@ impl World {
         self.broker.only(client, &subscriptions);
         self.clients[client].connects(manner.five, receive_max, connect.topic_alias_max);
         let terms = Terms::of(&connect, version, &limits(), &open()).expect("granted");
-        let mut session = Session::load(super::super::client(), open(), terms, &limits(), loaded, at(self.now));
+        let mut session =
+            Session::load(super::super::client(), open(), terms, &Arc::new(limits()), loaded, at(self.now));
         let mut effects = Vec::new();
-        session.resume(&limits(), &mut effects);
+        session.resume(&mut effects);
         self.links[client] = Some(Link {
             session,
             up: VecDeque::new(),
