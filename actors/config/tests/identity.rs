@@ -36,7 +36,7 @@ fn every_way_is_for_somebody_and_nobody_is_asked_in_vain() {
         (&["listener.jwt.secret=s", "open.guests=true"], "listener.jwt.algorithms", "must have \"HS256\""),
         (&[hook, "open.guests=true", "listener.hook.waiting_max=4096"], "listener.hook.waiting_max", "keep others out"),
         (&[hook, "open.guests=true", "listener.hook.known_max=0"], "listener.hook.known_max", "at least 1"),
-        (&["open.templates_max=1"], "open.templates_max", "less than"),
+        (&["open.templates_max=1", "open.publish=[\"a\", \"b\"]"], "open.templates_max", "less than"),
     ] {
         let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
         let Err(Error(faults)) = Config::load(None, &flags) else { panic!("{flags:?} is right") };
