@@ -36,7 +36,6 @@ use self::counted::Counted;
 use self::frames::{Frames, Outbound};
 use self::inbox::{Arrival, Inbox};
 use self::socket::Ear;
-use crate::sessions::bounds::count;
 use crate::sessions::{Sessions, Vouch};
 use crate::store::Error;
 use crate::store::publications::{Mark, Remembered};
@@ -212,7 +211,7 @@ impl Session {
             }
             Effect::Close(why) => {
                 if why == LATE {
-                    count(&self.sessions.counts().late);
+                    self.sessions.counts().late.one();
                 }
                 self.closed = true;
                 self.link.because(why);

@@ -8,7 +8,6 @@
 pub mod admission;
 mod barred;
 pub mod bounds;
-mod counts;
 mod elsewhere;
 mod leaving;
 mod operator;
@@ -521,6 +520,12 @@ impl Sessions {
 
     pub(crate) fn admission(&self) -> &admission::Admission {
         &self.0.admission
+    }
+
+    /// CONNECTs that wait for their session, and what became of the others.
+    #[must_use]
+    pub fn admitted(&self) -> admission::Admitted {
+        self.0.admission.admitted()
     }
 
     /// What there is for guests.

@@ -3,7 +3,6 @@
 //! [`wakala::bounds`] decides; here it is asked, under one lock for all workers, and what it says is counted and logged.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +16,8 @@ use wakala::bounds::{self as decided, Excess, Limits, Patience, Place, Rate};
 use wakala::time::Time;
 
 use super::tls;
+use crate::metrics::counts::Count;
 use crate::sessions::Sessions;
-use crate::sessions::bounds::count;
 
 /// What is borne. Behind one address of a mobile operator there may be hundreds of terminals: what is counted against an
 /// address is never what a known terminal does.
@@ -122,7 +121,7 @@ impl Bounds {
         let (address, now) = (address(io), self.sessions.clock().now());
         let counts = self.sessions.counts();
         if let Some(ban) = self.sessions.bans().on_address(address, now) {
-            count(&counts.banned_addresses);
+            counts.banned_addresses.one();
             if self.decided().is_news(&format!("ban {ban} {address}"), now) {
                 tracing::info!(%address, ban, "connections are closed at once: the address is banned");
             }
@@ -131,7 +130,7 @@ impl Bounds {
         let place = Place::of(address);
         let entered = self.decided().enter(place);
         if !entered {
-            count(&counts.crowded);
+            counts.crowded.one();
             self.tell(&format!("crowd {place}"), || {
                 tracing::warn!(%place, "connections are closed: too many from there have not sent a CONNECT");
             });
@@ -159,7 +158,7 @@ impl Bounds {
             (client, _) => client.into(),
         };
         if let Some(ban) = self.sessions.bans().on(&client, &traits, now) {
-            count(&self.sessions.counts().banned);
+            self.sessions.counts().banned.one();
             self.tell(&format!("ban {ban} {client}"), || {
                 tracing::info!(client = %client.escape_debug(), ban, "a CONNECT was refused: banned");
             });
@@ -173,12 +172,12 @@ impl Bounds {
 
     fn refuse(&self, excess: Excess, client: &str, place: Place) -> Refusal {
         let (client, counts) = (client.escape_debug(), self.sessions.counts());
-        let (which, what): (&AtomicU64, _) = match excess {
+        let (which, what): (&Count, _) = match excess {
             Excess::Client => (&counts.flapping, format!("client {client}")),
             Excess::Place => (&counts.flapping_addresses, format!("place {place}")),
             Excess::Guesses => (&counts.unverified, String::new()),
         };
-        count(which);
+        which.one();
         match excess {
             Excess::Client => self.tell(&what, || {
                 tracing::warn!(%client, %place, "a client connects too often and is refused for a while");
@@ -286,7 +285,7 @@ impl Guess<'_> {
     fn wrong(&mut self) {
         self.open = false;
         let Caller { bounds, place, .. } = self.caller;
-        count(&bounds.sessions.counts().wrong_passwords);
+        bounds.sessions.counts().wrong_passwords.one();
         let wait = bounds.decided().misguessed(self.name, *place, self.caller.now());
         if let Some(wait) = wait {
             let name: String = self.name.chars().take(64).collect();

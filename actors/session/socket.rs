@@ -14,7 +14,6 @@ use wakala::session::Event;
 use super::frames::Inbound;
 use super::inbox::Arrival;
 use super::{Session, TURN, Turn};
-use crate::sessions::bounds::count;
 use crate::turns::turn;
 
 /// Frames of one client that are read in one turn; then others have theirs.
@@ -66,7 +65,7 @@ impl Session {
             }
             if self.twin.full() {
                 if self.twin.is_held() && !self.unread {
-                    count(&self.sessions.counts().held);
+                    self.sessions.counts().held.one();
                 }
                 self.unread = true;
                 return Poll::Pending;

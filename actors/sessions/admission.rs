@@ -4,7 +4,7 @@
 //! waits for a receipt or has messages, and these come first. Nobody waits for ever: neither for a database that is away nor
 //! for a session that somebody else has locked.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use wakala::admission::{Claim, Place, Waiting, come_again_in};
 use wakala::id::Epoch;
 use wakala::session::Loaded;
 
+use crate::metrics::counts::Count;
 use crate::ports::Clock;
 use crate::store::openings::{Opened, Opening, WhenLocked};
 use crate::store::{Error, Store};
@@ -81,11 +82,11 @@ pub struct Admitted {
 
 #[derive(Debug, Default)]
 struct Counts {
-    opened: AtomicU64,
-    busy: AtomicU64,
-    gone: AtomicU64,
-    failed: AtomicU64,
-    batches: AtomicU64,
+    opened: Count,
+    busy: Count,
+    gone: Count,
+    failed: Count,
+    batches: Count,
 }
 
 impl Counts {
@@ -96,7 +97,7 @@ impl Counts {
             Err(NotOpened::Gone) => &self.gone,
             Err(NotOpened::Store(_)) => &self.failed,
         };
-        which.fetch_add(1, Ordering::Relaxed);
+        which.one();
     }
 }
 
@@ -199,15 +200,14 @@ impl Admission {
 
     #[must_use]
     pub fn admitted(&self) -> Admitted {
-        let count = |which: &AtomicU64| which.load(Ordering::Relaxed);
         let Counts { opened, busy, gone, failed, batches } = &self.0.counts;
         Admitted {
             waiting: self.len(),
-            opened: count(opened),
-            busy: count(busy),
-            gone: count(gone),
-            failed: count(failed),
-            batches: count(batches),
+            opened: opened.get(),
+            busy: busy.get(),
+            gone: gone.get(),
+            failed: failed.get(),
+            batches: batches.get(),
         }
     }
 
@@ -301,7 +301,7 @@ impl Inner {
     }
 
     async fn open(self: Arc<Self>, batch: Vec<Place<Caller>>) {
-        self.counts.batches.fetch_add(1, Ordering::Relaxed);
+        self.counts.batches.one();
         let openings = batch.iter().map(|place| place.who.opening.clone()).collect();
         match self.store.open_sessions(openings, WhenLocked::PassOver).await {
             Ok(all) => {

@@ -4,7 +4,6 @@
 //! each look is over all sessions of this node, and one that could not be told to go is found by the next. The bans in
 //! force are in memory, so that a CONNECT asks nothing for them; what is looked at each time is whether they are the same.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use actix::prelude::*;
@@ -127,7 +126,7 @@ impl Sessions {
                 ended += 1;
             }
         }
-        self.counts().ended.fetch_add(ended, Ordering::Relaxed);
+        self.counts().ended.add(ended);
         usize::try_from(ended).unwrap_or(usize::MAX)
     }
 }

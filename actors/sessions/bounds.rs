@@ -1,11 +1,12 @@
 //! What one client may cost while it is connected, and what was counted of those who wanted more.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wakala::bounds::Rate;
 use wakala::session::pace::Pace;
+
+use crate::metrics::counts::Count;
 
 /// Bounds of every session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,25 +56,25 @@ impl Options {
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Connections from addresses that are banned, closed at once.
-    pub banned_addresses: AtomicU64,
+    pub banned_addresses: Count,
     /// CONNECTs of whom a ban names.
-    pub banned: AtomicU64,
+    pub banned: Count,
     /// Sessions that a ban ended.
-    pub ended: AtomicU64,
+    pub ended: Count,
     /// Connections closed because their address had its share of strangers.
-    pub crowded: AtomicU64,
+    pub crowded: Count,
     /// CONNECTs of clients that connect too often.
-    pub flapping: AtomicU64,
+    pub flapping: Count,
     /// CONNECTs from addresses from where too many lead to nobody.
-    pub flapping_addresses: AtomicU64,
+    pub flapping_addresses: Count,
     /// Passwords that were wrong.
-    pub wrong_passwords: AtomicU64,
+    pub wrong_passwords: Count,
     /// CONNECTs whose password was not looked at, after too many wrong ones.
-    pub unverified: AtomicU64,
+    pub unverified: Count,
     /// Times that a client was left unread because it published too fast.
-    pub held: AtomicU64,
+    pub held: Count,
     /// Connections ended because a packet was not whole in time.
-    pub late: AtomicU64,
+    pub late: Count,
 }
 
 /// The counts at one moment.
@@ -94,24 +95,18 @@ pub struct Report {
 
 impl Counts {
     pub(super) fn report(&self, bans: usize) -> Report {
-        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Report {
             bans,
-            banned_addresses: of(&self.banned_addresses),
-            banned: of(&self.banned),
-            ended: of(&self.ended),
-            crowded: of(&self.crowded),
-            flapping: of(&self.flapping),
-            flapping_addresses: of(&self.flapping_addresses),
-            wrong_passwords: of(&self.wrong_passwords),
-            unverified: of(&self.unverified),
-            held: of(&self.held),
-            late: of(&self.late),
+            banned_addresses: self.banned_addresses.get(),
+            banned: self.banned.get(),
+            ended: self.ended.get(),
+            crowded: self.crowded.get(),
+            flapping: self.flapping.get(),
+            flapping_addresses: self.flapping_addresses.get(),
+            wrong_passwords: self.wrong_passwords.get(),
+            unverified: self.unverified.get(),
+            held: self.held.get(),
+            late: self.late.get(),
         }
     }
-}
-
-/// Counts one.
-pub(crate) fn count(what: &AtomicU64) {
-    what.fetch_add(1, Ordering::Relaxed);
 }
