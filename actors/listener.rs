@@ -6,6 +6,7 @@
 
 pub mod bounds;
 pub mod identity;
+mod stream;
 pub mod tls;
 mod websocket;
 mod welcome;
@@ -272,7 +273,7 @@ struct Way {
 fn serve(options: &Options, ways: Vec<Way>, door: Door, told: Told) {
     let (workers, strangers_max) = (options.workers.max(1), options.strangers_max);
     let within = Millis(u32::try_from(options.handshake_within.as_millis()).unwrap_or(u32::MAX));
-    let system = ntex::rt::System::new("mqtt", ntex::rt::DefaultRuntime);
+    let system = ntex::rt::System::new("mqtt", stream::Runtime);
     system.block_on(async move {
         let mut builder = ntex::server::build()
             .workers(workers)
@@ -319,6 +320,8 @@ impl Porch {
         self.door.arrived(self.credentials.is_some(), self.upgrade.is_some());
         let Some(stranger) = self.door.stranger(&io.get_ref()) else { return self.door.crowded() };
         // Of thousands who come at once each would be ready for its handshake, and those who are connected wait for all.
+        // Nor is anything of them read before, which would take a buffer for each.
+        io.pause();
         turn().await;
         let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None).await };
         let handshake = credentials.handshake();

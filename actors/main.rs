@@ -21,6 +21,10 @@ use wakala_node::node::{self, Parts};
 use wakala_node::ports::{BankLink, Custody, Log};
 use wakala_node::store::Store;
 
+/// A storm of reconnections takes and leaves thousands of small pieces: jemalloc gives them back (.cargo/config.toml).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Wakala, agency-banking switch: MQTT terminals on one side, a bank's core on the other, a ledger in between
 ///
 /// One program on one server: the MQTT broker of the terminals, the PIN check, the way to the core banking system, the

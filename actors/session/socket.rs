@@ -14,7 +14,6 @@ use wakala::session::Event;
 use super::frames::Inbound;
 use super::inbox::Arrival;
 use super::{Session, TURN, Turn};
-use crate::turns::turn;
 
 /// Frames of one client that are read in one turn; then others have theirs.
 const FRAMES_MAX: usize = 64;
@@ -122,8 +121,7 @@ impl Session {
     fn gone(&mut self, why: &'static str, ctx: &mut Context<Self>) -> Poll<()> {
         self.closed = true;
         self.link.because(why);
-        // When all are cut at once, those who are not have their turn in between.
-        ctx.spawn(turn().into_actor(self).map(|(), _, ctx| ctx.stop()));
+        ctx.stop();
         Poll::Ready(())
     }
 }
