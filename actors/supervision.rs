@@ -73,7 +73,7 @@ pub struct Exit {
 /// What a child holds: when it is dropped, the parent hears of it.
 pub struct Link {
     told: Option<Box<dyn FnOnce(Exit) + Send>>,
-    reason: Option<String>,
+    reason: Option<Box<str>>,
 }
 
 impl Link {
@@ -84,7 +84,7 @@ impl Link {
 
     /// Says why, before stopping.
     pub fn because(&mut self, reason: impl Display) {
-        self.reason = Some(reason.to_string());
+        self.reason = Some(reason.to_string().into());
     }
 
     /// Why it stops, as far as it has said.
@@ -106,7 +106,7 @@ impl Drop for Link {
         let reason = if panicked {
             LAST_PANIC.take().unwrap_or_else(|| "panicked".to_owned())
         } else {
-            self.reason.take().unwrap_or_else(|| "stopped".to_owned())
+            self.reason().to_owned()
         };
         if let Some(told) = self.told.take() {
             told(Exit { panicked, reason });

@@ -111,12 +111,12 @@ pub enum NoTap {
 #[derive(Debug, Default)]
 pub struct Tapped {
     generation: u32,
-    taps: Option<Arc<[Arc<Tap>]>>,
+    taps: Option<Arc<Vec<Arc<Tap>>>>,
 }
 
 impl Tapped {
     /// Whether anybody looks. While nothing changes this is a load and a comparison.
-    fn by(&mut self, taps: &Taps, client: &ClientId) -> Option<&Arc<[Arc<Tap>]>> {
+    fn by(&mut self, taps: &Taps, client: &ClientId) -> Option<&Arc<Vec<Arc<Tap>>>> {
         let generation = taps.0.generation.load(Ordering::Relaxed);
         if generation != self.generation {
             self.generation = generation;
@@ -216,8 +216,8 @@ impl Taps {
         self.0.by_client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn of(&self, client: &ClientId) -> Option<Arc<[Arc<Tap>]>> {
-        self.by_client().get(client).map(|taps| Arc::from(taps.as_slice()))
+    fn of(&self, client: &ClientId) -> Option<Arc<Vec<Arc<Tap>>>> {
+        self.by_client().get(client).map(|taps| Arc::new(taps.clone()))
     }
 
     /// With the map locked. A session that sees the number sees the map as it is after it.

@@ -22,14 +22,18 @@ thread_local! {
 
 /// Done when it is the caller's turn to come in or to go. Whoever stops waiting takes nobody's place.
 pub(crate) async fn turn() {
-    if let Some(mine) = LINE.with_borrow_mut(Line::stand) {
+    if let Some(mine) = stand() {
         // The sender lives as long as this thread.
         let _ = mine.await;
     }
 }
 
+/// [`turn`] for whoever polls by hand: None when it is the caller's turn already.
+pub(crate) fn stand() -> Option<oneshot::Receiver<()>> {
+    LINE.with_borrow_mut(Line::stand)
+}
+
 impl Line {
-    /// None when it is its turn already.
     fn stand(&mut self) -> Option<oneshot::Receiver<()>> {
         if self.left.is_none() {
             self.left = Some(self.turnstile.at_once());

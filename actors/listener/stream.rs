@@ -3,10 +3,10 @@
 
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
@@ -15,9 +15,10 @@ use ntex::io::{Handle, Io, IoContext, IoStream, IoTaskStatus, Readiness, types::
 use ntex::rt::{BlockFuture, Driver, Notify, Reactor, Runner, channel::Receiver, with_reactor};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-use crate::turns::turn;
+use crate::turns::stand;
 
 /// The most that one read takes. It is of the thread: who has nothing to say has no buffer.
 const READ_MAX: usize = 16 * 1024;
@@ -81,14 +82,7 @@ struct Socket(Rc<TcpStream>);
 
 impl IoStream for Socket {
     fn start(self, connection: IoContext) -> Box<dyn Handle> {
-        let socket = self.clone();
-        tokio::task::spawn_local(async move {
-            if let Gone::Peer(why) = poll_fn(|cx| socket.turn(&connection, cx)).await {
-                // When all are cut at once, those who are not have their turn in between.
-                turn().await;
-                connection.stop(why);
-            }
-        });
+        tokio::task::spawn_local(Carried { socket: self.clone(), connection, leaving: None });
         Box::new(self)
     }
 }
@@ -107,6 +101,44 @@ impl Handle for Socket {
     }
 
     fn notify(&self, _: &IoContext) {}
+}
+
+/// A connection's task. It is a struct, and what is needed at the end only is boxed, because there is one for each
+/// connection: 128 bytes with what tokio adds, where an `async` block would take 256.
+struct Carried {
+    socket: Socket,
+    connection: IoContext,
+    leaving: Option<Box<Leaving>>,
+}
+
+/// When all are cut at once, those who are not have their turn in between.
+struct Leaving {
+    turn: oneshot::Receiver<()>,
+    why: Option<io::Error>,
+}
+
+impl Future for Carried {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let why = match &mut self.leaving {
+            Some(leaving) => {
+                // The sender lives as long as this thread.
+                let _ = ready!(Pin::new(&mut leaving.turn).poll(cx));
+                leaving.why.take()
+            }
+            None => {
+                let Gone::Peer(why) = ready!(self.socket.turn(&self.connection, cx)) else { return Poll::Ready(()) };
+                if let Some(turn) = stand() {
+                    self.leaving = Some(Box::new(Leaving { turn, why }));
+                    return self.poll(cx);
+                }
+                why
+            }
+        };
+        self.connection.stop(why);
+        Poll::Ready(())
+    }
 }
 
 /// Why nothing is read or written any more.

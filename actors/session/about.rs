@@ -29,7 +29,7 @@ impl Connection {
             None if io.query::<HttpProtocol>().as_ref().is_some() => "TLS".to_owned(),
             None => "TCP".to_owned(),
         };
-        Self { address, protocol: protocol.to_owned(), carrier, keep_alive_s: terms.keep_alive.as_secs() }
+        Self { address, protocol: protocol.to_owned(), carrier, keep_alive_s: terms.keep_alive().as_secs() }
     }
 }
 

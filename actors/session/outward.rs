@@ -80,7 +80,7 @@ impl Session {
             .into_iter()
             .partition(|addressed| kept && addressed.qos.min(addressed.message.qos) != QoS::AtMostOnce);
         self.sessions.store().metrics().direct.addressed.add(u64::try_from(direct.len()).unwrap_or(u64::MAX));
-        self.arrivals.extend(direct.into_iter().map(Arrival::Message));
+        self.arrivals.get_or_insert_default().extend(direct.into_iter().map(Arrival::Message));
         self.wake();
         if !stored.is_empty() {
             let to = stored.into_iter().map(|addressed| (self.client(), addressed)).collect();

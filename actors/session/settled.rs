@@ -8,8 +8,8 @@ impl Session {
     /// At the end of a turn: what became of copies in it, and how many wait.
     pub(super) fn count(&mut self) {
         let (settled, in_twin) = self.twin.settled();
-        let arrived = if self.arrivals.is_empty() { 0 } else { inbox::messages(&self.arrivals) };
-        let waiting = usize::from(in_twin) + arrived;
+        let arrived = self.arrivals.as_ref().map_or(0, |arrivals| inbox::messages(arrivals));
+        let waiting = u32::from(in_twin) + u32::try_from(arrived).unwrap_or(u32::MAX);
         if settled == Default::default() && waiting == self.waiting {
             return;
         }
@@ -26,12 +26,11 @@ impl Session {
         self.count();
         let direct = &self.sessions.store().metrics().direct;
         direct.waiting.change(difference(0, self.waiting));
-        let left = self.waiting + self.inbox.messages();
-        direct.end(Fate::ConnectionOver, u64::try_from(left).unwrap_or(u64::MAX));
+        let left = u64::try_from(self.inbox.messages()).unwrap_or(u64::MAX) + u64::from(self.waiting);
+        direct.end(Fate::ConnectionOver, left);
     }
 }
 
-fn difference(now: usize, before: usize) -> i64 {
-    let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    signed(now) - signed(before)
+fn difference(now: u32, before: u32) -> i64 {
+    i64::from(now) - i64::from(before)
 }

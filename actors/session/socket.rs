@@ -99,13 +99,14 @@ impl Session {
 
     /// The next thing that others had for this session, if its twin has room.
     fn arrival(&mut self, task: &task::Context<'_>) -> Option<Event> {
-        if self.arrivals.is_empty() && self.inbox.take(&mut self.arrivals, task.waker()) {
+        let none = self.arrivals.as_ref().is_none_or(|arrivals| arrivals.is_empty());
+        if none && self.inbox.take(&mut self.arrivals, task.waker()) {
             return Some(Event::Look);
         }
         if !self.twin.has_room() {
             return None;
         }
-        Some(match self.arrivals.pop_front()? {
+        Some(match self.arrivals.as_mut()?.pop_front()? {
             Arrival::Message(addressed) => Event::Message(addressed),
             Arrival::Row(seq, what) => Event::Hint { seq, what: Some(what) },
         })

@@ -22,8 +22,7 @@ pub struct Terms {
     expiry_max_s: u32,
     /// What was asked for, where the answer says that it is something else.
     asked: Asked,
-    /// The keep-alive in force.
-    pub keep_alive: Duration,
+    keep_alive_ms: u32,
     /// The client's Receive Maximum.
     pub receive_max: u16,
     /// The client's Maximum Packet Size, in bytes.
@@ -104,7 +103,7 @@ impl Terms {
                 named: !connect.client_id.is_empty(),
                 response_info: connect.request_response_info,
             },
-            keep_alive,
+            keep_alive_ms: u32::try_from(keep_alive.as_millis()).unwrap_or(u32::MAX),
             receive_max: connect.receive_max.map_or(u16::MAX, std::num::NonZeroU16::get),
             packet_bytes_max,
             topic_alias_max: connect.topic_alias_max,
@@ -113,17 +112,23 @@ impl Terms {
         })
     }
 
+    /// The keep-alive in force.
+    #[must_use]
+    pub fn keep_alive(&self) -> Duration {
+        Duration::from_millis(self.keep_alive_ms.into())
+    }
+
     /// One and a half keep-alives [MQTT-3.1.2-22]; [MQTT-3.1.2-24] in 3.1.1.
     #[must_use]
     pub fn silence_max(&self) -> Duration {
-        self.keep_alive * 3 / 2
+        self.keep_alive() * 3 / 2
     }
 
     /// What the client hears when it is let in.
     #[must_use]
     pub fn accept(&self, client: &ClientId, rights: &Rights, session_present: bool, limits: &Limits) -> ConnectAck {
         let offers = rights.offers();
-        let keep_alive_s = u16::try_from(self.keep_alive.as_secs()).unwrap_or(u16::MAX);
+        let keep_alive_s = u16::try_from(self.keep_alive().as_secs()).unwrap_or(u16::MAX);
         ConnectAck {
             session_present,
             session_expiry_interval_secs: (self.expiry_s != self.asked.expiry_s).then_some(self.expiry_s),

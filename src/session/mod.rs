@@ -51,7 +51,7 @@ use outgoing::Outgoing;
 pub use outgoing::{Addressed, Beyond, Delivery, Settled, What, packet_id, payload_bytes_max};
 use pace::{Pace, Pacer};
 use rights::Target;
-pub use rights::{Grants, NoTemplate, Rights, TEMPLATE_MAX, Template, Templates};
+pub use rights::{Closed, Granted, Grants, NoTemplate, Rights, TEMPLATE_MAX, Template, Templates};
 pub use sizes::Sizes;
 use strict::Flaw;
 use subscriptions::{Asked, Pending};
@@ -234,8 +234,8 @@ pub struct Session {
     outgoing: Outgoing,
     subscriptions: Vec<Subscription>,
     limits: Arc<Limits>,
-    /// SUBSCRIBE and UNSUBSCRIBE packets whose changes are not durable yet, oldest first.
-    pending: VecDeque<Pending>,
+    /// SUBSCRIBE and UNSUBSCRIBE packets whose changes are not durable yet, oldest first. Made when there is one.
+    pending: Option<Box<VecDeque<Pending>>>,
     pacer: Pacer,
     heard: Time,
     closed: bool,
@@ -261,8 +261,8 @@ impl Session {
             outgoing,
             subscriptions: loaded.subscriptions,
             limits: Arc::clone(limits),
-            pending: VecDeque::new(),
-            pacer: Pacer::new(Arc::clone(limits)),
+            pending: None,
+            pacer: Pacer::default(),
             heard: now,
             closed: false,
             present: loaded.present,
@@ -308,7 +308,7 @@ impl Session {
     #[must_use]
     pub fn full(&self) -> bool {
         let full = self.incoming.as_ref().is_some_and(|incoming| incoming.full(self.terms.version));
-        full || self.pending.len() >= PENDING_MAX || self.pacer.holds()
+        full || self.pending().len() >= PENDING_MAX || self.pacer.holds()
     }
 
     /// Whether the socket is to be left unread because the client was too fast.
@@ -337,7 +337,10 @@ impl Session {
         // A client whose packets are left unread is not silent.
         let full = self.full();
         let keep_alive = (!full).then(|| self.heard + self.terms.silence_max());
-        [keep_alive, self.outgoing.stalls_at(), self.pacer.poll_timeout(full)].into_iter().flatten().min()
+        [keep_alive, self.outgoing.stalls_at(), self.pacer.poll_timeout(full, &self.limits.pace)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Decides. After [`Effect::Close`] nothing more is decided.
@@ -356,7 +359,7 @@ impl Session {
             }
             Event::Publish(publish, payload) => {
                 self.hears(now);
-                self.pacer.published(publish.topic.len() + payload.len(), now);
+                self.pacer.published(publish.topic.len() + payload.len(), &self.limits.pace, now);
                 if let Err(flaw) = self.publish(publish, payload, now, effects) {
                     self.close(Some(flaw.reason), flaw.why, effects);
                 }
@@ -488,22 +491,27 @@ impl Session {
         Ok(())
     }
 
+    fn pending(&self) -> impl ExactSizeIterator<Item = &Pending> {
+        self.pending.as_deref().map(VecDeque::iter).unwrap_or_default()
+    }
+
     fn unused(&self, packet_id: NonZeroU16) -> Result<(), Flaw> {
-        let used = self.pending.iter().any(|pending| pending.packet_id() == packet_id)
+        let used = self.pending().any(|pending| pending.packet_id() == packet_id)
             || self.incoming.as_ref().is_some_and(|incoming| incoming.uses(packet_id));
         if used { Err(protocol("packet identifier in use [MQTT-2.2.1-3]")) } else { Ok(()) }
     }
 
     fn change(&mut self, asked: Asked, effects: &mut Vec<Effect>) {
-        self.pending.push_back(Pending::new(asked));
-        if self.pending.len() == 1 {
+        let pending = self.pending.get_or_insert_default();
+        pending.push_back(Pending::new(asked));
+        if pending.len() == 1 {
             self.store_next(effects);
         }
     }
 
     /// Has the oldest change stored, or applies it at once when there is nothing to keep.
     fn store_next(&mut self, effects: &mut Vec<Effect>) {
-        while let Some(pending) = self.pending.front_mut() {
+        while let Some(pending) = self.pending.as_mut().and_then(|pending| pending.front_mut()) {
             pending.decide(&self.client, &self.rights, &self.subscriptions, self.limits.subscriptions_max);
             if let Some(change) = pending.change()
                 && self.terms.expiry_s > 0
@@ -521,11 +529,12 @@ impl Session {
     }
 
     fn apply_front(&mut self, effects: &mut Vec<Effect>) {
-        if let Some(pending) = self.pending.pop_front() {
-            pending.apply(&mut self.subscriptions, &self.terms, effects);
+        let Some(pending) = &mut self.pending else { return };
+        if let Some(first) = pending.pop_front() {
+            first.apply(&mut self.subscriptions, &self.terms, effects);
         }
-        if self.pending.is_empty() {
-            self.pending = VecDeque::new();
+        if pending.is_empty() {
+            self.pending = None;
         }
     }
 
@@ -560,7 +569,7 @@ impl Session {
         if self.pacer.release(now) {
             self.hears(now);
         }
-        if !self.full() && self.pacer.whole_by().is_some_and(|by| now >= by) {
+        if !self.full() && self.pacer.whole_by(&self.limits.pace).is_some_and(|by| now >= by) {
             self.close(Some(Reason::UnspecifiedError), pace::LATE, effects);
         } else if !self.full() && now >= self.heard + self.terms.silence_max() {
             self.close(Some(Reason::KeepAliveTimeout), "silent for longer than one and a half keep-alives", effects);

@@ -3,10 +3,8 @@
 //! Who is too fast is left unread for as long as it takes: TCP tells the client to wait, and nothing is lost. A packet once
 //! begun is to be whole in time, or the connection ends: a byte now and then would hold it, and its buffers, for ever.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::Limits;
 use crate::bounds::{Bucket, Rate};
 use crate::time::Time;
 
@@ -22,9 +20,8 @@ pub struct Pace {
     pub frame_within: Option<Duration>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pacer {
-    limits: Arc<Limits>,
     publishes: Bucket,
     bytes: Bucket,
     /// Nothing is read before.
@@ -34,13 +31,8 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    pub(super) fn new(limits: Arc<Limits>) -> Self {
-        Self { limits, publishes: Bucket::default(), bytes: Bucket::default(), held_until: None, begun: None }
-    }
-
-    pub(super) fn published(&mut self, bytes: usize, now: Time) {
+    pub(super) fn published(&mut self, bytes: usize, pace: &Pace, now: Time) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let pace = &self.limits.pace;
         let each = [(pace.publishes, &mut self.publishes, 1), (pace.bytes, &mut self.bytes, bytes)];
         for (rate, bucket, tokens) in each {
             let Some(rate) = rate else { continue };
@@ -72,12 +64,12 @@ impl Pacer {
     }
 
     /// By when the packet that was begun is to be whole.
-    pub(super) fn whole_by(&self) -> Option<Time> {
-        Some(self.begun? + self.limits.pace.frame_within?)
+    pub(super) fn whole_by(&self, pace: &Pace) -> Option<Time> {
+        Some(self.begun? + pace.frame_within?)
     }
 
     /// When something is to be done, if the client is left unread or if it is read.
-    pub(super) fn poll_timeout(&self, unread: bool) -> Option<Time> {
-        if unread { self.held_until } else { self.whole_by() }
+    pub(super) fn poll_timeout(&self, unread: bool, pace: &Pace) -> Option<Time> {
+        if unread { self.held_until } else { self.whole_by(pace) }
     }
 }

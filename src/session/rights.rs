@@ -19,9 +19,19 @@ pub enum Rights {
     /// `c/<itself>`. No other topic, no wildcard, nothing retained.
     Terminal,
     /// A client of a general broker: every topic but those that these filters match.
-    Open { closed: Arc<[ByteString]> },
+    Open(Arc<Closed>),
     /// A client of a general broker who has proved who it is: what is granted to it, but for the closed topics.
-    Granted { closed: Arc<[ByteString]>, grants: Arc<Grants> },
+    Granted(Arc<Granted>),
+}
+
+/// Topic filters that nobody is granted.
+pub type Closed = Vec<ByteString>;
+
+/// See [`Rights::Granted`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    pub closed: Arc<Closed>,
+    pub grants: Grants,
 }
 
 /// Where a publish goes.
@@ -44,6 +54,14 @@ pub(super) struct Offers {
 }
 
 impl Rights {
+    fn closed(&self) -> &[ByteString] {
+        match self {
+            Self::Terminal => &[],
+            Self::Open(closed) => closed,
+            Self::Granted(granted) => &granted.closed,
+        }
+    }
+
     pub(super) fn offers(&self) -> Offers {
         let all = !matches!(self, Self::Terminal);
         Offers { retained: all, wildcards: all, shared: all }
@@ -54,16 +72,14 @@ impl Rights {
             Self::Terminal if is_own(client, "q/", topic) => Target::Intake,
             Self::Terminal => Target::Nobody("a terminal publishes on q/<its name> only"),
             // 4.7.2: what begins with $ is the server's to give a meaning to.
-            Self::Open { .. } | Self::Granted { .. } if topic.starts_with("$SYS/") => {
+            Self::Open(_) | Self::Granted(_) if topic.starts_with("$SYS/") => {
                 Target::Nobody("topics below $SYS are the server's")
             }
-            Self::Open { closed } | Self::Granted { closed, .. }
-                if closed.iter().any(|closed| matches(closed, topic)) =>
-            {
+            Self::Open(_) | Self::Granted(_) if self.closed().iter().any(|closed| matches(closed, topic)) => {
                 Target::Nobody("a closed topic")
             }
-            Self::Granted { grants, .. } if !grants.publish(topic) => Target::Nobody(NOT_GRANTED),
-            Self::Open { .. } | Self::Granted { .. } => Target::Subscribers,
+            Self::Granted(granted) if !granted.grants.publish(topic) => Target::Nobody(NOT_GRANTED),
+            Self::Open(_) | Self::Granted(_) => Target::Subscribers,
         }
     }
 
@@ -71,11 +87,11 @@ impl Rights {
     pub(super) fn will(&self, topic: &str) -> bool {
         match self {
             // It goes nowhere.
-            Self::Terminal | Self::Open { .. } => true,
-            Self::Granted { closed, grants } => {
+            Self::Terminal | Self::Open(_) => true,
+            Self::Granted(granted) => {
                 !topic.starts_with("$SYS/")
-                    && grants.publish(topic)
-                    && !closed.iter().any(|closed| matches(closed, topic))
+                    && granted.grants.publish(topic)
+                    && !granted.closed.iter().any(|closed| matches(closed, topic))
             }
         }
     }
@@ -84,8 +100,8 @@ impl Rights {
     #[must_use]
     pub fn keeps(&self, client: &ClientId, subscription: &Subscription) -> bool {
         match self {
-            Self::Granted { .. } => self.subscribe(client, &subscription.filter, subscription.options.qos).is_ok(),
-            Self::Terminal | Self::Open { .. } => true,
+            Self::Granted(_) => self.subscribe(client, &subscription.filter, subscription.options.qos).is_ok(),
+            Self::Terminal | Self::Open(_) => true,
         }
     }
 
@@ -93,17 +109,17 @@ impl Rights {
     pub(super) fn subscribe(&self, client: &ClientId, filter: &str, asked: QoS) -> Result<QoS, (Code, &'static str)> {
         match self {
             Self::Terminal => terminal(client, filter, asked),
-            Self::Open { closed } | Self::Granted { closed, .. } => {
+            Self::Open(_) | Self::Granted(_) => {
                 // In MQTT 3.1.1 that is no malformed packet: it knows no shared subscriptions.
                 let Ok(shared) = shared(filter) else {
                     return Err((Code::TopicFilterInvalid, "no shared subscription"));
                 };
                 let inner = shared.map_or(filter, |shared| shared.filter);
-                if closed.iter().any(|closed| covers(closed, inner)) {
+                if self.closed().iter().any(|closed| covers(closed, inner)) {
                     // The one code for it that MQTT 3.1.1 has, and so the one that all clients know.
                     Err((Code::UnspecifiedError, "a closed topic"))
-                } else if let Self::Granted { grants, .. } = self
-                    && !grants.subscribe(inner)
+                } else if let Self::Granted(granted) = self
+                    && !granted.grants.subscribe(inner)
                 {
                     Err((Code::NotAuthorized, NOT_GRANTED))
                 } else {

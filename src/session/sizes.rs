@@ -28,7 +28,7 @@ impl Session {
         Sizes {
             arrived,
             received,
-            changes: self.pending.len(),
+            changes: self.pending().len(),
             subscriptions: self.subscriptions.len(),
             rows,
             direct,

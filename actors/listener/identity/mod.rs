@@ -24,12 +24,12 @@ use std::sync::Arc;
 use ntex::io::IoBoxed;
 use ntex::io::types::PeerAddr;
 use ntex::tls::rustls::PeerCertChain;
-use ntex_bytes::{ByteString, Bytes};
+use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal};
 use serde::Serialize;
 use wakala::hook::{Allowed, Decision};
 use wakala::id::{ClientId, NoClientId, TerminalId};
-use wakala::session::{NoTemplate, Rights, Template, Templates, Version};
+use wakala::session::{Closed, Granted, NoTemplate, Rights, Template, Templates, Version};
 use wakala::time::Time;
 use wakala::token;
 
@@ -371,7 +371,7 @@ impl Inner {
 
 /// What guests may do of whom nothing else is said.
 struct Guests {
-    closed: Arc<[ByteString]>,
+    closed: Arc<Closed>,
     templates: Templates,
     templates_max: usize,
     /// The templates grant every topic.
@@ -391,7 +391,7 @@ impl Guests {
     fn new(open: &router::Options) -> Self {
         let usual = router::Options::default();
         Self {
-            closed: open.closed.iter().map(|topic| topic.clone().into()).collect(),
+            closed: Arc::new(open.closed.iter().map(|topic| topic.clone().into()).collect()),
             templates: Templates { publish: open.publish.clone(), subscribe: open.subscribe.clone() },
             templates_max: open.templates_max,
             all: (&open.publish, &open.subscribe) == (&usual.publish, &usual.subscribe),
@@ -422,13 +422,13 @@ impl Guests {
     ) -> Rights {
         let closed = Arc::clone(&self.closed);
         if self.all && publish.is_none() && subscribe.is_none() {
-            return Rights::Open { closed };
+            return Rights::Open(closed);
         }
         let templates = Templates {
             publish: publish.unwrap_or(&self.templates.publish).to_vec(),
             subscribe: subscribe.unwrap_or(&self.templates.subscribe).to_vec(),
         };
-        Rights::Granted { closed, grants: Arc::new(templates.fill(client.as_str(), user)) }
+        Rights::Granted(Arc::new(Granted { closed, grants: templates.fill(client.as_str(), user) }))
     }
 }
 

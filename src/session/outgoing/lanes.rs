@@ -50,7 +50,7 @@ impl Lanes {
                 messages: lane(Some(Box::new(messages_topic(client))), None),
             },
             // What was queued for a subscription goes out, also when that has ended (3.10.4).
-            Rights::Open { .. } | Rights::Granted { .. } => {
+            Rights::Open(_) | Rights::Granted(_) => {
                 Self { receipts: lane(None, None), messages: lane(None, Some((QoS::ExactlyOnce, None))) }
             }
         }

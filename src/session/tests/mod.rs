@@ -62,7 +62,7 @@ fn client() -> ClientId {
 }
 
 fn open() -> Rights {
-    Rights::Open { closed: Arc::from([ByteString::from_static("closed")]) }
+    Rights::Open(Arc::new(vec![ByteString::from_static("closed")]))
 }
 
 fn at(seconds: i64) -> Time {

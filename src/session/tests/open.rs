@@ -182,7 +182,7 @@ fn what_fits_is_what_the_codec_writes() {
 fn granted(templates: &[&str]) -> Rights {
     let templates: Vec<Template> = templates.iter().map(|text| Template::new(text).expect("a template")).collect();
     let grants = Templates { publish: templates.clone(), subscribe: templates }.fill("T1", None);
-    Rights::Granted { closed: Arc::from([ByteString::from_static("closed")]), grants: Arc::new(grants) }
+    Rights::Granted(Arc::new(Granted { closed: Arc::new(vec![ByteString::from_static("closed")]), grants }))
 }
 
 #[test]
