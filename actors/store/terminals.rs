@@ -1,6 +1,8 @@
 //! Enrolled terminals. Enrolment makes all that a terminal will be looked for in: its row, its session (so that a
 //! receipt always finds its queue) and its agent's float.
 
+use std::collections::BTreeMap;
+
 use sea_orm::sqlx::postgres::PgRow;
 use sea_orm::sqlx::{self, Row as _};
 use time::OffsetDateTime;
@@ -11,6 +13,7 @@ use wakala::money::Currency;
 use wakala::time::Time;
 
 use super::bans::{self, NewBan, Whom};
+use super::batch::Batcher;
 use super::{Error, Store, accounts, time_of, timestamp};
 
 /// A terminal, as it is enrolled.
@@ -48,6 +51,17 @@ pub struct Blocked {
     pub at: Time,
     pub why: String,
 }
+
+/// By what a terminal is known that connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sought {
+    Name(TerminalId),
+    /// SHA-256 over its certificate in DER.
+    Certificate([u8; 32]),
+}
+
+/// Looks terminals up. In a storm thousands come at once, and each would want a connection to the database.
+pub type Lookups = Batcher<Sought, Option<Terminal>>;
 
 /// What became of an enrolment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,24 +198,53 @@ impl Store {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn terminal(&self, id: &TerminalId) -> Result<Option<Terminal>, Error> {
-        let id = id.clone();
-        self.run(move |db| async move {
-            let text = format!("select {COLUMNS} from {FROM} where t.id = $1");
-            let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(id.as_str());
-            query.fetch_optional(db.get_postgres_connection_pool()).await?.as_ref().map(of_row).transpose()
-        })
-        .await
+        Ok(self.look_up(vec![Sought::Name(id.clone())]).await?.pop().flatten())
     }
 
-    /// The terminal that is enrolled with the certificate of this SHA-256.
+    /// A batcher that looks terminals up as they come: at most `room` wait, at most `max` are looked up at once.
+    #[must_use]
+    pub fn lookups(&self, room: usize, max: usize) -> Lookups {
+        let store = self.clone();
+        Batcher::new(self.handle(), room, max, move |sought| {
+            let store = store.clone();
+            async move { store.look_up(sought).await }
+        })
+    }
+
+    /// Terminals in the order in which they are sought.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn terminal_by_certificate(&self, sha256: [u8; 32]) -> Result<Option<Terminal>, Error> {
+    pub async fn look_up(&self, sought: Vec<Sought>) -> Result<Vec<Option<Terminal>>, Error> {
         self.run(move |db| async move {
-            let text = format!("select {COLUMNS} from {FROM} where certificate_sha256 = $1");
-            let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(sha256.to_vec());
-            query.fetch_optional(db.get_postgres_connection_pool()).await?.as_ref().map(of_row).transpose()
+            let (mut names, mut digests) = (Vec::new(), Vec::new());
+            for each in &sought {
+                match each {
+                    Sought::Name(id) => names.push(id.as_str().to_owned()),
+                    Sought::Certificate(sha256) => digests.push(sha256.to_vec()),
+                }
+            }
+            let pool = db.get_postgres_connection_pool();
+            let (mut by_name, mut by_certificate) = (BTreeMap::new(), BTreeMap::new());
+            if !names.is_empty() {
+                let text = format!("select {COLUMNS} from {FROM} where t.id = any($1)");
+                for row in sqlx::query(sqlx::AssertSqlSafe(text)).bind(names).fetch_all(pool).await? {
+                    let terminal = of_row(&row)?;
+                    by_name.insert(terminal.id.clone(), terminal);
+                }
+            }
+            if !digests.is_empty() {
+                let text = format!("select {COLUMNS} from {FROM} where certificate_sha256 = any($1)");
+                for row in sqlx::query(sqlx::AssertSqlSafe(text)).bind(digests).fetch_all(pool).await? {
+                    let terminal = of_row(&row)?;
+                    by_certificate.extend(terminal.certificate_sha256.map(|sha256| (sha256, terminal)));
+                }
+            }
+            let found = |each: Sought| match each {
+                Sought::Name(id) => by_name.get(&id).cloned(),
+                Sought::Certificate(sha256) => by_certificate.get(&sha256).cloned(),
+            };
+            Ok(sought.into_iter().map(found).collect())
         })
         .await
     }

@@ -8,7 +8,7 @@ use wakala::partition::Event;
 use wakala::receipt::{Reason, Stage};
 use wakala::transaction::{CoreAnswer, State};
 use wakala_node::store::partitions::Hint;
-use wakala_node::store::terminals::{Enrolment, Terminal};
+use wakala_node::store::terminals::{Enrolment, Sought, Terminal};
 use wakala_node::store::{Error, Options, Store};
 use wakala_system_tests::{Database, Desk, agent, core, deposit, now, terminal, withdrawal};
 
@@ -343,8 +343,11 @@ async fn a_terminal_is_enrolled_once_blocked_and_found() {
     assert_eq!(store.enrol_terminal(two.clone(), Currency::TZS).await, Ok(Enrolment::Done));
 
     assert_eq!(store.terminal(&one.id).await, Ok(Some(one.clone())));
-    assert_eq!(store.terminal_by_certificate([5; 32]).await, Ok(Some(one.clone())));
-    assert_eq!(store.terminal_by_certificate([6; 32]).await, Ok(None));
+    assert_eq!(
+        store.look_up(vec![Sought::Certificate([5; 32]), Sought::Name(one.id.clone())]).await,
+        Ok(vec![Some(one.clone()), Some(one.clone())])
+    );
+    assert_eq!(store.look_up(vec![Sought::Certificate([6; 32])]).await, Ok(vec![None]));
     assert_eq!(store.terminals(None, 10).await, Ok(vec![one.clone(), two.clone()]));
     assert_eq!(store.terminals(Some(&one.id), 10).await, Ok(vec![two]));
     let at = now();

@@ -39,7 +39,7 @@ use super::tls::{self, Handshake, Papers};
 use crate::router;
 use crate::session::lease::{Lease, calendar};
 use crate::sessions::Sessions;
-use crate::store::terminals::Terminal;
+use crate::store::terminals::{Lookups, Sought, Terminal};
 
 pub use faults::faults;
 pub use hook::Options as HookOptions;
@@ -68,8 +68,12 @@ pub(super) enum Bearer {
 #[derive(Clone)]
 pub(super) struct Identity(Arc<Inner>);
 
+/// Terminals that are looked up in one query.
+const LOOKED_UP_AT_ONCE: usize = 256;
+
 struct Inner {
     sessions: Sessions,
+    lookups: Lookups,
     passwords: Passwords,
     tokens: Option<Tokens>,
     hook: Option<Hook>,
@@ -143,6 +147,7 @@ impl Identity {
             hook: hook.transpose()?,
             anonymous: open.anonymous,
             guests: open.is_open().then(|| Guests::new(open)),
+            lookups: sessions.store().lookups(options.strangers_max, LOOKED_UP_AT_ONCE),
             sessions: sessions.clone(),
         })))
     }
@@ -223,7 +228,7 @@ impl Identity {
 impl Inner {
     async fn enrolled(&self, name: &str) -> Result<Option<Terminal>, Refusal> {
         match TerminalId::new(name) {
-            Ok(id) => self.sessions.store().terminal(&id).await.map_err(away),
+            Ok(id) => self.lookups.submit(Sought::Name(id)).await.map_err(away),
             Err(_) => Ok(None),
         }
     }
@@ -263,7 +268,7 @@ impl Inner {
             tracing::info!(why = objection.text(), "a certificate was not taken");
             Refusal::NotAuthorized
         })?;
-        let terminal = self.sessions.store().terminal_by_certificate(tls::fingerprint(certificate)).await;
+        let terminal = self.lookups.submit(Sought::Certificate(tls::fingerprint(certificate))).await;
         Ok((terminal.map_err(away)?, papers))
     }
 
