@@ -15,7 +15,6 @@ mod settled;
 mod socket;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 use std::task::Waker;
@@ -34,7 +33,7 @@ use wakala::time::Time;
 
 use self::counted::Counted;
 use self::frames::{Frames, Outbound};
-use self::inbox::{Arrival, Inbox};
+use self::inbox::{Arrivals, Inbox};
 use self::socket::Ear;
 use crate::sessions::{Sessions, Vouch};
 use crate::store::Error;
@@ -56,7 +55,7 @@ pub struct Session {
     frames: Counted<Frames>,
     inbox: Arc<Inbox>,
     /// Taken from the inbox, and what was retained for a new subscription. None when there is nothing.
-    arrivals: Option<Box<VecDeque<Arrival>>>,
+    arrivals: Option<Arrivals>,
     /// A DISCONNECT is the last packet: the socket is closed a little later, so that the client can read it.
     lingers: bool,
     /// The socket is left unread while the twin is full.
@@ -113,7 +112,7 @@ impl Session {
     ) -> (Addr<Self>, Arc<Inbox>) {
         let (registry, client) = (sessions.clone(), twin.client().clone());
         let link = Link::new(move |exit: Exit| registry.exited(&client, epoch, &exit));
-        let inbox = Arc::new(Inbox::new(sessions.limits().direct_max.get().into()));
+        let inbox = Arc::new(Inbox::new(sessions.limits()));
         let session = Self {
             willed: twin.terms().will.is_some(),
             twin,

@@ -16,7 +16,7 @@ mod presence;
 mod wills;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,8 @@ pub struct Options {
     pub unreleased_max: NonZeroU16,
     /// Messages for one client whose session ends with its connection that may wait for it; more are dropped.
     pub direct_max: NonZeroU16,
+    /// Bytes of their topics and payloads that may wait, in each of the two places where they do.
+    pub direct_bytes_max: NonZeroU32,
     /// Subscriptions of one client; more are refused.
     pub subscriptions_max: NonZeroU16,
     /// Topic aliases of one connection, in each direction (MQTT 5: Topic Alias Maximum).
@@ -131,6 +133,7 @@ impl Default for Options {
             outbound_max: count(16),
             unreleased_max: count(1000),
             direct_max: count(1000),
+            direct_bytes_max: NonZeroU32::MIN.saturating_add(16 * 1024 * 1024 - 1),
             subscriptions_max: count(1000),
             topic_alias_max: 16,
             admitting_max: count(1),
@@ -155,7 +158,7 @@ impl Default for Options {
 }
 
 impl Options {
-    fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         Limits {
             keep_alive_max: self.keep_alive_max,
             session_expiry_max: self.session_expiry_max,
@@ -164,6 +167,7 @@ impl Options {
             outbound_max: self.outbound_max,
             unreleased_max: self.unreleased_max,
             direct_max: self.direct_max,
+            direct_bytes_max: self.direct_bytes_max,
             subscriptions_max: self.subscriptions_max,
             topic_alias_max: self.topic_alias_max,
             admitting_max: self.admitting_max,

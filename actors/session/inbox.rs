@@ -8,18 +8,21 @@ use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use wakala::session::{Addressed, What};
+use wakala::session::{Addressed, Limits, What};
 
 /// Filled from any thread, emptied by the session.
 #[derive(Debug)]
 pub struct Inbox {
     max: usize,
+    bytes_max: u32,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     arrived: VecDeque<Arrival>,
+    /// Of their topics and payloads.
+    bytes: u32,
     /// There are rows of which nothing arrived.
     look: bool,
     waiting: Option<Waker>,
@@ -34,22 +37,31 @@ pub enum Arrival {
     Row(i64, What),
 }
 
+/// What was taken. Boxed, for an empty one is four words, and most sessions have taken nothing.
+pub(super) type Arrivals = Box<VecDeque<Arrival>>;
+
 impl Inbox {
-    /// One that holds at most `max`.
+    /// One that holds as much as may wait for a client, by number and by bytes.
     #[must_use]
-    pub fn new(max: usize) -> Self {
-        Self { max, state: Mutex::default() }
+    pub fn new(limits: &Limits) -> Self {
+        let (max, bytes_max) = (limits.direct_max.get().into(), limits.direct_bytes_max.get());
+        Self { max, bytes_max, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn has_room(&self, state: &State) -> bool {
+        state.arrived.len() < self.max && state.bytes < self.bytes_max
+    }
+
     /// False when there is no room for it.
     pub fn hand(&self, message: Addressed) -> bool {
         let mut state = self.state();
-        let room = state.arrived.len() < self.max;
+        let room = self.has_room(&state);
         if room {
+            state.bytes = state.bytes.saturating_add(message.bytes());
             state.arrived.push_back(Arrival::Message(message));
         }
         wake(state);
@@ -59,7 +71,8 @@ impl Inbox {
     /// Where there is no room the session reads the row from the database: nothing is lost.
     pub fn queued(&self, seq: i64, what: What) {
         let mut state = self.state();
-        if state.arrived.len() < self.max {
+        if self.has_room(&state) {
+            state.bytes = state.bytes.saturating_add(what.bytes());
             state.arrived.push_back(Arrival::Row(seq, what));
         } else {
             state.look = true;
@@ -75,10 +88,11 @@ impl Inbox {
 
     /// What arrived, in the place of what was taken before, all of which is done with. True when there are rows besides.
     /// When nothing arrived, `waker` is woken as soon as something does.
-    pub(super) fn take(&self, arrivals: &mut Option<Box<VecDeque<Arrival>>>, waker: &Waker) -> bool {
+    pub(super) fn take(&self, arrivals: &mut Option<Arrivals>, waker: &Waker) -> bool {
         let mut state = self.state();
         let look = mem::take(&mut state.look);
         if !state.arrived.is_empty() {
+            state.bytes = 0;
             mem::swap(&mut state.arrived, arrivals.get_or_insert_default());
         } else if !look {
             // An idle session keeps no buffers.
@@ -106,6 +120,7 @@ fn wake(mut state: MutexGuard<'_, State>) {
 
 #[cfg(test)]
 mod tests {
+    use std::num::{NonZeroU16, NonZeroU32};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
@@ -123,13 +138,34 @@ mod tests {
         }
     }
 
+    fn limits(number: u16, bytes: u32) -> Limits {
+        Limits {
+            direct_max: NonZeroU16::new(number).expect("not zero"),
+            direct_bytes_max: NonZeroU32::new(bytes).expect("not zero"),
+            ..crate::sessions::Options::default().limits()
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_by_bytes_has_no_room_either() {
+        let (inbox, mut taken) = (Inbox::new(&limits(8, 10)), None);
+        let receipt = |bytes| What::Receipt(Bytes::from(vec![0; bytes]));
+        inbox.queued(1, receipt(9));
+        inbox.queued(2, receipt(9));
+        inbox.queued(3, receipt(1));
+        assert!(inbox.take(&mut taken, Waker::noop()), "the third is to be looked for");
+        assert_eq!(taken.take().map_or(0, |taken| taken.len()), 2);
+        inbox.queued(4, receipt(1));
+        assert!(!inbox.take(&mut taken, Waker::noop()) && taken.is_some_and(|taken| taken.len() == 1));
+    }
+
     fn row(seq: i64) -> (i64, What) {
         (seq, What::Receipt(Bytes::new()))
     }
 
     #[test]
     fn many_arrivals_wake_once_and_come_in_order() {
-        let (inbox, woken, mut taken) = (Inbox::new(8), Arc::<Woken>::default(), None);
+        let (inbox, woken, mut taken) = (Inbox::new(&limits(8, 100)), Arc::<Woken>::default(), None);
         let waker = Waker::from(Arc::clone(&woken));
         assert!(!inbox.take(&mut taken, &waker) && taken.is_none());
         for seq in 1..=3 {
@@ -147,7 +183,7 @@ mod tests {
 
     #[test]
     fn rows_without_room_are_looked_for_and_messages_without_room_are_refused() {
-        let (inbox, mut taken) = (Inbox::new(1), None);
+        let (inbox, mut taken) = (Inbox::new(&limits(1, 100)), None);
         for seq in 1..=2 {
             let (seq, what) = row(seq);
             inbox.queued(seq, what);

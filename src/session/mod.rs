@@ -21,6 +21,7 @@ pub mod connect;
 mod elsewhere;
 mod incoming;
 pub mod lift;
+mod limits;
 mod outgoing;
 pub mod pace;
 pub mod redacted;
@@ -34,7 +35,6 @@ mod tests;
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec as mqtt;
@@ -47,9 +47,10 @@ use crate::time::Time;
 use connect::Terms;
 pub use elsewhere::Elsewhere;
 use incoming::{Incoming, Work};
+pub use limits::Limits;
 use outgoing::Outgoing;
 pub use outgoing::{Addressed, Beyond, Delivery, Settled, What, packet_id, payload_bytes_max};
-use pace::{Pace, Pacer};
+use pace::Pacer;
 use rights::Target;
 pub use rights::{Closed, Granted, Grants, NoTemplate, Rights, TEMPLATE_MAX, Template, Templates};
 pub use sizes::Sizes;
@@ -64,38 +65,6 @@ pub enum Version {
     V3,
     /// MQTT 5, protocol level 5.
     V5,
-}
-
-/// What a session may take, each with its unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The longest keep-alive; a client that asks for more, or for none, has this one.
-    pub keep_alive_max: Duration,
-    /// The longest time that a session outlives its connection.
-    pub session_expiry_max: Duration,
-    /// The largest packet that is taken, in bytes.
-    pub packet_bytes_max: u32,
-    /// Publishes of a client that may wait to be durable (Receive Maximum).
-    pub inbound_max: NonZeroU16,
-    /// Publishes of a 3.1.1 client at QoS 1 and 2 that may be incomplete; more end the connection. That version has no
-    /// Receive Maximum to say so.
-    pub unreleased_max: NonZeroU16,
-    /// Publishes to a client that may wait for its PUBACK or PUBCOMP; a client's own Receive Maximum may be less.
-    pub outbound_max: NonZeroU16,
-    /// Requests of one client on their way into the log at once; with 1 they enter it in the order of arrival.
-    pub admitting_max: NonZeroU16,
-    /// Messages above QoS 0 for a client whose session ends with its connection that may wait for it; more are dropped.
-    pub direct_max: NonZeroU16,
-    /// Subscriptions of one client; more are refused.
-    pub subscriptions_max: NonZeroU16,
-    /// Topic aliases in each direction (Topic Alias Maximum).
-    pub topic_alias_max: u16,
-    /// Deliveries that a session keeps in memory; the rest stay in the database.
-    pub page: NonZeroU16,
-    /// How long a client may leave every delivery unacknowledged before the connection is given up.
-    pub ack_within: Duration,
-    /// How fast a client may publish.
-    pub pace: Pace,
 }
 
 /// A session as the database gave it when the connection opened it.
@@ -235,6 +204,7 @@ pub struct Session {
     subscriptions: Vec<Subscription>,
     limits: Arc<Limits>,
     /// SUBSCRIBE and UNSUBSCRIBE packets whose changes are not durable yet, oldest first. Made when there is one.
+    #[expect(clippy::box_collection, reason = "an empty one is four words, and there is seldom any")]
     pending: Option<Box<VecDeque<Pending>>>,
     pacer: Pacer,
     heard: Time,

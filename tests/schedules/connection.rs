@@ -29,6 +29,7 @@ pub(crate) fn limits(small: bool) -> Limits {
         outbound_max: choose(2, 16),
         admitting_max: choose(1, 4),
         direct_max: choose(3, 32),
+        direct_bytes_max: NonZeroU32::MAX,
         subscriptions_max: choose(3, 8),
         topic_alias_max: if small { 1 } else { 10 },
         page: choose(4, 32),

@@ -58,11 +58,8 @@ struct World {
 pub(crate) fn play(bytes: &[u8]) -> Tally {
     let mut bytes = Bytes(bytes);
     let Some(first) = bytes.byte() else { return Tally::default() };
-    let rights = if first & 1 == 0 {
-        Rights::Terminal
-    } else {
-        Rights::Open { closed: Arc::from([ByteString::from_static("closed")]) }
-    };
+    let rights =
+        if first & 1 == 0 { Rights::Terminal } else { Rights::Open(Arc::new(vec![ByteString::from_static("closed")])) };
     let mut world = World {
         rights,
         limits: limits(first & 2 == 0),

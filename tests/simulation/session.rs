@@ -2,7 +2,7 @@
 //! without their sockets.
 
 use std::collections::VecDeque;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +71,7 @@ pub(crate) const LIMITS: Limits = Limits {
     admitting_max: count(1),
     unreleased_max: count(3),
     direct_max: count(1),
+    direct_bytes_max: NonZeroU32::MAX,
     subscriptions_max: count(2),
     topic_alias_max: 0,
     page: count(3),

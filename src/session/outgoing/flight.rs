@@ -124,7 +124,10 @@ impl Outgoing {
     fn remove(&mut self, place: usize) -> Option<Queued> {
         let queued = self.queue.remove(place)?;
         self.in_flight -= u16::from(queued.state.in_flight());
-        self.direct -= u16::from(queued.place == Place::Direct);
+        if queued.place == Place::Direct {
+            self.direct -= 1;
+            self.direct_bytes = self.direct_bytes.saturating_sub(queued.what.bytes());
+        }
         if self.queue.is_empty() && self.queue.capacity() > 8 {
             self.queue = std::collections::VecDeque::new();
         }

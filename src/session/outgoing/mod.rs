@@ -56,6 +56,25 @@ pub struct Addressed {
     pub identifiers: Vec<NonZeroU32>,
 }
 
+impl Addressed {
+    /// Of its topic and payload.
+    #[must_use]
+    pub fn bytes(&self) -> u32 {
+        u32::try_from(self.message.topic.len() + self.message.payload.len()).unwrap_or(u32::MAX)
+    }
+}
+
+impl What {
+    /// Of its topic and payload, or of the receipt.
+    #[must_use]
+    pub fn bytes(&self) -> u32 {
+        match self {
+            Self::Receipt(receipt) => u32::try_from(receipt.len()).unwrap_or(u32::MAX),
+            Self::Message(addressed) => addressed.bytes(),
+        }
+    }
+}
+
 /// The packet identifier of a row. It follows from the row's place, so that a resend carries the original one
 /// [MQTT-4.4.0-1] although nothing was written when the row was sent.
 #[must_use]
@@ -87,6 +106,8 @@ pub(super) struct Outgoing {
     direct_id: u16,
     /// How many in the queue came directly.
     direct: u16,
+    /// Of their topics and payloads.
+    direct_bytes: u32,
     settled: Settled,
     aliases: Told,
     in_flight: u16,
@@ -184,6 +205,7 @@ impl Outgoing {
             sent_to,
             direct_id: u16::MAX,
             direct: 0,
+            direct_bytes: 0,
             settled: Settled::default(),
             aliases: Told::new(terms.topic_alias_max.min(limits.topic_alias_max)),
             in_flight: 0,
@@ -273,7 +295,7 @@ impl Outgoing {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.direct < self.limits.direct_max.get()
+        self.direct < self.limits.direct_max.get() && self.direct_bytes < self.limits.direct_bytes_max.get()
     }
 
     /// A message that is not stored.
@@ -283,6 +305,7 @@ impl Outgoing {
             self.send_at_most_once(&addressed, effects);
         } else if self.has_room() {
             self.direct += 1;
+            self.direct_bytes = self.direct_bytes.saturating_add(addressed.bytes());
             self.queue.push_back(Queued {
                 place: Place::Direct,
                 what: What::Message(addressed),

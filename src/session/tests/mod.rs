@@ -11,11 +11,13 @@ mod pair;
 mod room;
 
 use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
 
 use ntex_mqtt::v5::codec::{
     Connect, ConnectAckReason, Publish, PublishAck, Subscribe, SubscribeAckReason, SubscriptionOptions, Unsubscribe,
 };
 
+use super::pace::Pace;
 use super::*;
 
 fn limits() -> Limits {
@@ -29,6 +31,7 @@ fn limits() -> Limits {
         outbound_max: count(3),
         admitting_max: count(2),
         direct_max: count(4),
+        direct_bytes_max: NonZeroU32::new(8192).expect("not zero"),
         subscriptions_max: count(3),
         topic_alias_max: 2,
         page: count(8),

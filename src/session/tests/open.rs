@@ -178,6 +178,24 @@ fn what_fits_is_what_the_codec_writes() {
     }
 }
 
+/// 8,192 bytes may wait here, and whoever has fewer takes one more.
+#[test]
+fn what_waits_for_it_is_bounded_by_bytes_too() {
+    let mut session = connected(Version::V5, &asked(true));
+    let large = "x".repeat(5_000).leak();
+    let mut comes = |event| {
+        let told = told(&handle(&mut session, event, 1));
+        told.iter().map(|told| told.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    let another = || for_it("t", QoS::AtLeastOnce, large);
+    assert_eq!(comes(another()), ["publish t 32768"]);
+    assert_eq!(comes(another()), ["publish t 32769"]);
+    assert_eq!(comes(another()), ["dropped"]);
+    comes(puback(32_768));
+    assert_eq!(comes(another()), ["publish t 32770"]);
+    assert_eq!(comes(for_it("t", QoS::AtMostOnce, large)), ["publish t 0"], "it waits for nothing");
+}
+
 /// What a client may do to whom this is granted for both, on a broker where `closed` is closed.
 fn granted(templates: &[&str]) -> Rights {
     let templates: Vec<Template> = templates.iter().map(|text| Template::new(text).expect("a template")).collect();
