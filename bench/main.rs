@@ -7,6 +7,7 @@ mod process;
 mod report;
 mod table;
 mod tls;
+mod token;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -69,6 +70,9 @@ struct Options {
     /// Connect by TLS: the folder that `certificates` made
     #[arg(long, value_name = "FOLDER", global = true)]
     tls: Option<PathBuf>,
+    /// Bear tokens (HS256) that this secret signs, in `storm`
+    #[arg(long, value_name = "FILE", global = true)]
+    token_secret: Option<PathBuf>,
     /// Show a client certificate
     #[arg(long, requires = "tls", global = true)]
     mutual: bool,
@@ -202,6 +206,7 @@ fn run(options: &Options, load: &Load) -> Result<Option<Report>> {
     let setting = Setting {
         target: SocketAddr::from(([127, 0, 0, 1], options.port)),
         tls: options.tls.as_deref().map(|folder| Tls::new(folder, options.mutual)).transpose()?,
+        secret: options.token_secret.as_deref().map(token::read_secret).transpose()?,
         pids: options.pid.clone(),
         warm_up: seconds(options.warm_up)?,
         measured: seconds(options.seconds)?,

@@ -14,14 +14,19 @@ pub(crate) fn kind(first: u8) -> u8 {
     first & 0xF0
 }
 
-pub(crate) fn connect(client_id: &str, clean: bool) -> Vec<u8> {
+pub(crate) fn connect(client_id: &str, clean: bool, password: Option<&str>) -> Vec<u8> {
     let mut body = Vec::with_capacity(16 + client_id.len());
     string(&mut body, "MQTT");
     body.push(4);
-    body.push(if clean { 0x02 } else { 0x00 });
+    // MQTT 3.1.1 has no password without a user name [MQTT-3.1.2-22].
+    body.push(if clean { 0x02 } else { 0x00 } | if password.is_some() { 0xC0 } else { 0x00 });
     // Longer than any measurement: pings would be noise.
     body.extend_from_slice(&3600_u16.to_be_bytes());
     string(&mut body, client_id);
+    if let Some(password) = password {
+        string(&mut body, client_id);
+        string(&mut body, password);
+    }
     framed(0x10, &body)
 }
 
@@ -175,7 +180,8 @@ mod tests {
     fn connect_and_subscribe_are_the_standards() {
         let mut expected = vec![0x10, 13, 0, 4];
         expected.extend_from_slice(b"MQTT\x04\x02\x0e\x10\x00\x01a");
-        assert_eq!(connect("a", true), expected);
+        assert_eq!(connect("a", true, None), expected);
+        assert_eq!(&connect("a", false, Some("b"))[9..], b"\xc0\x0e\x10\x00\x01a\x00\x01a\x00\x01b");
         assert_eq!(subscribe("a/b", 1), b"\x82\x08\x00\x01\x00\x03a/b\x01");
     }
 }

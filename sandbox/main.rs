@@ -94,7 +94,7 @@ struct Run {
     /// How the core speaks ISO 8583
     #[arg(long, value_name = "FILE", default_value = "config/banks/sandbox.toml")]
     dialect: PathBuf,
-    /// Where configuration, keys, the node's log and the core's journal go
+    /// Where configuration, keys, the node's log, the core's journal and what each transaction took (times.csv) go
     #[arg(long, value_name = "FOLDER", default_value = "var/sandbox")]
     folder: PathBuf,
     /// Where what is secret goes: the master key, and a list for scan

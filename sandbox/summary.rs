@@ -1,6 +1,7 @@
 //! A run in one line.
 
-use std::time::Duration;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use wakala::wire::Outcome;
@@ -90,6 +91,24 @@ impl Summary {
     pub fn with(self, extra: Extra) -> Self {
         Self { extra, ..self }
     }
+}
+
+/// When each request was first sent, in milliseconds since 1970, and how many its receipt took: one line each, for whoever
+/// asks how it was at some moment of the run.
+#[must_use]
+pub fn times(terminals: &[&Terminal]) -> String {
+    let (now, today) = (Instant::now(), SystemTime::now());
+    let mut lines = String::from("sent_ms,took_ms\n");
+    for terminal in terminals {
+        for sent in &terminal.flash.lock().requests {
+            let (Some(first), Some(took)) = (sent.first_sent, sent.took()) else { continue };
+            let at = today.checked_sub(now.duration_since(first)).and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            let at = at.unwrap_or_default().as_millis();
+            // Into a text it does not fail.
+            let _ = writeln!(lines, "{at},{}", rounded(took.as_secs_f64() * 1000.0));
+        }
+    }
+    lines
 }
 
 /// In milliseconds; 0 of nothing.

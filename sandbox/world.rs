@@ -35,7 +35,7 @@ use crate::records::{self, Records, Watch};
 use crate::screen::Screen;
 use crate::secrets::Secrets;
 use crate::settings::{Choice, Settings, connector};
-use crate::summary::{Extra, Summary};
+use crate::summary::{self, Extra, Summary};
 use crate::terminal::{Patience, Server, Terminal, Told};
 
 /// What a run is.
@@ -371,6 +371,8 @@ impl World {
         let evidence = Evidence { terminals: &terminals, core: &core, records: &records, broken: options.death };
         let mut violations = auditor::audit(&evidence);
         violations.extend(self.watch.faults.iter().map(|fault| Violation { invariant: "I7", evidence: fault.clone() }));
+        let times = options.folder.join("times.csv");
+        std::fs::write(&times, summary::times(&terminals)).with_context(|| times.display().to_string())?;
         let summary = Summary::of(&terminals, &records, took, ledger.is_ok(), interrupted).with(Extra {
             seed: options.seed,
             bytes_up: self.links.iter().map(|link| link.counts().up_bytes.load(Ordering::Relaxed)).sum(),

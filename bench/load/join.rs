@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use super::{Setting, finish};
 use crate::links::{Links, Play};
 use crate::packets::{self, CONNACK, SUBACK};
+use crate::token::token;
 
 /// Clients that connect at the same time while a load is being prepared: below the listen backlog of any broker (Mosquitto's
 /// is 100).
@@ -19,11 +20,17 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn clean(id: &str) -> Self {
-        Self { connect: packets::connect(id, true), subscribe: None }
+        Self { connect: packets::connect(id, true, None), subscribe: None }
     }
 
     pub(crate) fn persistent(id: &str) -> Self {
-        Self { connect: packets::connect(id, false), subscribe: None }
+        Self { connect: packets::connect(id, false, None), subscribe: None }
+    }
+
+    /// With a token as its password, where the broker asks for one.
+    pub(crate) fn known(setting: &Setting, id: &str, clean: bool) -> Self {
+        let token = setting.secret.as_ref().map(|secret| token(secret, id));
+        Self { connect: packets::connect(id, clean, token.as_deref()), subscribe: None }
     }
 
     pub(crate) fn subscribing(self, filter: &str, qos: u8) -> Self {

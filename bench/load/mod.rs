@@ -22,6 +22,8 @@ use crate::tls::Tls;
 pub(crate) struct Setting {
     pub(crate) target: SocketAddr,
     pub(crate) tls: Option<Tls>,
+    /// Of the tokens that clients bear, where the load has them bear any.
+    pub(crate) secret: Option<ring::hmac::Key>,
     /// The broker's processes.
     pub(crate) pids: Vec<u32>,
     pub(crate) warm_up: Duration,

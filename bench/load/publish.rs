@@ -151,6 +151,7 @@ mod tests {
         let setting = Setting {
             target,
             tls: None,
+            secret: None,
             pids: Vec::new(),
             warm_up: Duration::ZERO,
             measured: Duration::from_millis(300),

@@ -2,7 +2,7 @@
 //! while one that was not cut goes on with its business.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
@@ -26,17 +26,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(setting: &Setting, terminals: usize, calm: Duration) -> Result<Report> {
     let pid = super::memory::broker(setting)?;
-    let mut clients: Vec<Client> =
-        (0..terminals).map(|n| Client::persistent(&format!("bench-w{n}")).subscribing(&format!("w/{n}"), 1)).collect();
+    let mut clients: Vec<Client> = (0..terminals)
+        .map(|n| Client::known(setting, &format!("bench-w{n}"), false).subscribing(&format!("w/{n}"), 1))
+        .collect();
     // The last one is not cut.
-    clients.push(Client::clean("bench-probe").subscribing("w/probe", 1));
+    clients.push(Client::known(setting, "bench-probe", true).subscribing("w/probe", 1));
     let mut links = setting.links(clients.len())?;
     join(&mut links, &clients, setting)?;
     let mut storm = Storm::new(clients, setting.size)?;
     go_on(&mut links, &mut storm, calm)?;
     let calm = std::mem::replace(&mut storm.probe.times, histogram()?);
     let (before, meter) = (Memory::of(pid)?, Meter::start(&setting.pids));
-    let cut = Instant::now();
+    let (cut, cut_at) = (Instant::now(), SystemTime::now());
     (0..terminals).for_each(|at| links.cut(at));
     storm.to_open = (0..terminals).map(|at| (at, cut)).collect();
     let all = finish(&mut links, &mut storm, setting.patience, |storm| storm.back == terminals)?;
@@ -52,6 +53,7 @@ pub(crate) fn run(setting: &Setting, terminals: usize, calm: Duration) -> Result
     Ok(Report::new(rounded(seconds), "s")
         .with("terminals", terminals)
         .with("failures", storm.failures)
+        .with("cut_at_s", cut_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
         .with("p50_ms", milliseconds(&storm.times, 0.5))
         .with("p99_ms", milliseconds(&storm.times, 0.99))
         .with("other_before", probe(&calm))
@@ -210,9 +212,9 @@ impl Play for Storm {
         Ok(())
     }
 
-    /// epoll waits whole milliseconds, and the probe's time is to be the broker's.
+    /// The probe is sent up to a millisecond late. Looking all the time would take the processor from whom the broker works with.
     fn wait(&self) -> Duration {
-        Duration::ZERO
+        Duration::from_millis(1)
     }
 
     fn turned(&mut self, links: &mut Links) -> Result<()> {
