@@ -14,7 +14,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Error;
+use super::{Error, Store};
 use crate::metrics::Batch;
 
 type Commit<T, R> = Box<dyn FnMut(Vec<T>) -> Pin<Box<dyn Future<Output = Result<Vec<R>, Error>> + Send>> + Send>;
@@ -67,6 +67,20 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         let gone = || Error::Away("nobody commits any more".to_owned());
         self.queue.send((thing, told)).await.map_err(|_| gone())?;
         hears.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+impl Store {
+    /// Batches of this store's work, of at most `max`; at most `room` wait.
+    pub(super) fn batches<T, R, W, F>(&self, room: usize, max: usize, work: W) -> Batcher<T, R>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+        W: Fn(Self, Vec<T>) -> F + Send + 'static,
+        F: Future<Output = Result<Vec<R>, Error>> + Send + 'static,
+    {
+        let store = self.clone();
+        Batcher::new(self.handle(), room, max, move |batch| work(store.clone(), batch))
     }
 }
 

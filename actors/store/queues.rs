@@ -33,11 +33,7 @@ impl Store {
     /// A batcher that reads pages: at most `room` wait, at most `max` are read at once.
     #[must_use]
     pub fn pages(&self, room: usize, max: usize) -> Pages {
-        let store = self.clone();
-        Batcher::new(self.handle(), room, max, move |wanted| {
-            let store = store.clone();
-            async move { store.queued(wanted).await }
-        })
+        self.batches(room, max, |store, wanted| async move { store.queued(wanted).await })
     }
 
     /// What is queued for each of these clients beyond their places, in order.

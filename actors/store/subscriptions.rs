@@ -23,11 +23,7 @@ impl Store {
     /// A batcher for changes: at most `room` wait, at most `max` go into one commit.
     #[must_use]
     pub fn changes(&self, room: usize, max: usize) -> Changes {
-        let store = self.clone();
-        Batcher::new(self.handle(), room, max, move |changes| {
-            let store = store.clone();
-            async move { store.change_subscriptions(changes).await }
-        })
+        self.batches(room, max, |store, changes| async move { store.change_subscriptions(changes).await })
     }
 
     /// Stores these changes, those of one client one after the other. For each whether its connection owned the session.

@@ -204,11 +204,7 @@ impl Store {
     /// A batcher that looks terminals up as they come: at most `room` wait, at most `max` are looked up at once.
     #[must_use]
     pub fn lookups(&self, room: usize, max: usize) -> Lookups {
-        let store = self.clone();
-        Batcher::new(self.handle(), room, max, move |sought| {
-            let store = store.clone();
-            async move { store.look_up(sought).await }
-        })
+        self.batches(room, max, |store, sought| async move { store.look_up(sought).await })
     }
 
     /// Terminals in the order in which they are sought.
