@@ -60,6 +60,7 @@ mod m0022_tally;
 mod m0023_classes;
 mod m0024_bans;
 mod m0025_came;
+mod m0026_went;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -90,6 +91,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0023_classes::Step),
             Box::new(m0024_bans::Step),
             Box::new(m0025_came::Step),
+            Box::new(m0026_went::Step),
         ]
     }
 }

@@ -1,5 +1,5 @@
 //! Who came and went. The database writes it itself, with the session's own row (`migrations/m0019_presence.rs`,
-//! `m0025_came.rs`); here it is read, and forgotten when it is old.
+//! `m0025_came.rs`, `m0026_went.rs`); here it is read, and forgotten when it is old.
 
 use sea_orm::sqlx::{self, types::Json};
 use serde::{Deserialize, Serialize};
