@@ -487,17 +487,17 @@ impl Sessions {
 
     /// Has the end of a connection stored. It is the database's to keep trying: whoever dropped is gone.
     pub(crate) fn ended(&self, ended: Ended) {
-        let (ends, noticed) = (self.0.ends.clone(), Arc::clone(&self.0.ended));
+        let noticed = (ended.will == Left::Will).then(|| Arc::clone(&self.0.ended));
         let leaves = self.0.leaving.leaves(&ended.client);
-        self.0.deps.store.handle().spawn(async move {
-            let (client, will) = (ended.client.clone(), ended.will == Left::Will);
-            // If it is lost, the session counts as cut: what was in flight goes out with DUP.
-            if let Err(error) = ends.submit(ended).await {
-                tracing::warn!(%client, %error, "the end of a connection could not be stored");
-            } else if will {
-                noticed.notify_one();
+        self.0.ends.hand_over(ended, move |stored| {
+            match stored {
+                Ok(_) => noticed.iter().for_each(|noticed| noticed.notify_one()),
+                // If it is lost, the session counts as cut: what was in flight goes out with DUP.
+                Err(error) => {
+                    let client = leaves.client();
+                    tracing::warn!(%client, %error, "the end of a connection could not be stored");
+                }
             }
-            drop(leaves);
         });
     }
 

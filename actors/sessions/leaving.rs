@@ -46,6 +46,12 @@ impl Leaving {
     }
 }
 
+impl Leaves {
+    pub(super) fn client(&self) -> &ClientId {
+        &self.client
+    }
+}
+
 impl Drop for Leaves {
     fn drop(&mut self) {
         let mut all = self.leaving.all();

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::error::SendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{Error, Store};
 use crate::metrics::Batch;
@@ -21,18 +22,41 @@ type Commit<T, R> = Box<dyn FnMut(Vec<T>) -> Pin<Box<dyn Future<Output = Result<
 
 /// The way in. Clones feed the same batches. When the last is dropped, what gathered is still committed.
 pub struct Batcher<T, R> {
-    queue: mpsc::Sender<(T, oneshot::Sender<Result<R, Error>>)>,
+    queue: mpsc::UnboundedSender<Waiting<T, R>>,
+    /// For those who wait.
+    room: Arc<Semaphore>,
+}
+
+/// A thing, who brought it, and the place of one who waits.
+type Waiting<T, R> = (T, Caller<R>, Option<OwnedSemaphorePermit>);
+
+/// Who is told what became of a thing.
+enum Caller<R> {
+    /// It waits.
+    Waits(oneshot::Sender<Result<R, Error>>),
+    /// It went on.
+    WentOn(Box<dyn FnOnce(Result<R, Error>) + Send>),
+}
+
+impl<R> Caller<R> {
+    fn tell(self, result: Result<R, Error>) {
+        match self {
+            // Whoever stopped waiting is not told.
+            Self::Waits(caller) => drop(caller.send(result)),
+            Self::WentOn(then) => then(result),
+        }
+    }
 }
 
 impl<T, R> Clone for Batcher<T, R> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone() }
+        Self { queue: self.queue.clone(), room: Arc::clone(&self.room) }
     }
 }
 
 impl<T, R> fmt::Debug for Batcher<T, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batcher").field("room", &self.queue.capacity()).finish_non_exhaustive()
+        f.debug_struct("Batcher").field("room", &self.room.available_permits()).finish_non_exhaustive()
     }
 }
 
@@ -53,9 +77,9 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         C: FnMut(Vec<T>) -> F + Send + 'static,
         F: Future<Output = Result<Vec<R>, Error>> + Send + 'static,
     {
-        let (queue, waiting) = mpsc::channel(room.max(1));
+        let (queue, waiting) = mpsc::unbounded_channel();
         runtime.spawn(work_off(waiting, max.max(1), counts, Box::new(move |batch| Box::pin(commit(batch)))));
-        Self { queue }
+        Self { queue, room: Arc::new(Semaphore::new(room.max(1))) }
     }
 
     /// Done when the commit that carried `thing` is. After an error it may or may not be committed.
@@ -63,10 +87,20 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// # Errors
     /// What the commit said; [`Error::Away`] when the runtime is gone or the commit panicked.
     pub async fn submit(&self, thing: T) -> Result<R, Error> {
+        // The semaphore is never closed.
+        let place = Arc::clone(&self.room).acquire_owned().await.map_err(|_| gone())?;
         let (told, hears) = oneshot::channel();
-        let gone = || Error::Away("nobody commits any more".to_owned());
-        self.queue.send((thing, told)).await.map_err(|_| gone())?;
+        self.queue.send((thing, Caller::Waits(told), Some(place))).map_err(|_| gone())?;
         hears.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// The same for whoever goes on at once, and takes no room: `then` is told, on the commits' runtime. As long as a commit is
+    /// under way nobody is woken for it. A task of its own for each of ten thousand that come one after the other would take
+    /// the processor away from who brings them, ten thousand times, to find that it has to wait.
+    pub fn hand_over(&self, thing: T, then: impl FnOnce(Result<R, Error>) + Send + 'static) {
+        if let Err(SendError((_, caller, _))) = self.queue.send((thing, Caller::WentOn(Box::new(then)), None)) {
+            caller.tell(Err(gone()));
+        }
     }
 }
 
@@ -84,6 +118,10 @@ impl Store {
     }
 }
 
+fn gone() -> Error {
+    Error::Away("nobody commits any more".to_owned())
+}
+
 /// Parts a batch so that nobody is twice in one part, and comes in the order of the batch: each thing with its place there.
 pub(super) fn one_each<T, K: Ord>(batch: Vec<T>, who: impl Fn(&T) -> K) -> Vec<Vec<(usize, T)>> {
     let mut parts = Vec::new();
@@ -98,7 +136,7 @@ pub(super) fn one_each<T, K: Ord>(batch: Vec<T>, who: impl Fn(&T) -> K) -> Vec<V
 }
 
 async fn work_off<T, R>(
-    mut waiting: mpsc::Receiver<(T, oneshot::Sender<Result<R, Error>>)>,
+    mut waiting: mpsc::UnboundedReceiver<Waiting<T, R>>,
     max: usize,
     counts: Arc<Batch>,
     mut commit: Commit<T, R>,
@@ -108,7 +146,8 @@ async fn work_off<T, R>(
 {
     let mut gathered = Vec::new();
     while waiting.recv_many(&mut gathered, max).await > 0 {
-        let (batch, callers): (Vec<T>, Vec<_>) = gathered.drain(..).unzip();
+        let taken = gathered.drain(..).map(|(thing, caller, _place)| (thing, caller));
+        let (batch, callers): (Vec<T>, Vec<_>) = taken.unzip();
         let began = Instant::now();
         // In a task of its own: a panic in it must not end the batches that follow.
         let committed = tokio::spawn(commit(batch)).await.unwrap_or_else(|error| Err(Error::Away(error.to_string())));
@@ -117,24 +156,14 @@ async fn work_off<T, R>(
         if committed.is_err() {
             counts.failed.one();
         }
-        // Whoever stopped waiting is not told.
-        match committed {
-            Ok(results) if results.len() == callers.len() => {
-                for (caller, result) in callers.into_iter().zip(results) {
-                    let _ = caller.send(Ok(result));
-                }
-            }
-            Ok(results) => {
-                let error = Error::Broken(format!("{} results for {} things", results.len(), callers.len()));
-                for caller in callers {
-                    let _ = caller.send(Err(error.clone()));
-                }
-            }
-            Err(error) => {
-                for caller in callers {
-                    let _ = caller.send(Err(error.clone()));
-                }
-            }
+        let failed = |error| (0..callers.len()).map(|_| Err(Error::clone(&error))).collect();
+        let results: Vec<_> = match committed {
+            Ok(results) if results.len() == callers.len() => results.into_iter().map(Ok).collect(),
+            Ok(results) => failed(Error::Broken(format!("{} results for {} things", results.len(), callers.len()))),
+            Err(error) => failed(error),
+        };
+        for (caller, result) in callers.into_iter().zip(results) {
+            caller.tell(result);
         }
     }
 }
@@ -178,6 +207,28 @@ mod tests {
         }
         let sizes = sizes.lock().expect("no panic").clone();
         assert!(sizes.len() <= 4 && sizes.iter().all(|&size| size <= 8), "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn who_goes_on_is_told_what_became_of_it_and_takes_nobody_s_room() {
+        let batcher = Batcher::new(&Handle::current(), 1, 8, |batch: Vec<u32>| async move {
+            tokio::task::yield_now().await;
+            if batch.contains(&40) { panic!("on purpose") } else { Ok(batch.into_iter().map(|n| n * 10).collect()) }
+        });
+        let (told, mut hears) = mpsc::unbounded_channel();
+        for n in 0..100_u32 {
+            let told = told.clone();
+            batcher.hand_over(n, move |result| told.send((n, result)).expect("it hears"));
+        }
+        assert_eq!(batcher.submit(100).await, Ok(1_000), "there was room");
+        for n in 0..100 {
+            let (of, result) = hears.recv().await.expect("each is told");
+            assert_eq!(of, n, "in their order");
+            match result {
+                Ok(result) => assert_eq!(result, n * 10),
+                Err(error) => assert!((40..48).contains(&n) && matches!(error, Error::Away(_)), "{n}: {error}"),
+            }
+        }
     }
 
     #[test]
