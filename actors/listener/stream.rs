@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-use crate::turns::stand;
+use crate::turns::{idle, stand};
 
 /// The most that one read takes. It is of the thread: who has nothing to say has no buffer.
 const READ_MAX: usize = 16 * 1024;
@@ -35,7 +35,7 @@ pub(super) struct Runtime;
 
 impl Runner for Runtime {
     fn block_on(&self, future: BlockFuture) -> Result<(), Box<dyn Any + Send>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(idle).build();
         let runtime = runtime.map_err(|error| Box::new(error) as Box<dyn Any + Send>)?;
         let sockets: Box<dyn Reactor> = Box::new(Sockets);
         with_reactor(&sockets, || LocalSet::new().block_on(&runtime, future));
