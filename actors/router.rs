@@ -372,6 +372,11 @@ impl Router {
         self.0.publications.submit(publication).await.map(drop)
     }
 
+    /// The same for whoever goes on meanwhile; `then` is told, on the database's threads.
+    pub fn hand_over(&self, publication: Publication, then: impl FnOnce(Result<Stored, Error>) + Send + 'static) {
+        self.0.publications.hand_over(publication, then);
+    }
+
     /// A session had no room for a message.
     pub fn dropped(&self) {
         self.0.table.metrics.direct.end(Fate::Full, 1);

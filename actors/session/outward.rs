@@ -13,7 +13,8 @@ use wakala::time::Time;
 
 use super::inbox::Arrival;
 use super::{Done, End, RETRY_MAX, RETRY_MIN, Session, TAKEN_OVER};
-use crate::sessions::{Away, Sessions};
+use crate::sessions::Away;
+use crate::store::Error;
 use crate::store::publications::{Mark, Publication, Remembered};
 use crate::terminal::Who;
 
@@ -26,7 +27,10 @@ impl Session {
         let (sessions, enrolled, addr) = (self.sessions.clone(), Arc::clone(enrolled), ctx.address());
         let (client, epoch, at) = (self.client(), self.epoch, self.now());
         let intake = sessions.intake();
-        tokio::task::spawn_local(async move {
+        // Where the database's answers come in: on this thread each of the five steps would wait for its turn behind whoever is
+        // ready, thousands where thousands come at once.
+        let runtime = sessions.store().handle().clone();
+        runtime.spawn(async move {
             let mut wait = RETRY_MIN;
             while let Err(Away(why)) = intake.take(&enrolled, payload.clone()).await {
                 if !addr.connected() {
@@ -38,8 +42,9 @@ impl Session {
             }
             if let Some(packet_id) = remember {
                 let remember = Some(Remembered { client, epoch, packet_id });
-                let publication = Publication { remember, ..Publication::at(at) };
-                store_publication(&sessions, publication, &addr).await;
+                if let Err(error) = sessions.router().store(Publication { remember, ..Publication::at(at) }).await {
+                    not_stored(&addr, &error);
+                }
             }
             // Nobody is left to acknowledge it when the connection is gone; the terminal sends it again.
             let _ = addr.send(Done(Event::Durable { ticket })).await;
@@ -60,12 +65,10 @@ impl Session {
         let Some(publication) = self.sessions.router().route(Some(client), message, remember, now) else {
             return Some(Event::Durable { ticket });
         };
-        let (sessions, addr, began) = (self.sessions.clone(), ctx.address(), Instant::now());
-        tokio::task::spawn_local(async move {
-            if store_publication(&sessions, publication, &addr).await {
-                sessions.store().metrics().durable_publishes.0.took(began.elapsed());
-                let _ = addr.send(Done(Event::Durable { ticket })).await;
-            }
+        let (metrics, began) = (Arc::clone(self.sessions.store().metrics()), Instant::now());
+        self.keep(publication, ctx.address(), move |addr| {
+            metrics.durable_publishes.0.took(began.elapsed());
+            tell(addr, Done(Event::Durable { ticket }));
         });
         None
     }
@@ -84,10 +87,16 @@ impl Session {
         self.wake();
         if !stored.is_empty() {
             let to = stored.into_iter().map(|addressed| (self.client(), addressed)).collect();
-            let publication = Publication { to, ..Publication::at(now) };
-            let (sessions, addr) = (self.sessions.clone(), ctx.address());
-            tokio::task::spawn_local(async move { store_publication(&sessions, publication, &addr).await });
+            self.keep(Publication { to, ..Publication::at(now) }, ctx.address(), |_| {});
         }
+    }
+
+    /// Has a publication stored, and `then` done; a publisher whose message was not stored is not told that it was.
+    fn keep(&self, publication: Publication, addr: Addr<Self>, then: impl FnOnce(&Addr<Self>) + Send + 'static) {
+        self.sessions.router().hand_over(publication, move |stored| match stored {
+            Ok(_) => then(&addr),
+            Err(error) => not_stored(&addr, &error),
+        });
     }
 
     /// Stores what the client has done with a packet of QoS 2, however long the database is away.
@@ -117,14 +126,20 @@ impl Session {
     }
 }
 
-/// False when it was not stored: then its publisher is not told that it was.
-async fn store_publication(sessions: &Sessions, publication: Publication, addr: &Addr<Session>) -> bool {
-    match sessions.router().store(publication).await {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::error!(%error, "a publish could not be stored");
-            let _ = addr.send(End(Reason::UnspecifiedError, "the message could not be stored")).await;
-            false
-        }
+fn not_stored(addr: &Addr<Session>, error: &Error) {
+    tracing::error!(%error, "a publish could not be stored");
+    tell(addr, End(Reason::UnspecifiedError, "the message could not be stored"));
+}
+
+/// From the database's threads. Whoever finds the mailbox full waits in a task; when the connection is gone nobody is left to
+/// be told.
+fn tell<M>(addr: &Addr<Session>, message: M)
+where
+    M: Message<Result = ()> + Send + 'static,
+    Session: Handler<M>,
+{
+    if let Err(SendError::Full(message)) = addr.try_send(message) {
+        let addr = addr.clone();
+        tokio::spawn(async move { addr.send(message).await });
     }
 }
