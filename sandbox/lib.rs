@@ -12,6 +12,8 @@ pub mod plan;
 pub mod enrol;
 /// The node, to be killed and started.
 pub mod node;
+/// Where it listens.
+pub mod ports;
 /// The node's configuration for a run.
 pub mod settings;
 

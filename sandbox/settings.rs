@@ -1,6 +1,6 @@
 //! The node's configuration for a run: what the caller gave, and over it what only the sandbox knows.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,8 @@ use anyhow::Context as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::CertificateDer;
 use toml::{Table, Value};
+
+use crate::ports::free_port;
 
 /// Where everything of a run is.
 #[derive(Debug)]
@@ -136,11 +138,6 @@ fn name(path: &Path) -> String {
 
 fn path(path: &Path) -> Value {
     name(path).into()
-}
-
-/// A port that is free now. Another process may take it before the node does; then the node says so and ends.
-fn free_port() -> std::io::Result<SocketAddr> {
-    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
 }
 
 /// An authority of this run, and a certificate for `localhost` under it: the authority, and the files of chain and key.

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import secrets
 import shutil
 import signal
@@ -30,9 +31,16 @@ AGENT = "A1"
 CREDIT_LINE = 100_000_000_00
 
 
+# Below those that the kernel gives to outgoing connections: none sits on a port when its node starts, or starts again.
+PORTS = random.sample(range(10_000, 20_000), 10_000)
+
+
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
+    """A port that nobody listens on, and that was not given before."""
+    while True:
+        port = PORTS.pop()
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def postgres(*command):

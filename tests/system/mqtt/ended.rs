@@ -1,6 +1,6 @@
 //! How a listener and a node end: told to, or because something in it gave up.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +18,7 @@ use wakala_node::listener::tls::Files;
 use wakala_node::node::{self, Parts};
 use wakala_node::store::Store;
 use wakala_node::supervision::EXIT_ESCALATED;
+use wakala_sandbox::ports::free_port;
 
 use super::wire::Wire;
 use super::{Broker, enrol, until};
@@ -56,10 +57,6 @@ const PORTS: &str = "WAKALA_TEST_NODE_PORTS";
 const MASTER: &str = "WAKALA_TEST_NODE_MASTER";
 const TLS: &str = "WAKALA_TEST_NODE_TLS";
 
-fn port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
-}
-
 /// A node in a process of its own: this test program, started again.
 pub(super) struct Node {
     process: Child,
@@ -74,25 +71,24 @@ impl Node {
 
     /// With TLS as well, on that port and with the files of that folder.
     pub(super) async fn start_with_tls(database: &Database, folder: &str, notified: &str) -> (Self, SocketAddr) {
-        let at = SocketAddr::from(([127, 0, 0, 1], port()));
+        let at = free_port().expect("a free port");
         let node = Self::start_with(database, &[(TLS, &format!("{at} {folder}")), ("NOTIFY_SOCKET", notified)]).await;
         (node, at)
     }
 
     async fn start_with(database: &Database, variables: &[(&str, &str)]) -> Self {
-        let (mqtt, admin) = (port(), port());
+        let [mqtt, admin] = [(), ()].map(|()| free_port().expect("a free port"));
         let process = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "mqtt::ended::runs_until_it_ends", "--nocapture"])
             .envs(variables.iter().copied())
             .env(URL, database.url("service"))
-            .env(PORTS, format!("{mqtt} {admin}"))
+            .env(PORTS, format!("{} {}", mqtt.port(), admin.port()))
             .env(MASTER, "0123456789abcdef".repeat(4))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("it starts");
-        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let node = Self { process, mqtt: at(mqtt), admin: at(admin) };
+        let node = Self { process, mqtt, admin };
         for _ in 0..200 {
             if node.ask("GET /readyz").await.starts_with("HTTP/1.1 200") {
                 return node;
