@@ -5,8 +5,11 @@
 //! QoS 0; else it is a row of its queue, and the session has a hint. Terminals have no part in this: a terminal's topics
 //! are its own, and its receipts are rows from the start.
 
+mod crowd;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::task::Waker;
 use std::time::Duration;
 
 use ntex_bytes::ByteString;
@@ -19,6 +22,7 @@ use wakala::session::{Addressed, Subscription, Template, What};
 use wakala::time::Time;
 use wakala::topics::{Granted, Match, Retained, Subscriptions, matches, shared};
 
+use self::crowd::Crowd;
 use crate::metrics::Metrics;
 use crate::session::inbox::Inbox;
 use crate::store::publications::{Overflow, Publication, Publications, Remembered, Room, Stored};
@@ -41,7 +45,8 @@ pub struct Options {
     pub subscribe: Vec<Template>,
     /// Such topics of one guest, for each of the two, that a token or the hook may bring; with more it is not let in.
     pub templates_max: usize,
-    /// Publishes that may wait to be stored, of all clients together; who comes then waits to be let in.
+    /// Publishes of all clients together that may be on their way into the database; beyond that whoever has one there is left
+    /// unread.
     pub waiting_max: usize,
     /// Publishes in one commit, at most.
     pub batch_max: usize,
@@ -109,6 +114,7 @@ struct Inner {
     announced: RwLock<Retained<Arc<Published>>>,
     closed: Vec<String>,
     publications: Publications,
+    crowd: Arc<Crowd>,
     retained_max: usize,
     kept_max: usize,
 }
@@ -207,7 +213,8 @@ impl Router {
         );
         let (retained_max, kept_max) = (options.retained_max, options.kept_max);
         let (retained, announced, closed) = (RwLock::default(), RwLock::default(), options.closed.clone());
-        Self(Arc::new(Inner { table, retained, announced, closed, publications, retained_max, kept_max }))
+        let crowd = Arc::new(Crowd::new(options.waiting_max));
+        Self(Arc::new(Inner { table, retained, announced, closed, publications, crowd, retained_max, kept_max }))
     }
 
     /// What is kept from earlier lives: subscriptions of sessions, and retained messages.
@@ -374,7 +381,19 @@ impl Router {
 
     /// The same for whoever goes on meanwhile; `then` is told, on the database's threads.
     pub fn hand_over(&self, publication: Publication, then: impl FnOnce(Result<Stored, Error>) + Send + 'static) {
-        self.0.publications.hand_over(publication, then);
+        let crowd = Arc::clone(&self.0.crowd);
+        crowd.enter();
+        self.0.publications.hand_over(publication, move |stored| {
+            crowd.leave();
+            then(stored);
+        });
+    }
+
+    /// Whether a client that has publishes on their way into the database is to be left unread, because so many are there;
+    /// `waker` is woken when there is room.
+    #[must_use]
+    pub fn is_full(&self, client: &ClientId, waker: &Waker) -> bool {
+        self.0.crowd.is_full(client, waker)
     }
 
     /// A session had no room for a message.

@@ -260,7 +260,7 @@ impl Sessions {
     pub fn new(deps: Deps) -> Self {
         let (room, max) = (deps.options.acks_waiting_max, deps.options.acks_batch_max);
         let acknowledgements = deps.store.acknowledgements(room, max);
-        let ends = deps.store.ends(room, max);
+        let ends = deps.store.ends(max);
         let marks = deps.store.marks(room, max);
         let (changes, pages) = (deps.store.changes(room, max), deps.store.pages(room, deps.options.pages_batch_max));
         let admission = admission::Admission::new(&deps.options.admission, &deps.store, &deps.clock);

@@ -16,8 +16,7 @@ const PORTS: Range<u16> = 10_000..20_000;
 /// # Errors
 /// When there is none.
 pub fn free_port() -> io::Result<SocketAddr> {
-    static NEXT: LazyLock<AtomicU64> =
-        LazyLock::new(|| AtomicU64::new(u64::from(RandomState::new().hash_one(()) as u32)));
+    static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(())));
     let address = |nth: u64| {
         let port = PORTS.start + u16::try_from(nth % u64::from(PORTS.end - PORTS.start)).unwrap_or_default();
         SocketAddr::from((Ipv4Addr::LOCALHOST, port))

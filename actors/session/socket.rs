@@ -1,7 +1,8 @@
 //! The session's turn: what is written goes out, what arrived from others goes in, what the client sent is read.
 //!
 //! It is polled in the actor's own task, so a packet costs no message between actors. While the client does not read what
-//! is written to it, nothing more is, and nothing of it is read; while its twin is full it is left unread.
+//! is written to it, nothing more is, and nothing of it is read; while its twin is full it is left unread, and while it has
+//! publishes among too many that wait to be stored.
 
 use std::pin::Pin;
 use std::task::{self, Poll};
@@ -14,6 +15,7 @@ use wakala::session::Event;
 use super::frames::Inbound;
 use super::inbox::Arrival;
 use super::{Session, TURN, Turn};
+use crate::terminal::Who;
 
 /// Frames of one client that are read in one turn; then others have theirs.
 const FRAMES_MAX: usize = 64;
@@ -67,6 +69,11 @@ impl Session {
                     self.sessions.counts().held.one();
                 }
                 self.unread = true;
+                return Poll::Pending;
+            }
+            // Who has none there is read on: a PINGREQ must not wait for the publishes of others. A terminal's requests go elsewhere.
+            let guest = matches!(self.who, Who::Guest { .. });
+            if guest && self.twin.publishes() && self.sessions.router().is_full(self.twin.client(), task.waker()) {
                 return Poll::Pending;
             }
             if frames == FRAMES_MAX {

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 
 use std::sync::Arc;
@@ -43,7 +44,8 @@ impl<R> Caller<R> {
         match self {
             // Whoever stopped waiting is not told.
             Self::Waits(caller) => drop(caller.send(result)),
-            Self::WentOn(then) => then(result),
+            // A panic in it must not end the batches that follow.
+            Self::WentOn(then) => drop(catch_unwind(AssertUnwindSafe(|| then(result)))),
         }
     }
 }
@@ -229,6 +231,16 @@ mod tests {
                 Err(error) => assert!((40..48).contains(&n) && matches!(error, Error::Away(_)), "{n}: {error}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_whoever_is_told_is_nobody_else_s() {
+        let batcher = Batcher::new(&Handle::current(), 4, 8, |batch: Vec<u32>| async move { Ok(batch) });
+        batcher.hand_over(1, |_| panic!("on purpose"));
+        let (then, hears) = oneshot::channel();
+        batcher.hand_over(2, move |result| then.send(result).expect("it hears"));
+        assert_eq!(hears.await.expect("told"), Ok(2), "of the same batch");
+        assert_eq!(batcher.submit(3).await, Ok(3), "of a later one");
     }
 
     #[test]

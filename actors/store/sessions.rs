@@ -118,12 +118,13 @@ impl Store {
         .await
     }
 
-    /// A batcher that stores ends of connections: at most `room` wait, at most `max` go into one commit.
+    /// A batcher that stores ends of connections: at most `max` go into one commit. They are handed over, so that none waits
+    /// for room: there are no more than there were connections.
     #[must_use]
-    pub fn ends(&self, room: usize, max: usize) -> Ends {
+    pub fn ends(&self, max: usize) -> Ends {
         let store = self.clone();
         let counts = Arc::clone(&self.metrics().batches.ends);
-        Batcher::counted(self.handle(), room, max, counts, move |ended| {
+        Batcher::counted(self.handle(), max, max, counts, move |ended| {
             let store = store.clone();
             async move { store.end_sessions(ended).await }
         })

@@ -93,6 +93,11 @@ impl Incoming {
         (self.arrived.len(), self.received.len(), self.aliases.len())
     }
 
+    /// Whether a publish is not answered yet.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
     /// Whether an identifier belongs to a publish that is not complete.
     pub(super) fn uses(&self, packet_id: NonZeroU16) -> bool {
         self.holds(packet_id) || self.has_received(packet_id)

@@ -281,6 +281,12 @@ impl Session {
         full || self.pending().len() >= PENDING_MAX || self.pacer.holds()
     }
 
+    /// Whether a publish of the client is not answered yet.
+    #[must_use]
+    pub fn publishes(&self) -> bool {
+        self.incoming.as_ref().is_some_and(|incoming| incoming.is_busy())
+    }
+
     /// Whether the socket is to be left unread because the client was too fast.
     #[must_use]
     pub fn is_held(&self) -> bool {

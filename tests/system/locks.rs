@@ -134,7 +134,7 @@ async fn of_messages_too_when_sessions_end() {
         why: "the test says so".to_owned(),
         at: now(),
     };
-    let call = submit(store.ends(16, 16), [1, 4, 3, 2].map(end));
+    let call = submit(store.ends(16), [1, 4, 3, 2].map(end));
     keeps_to_the_order(&database, "message", ["client_id = 'T2'", "client_id = 'T3'"], call).await;
     assert_eq!(database.rows("select count(*) from wakala.message"), "0");
 }

@@ -6,6 +6,7 @@ use super::certificates::Papers;
 use super::openssl::Client;
 use super::wire::{Wire, packet};
 use super::{Broker, Tuned, enrol, until};
+use crate::locks::Holding;
 use wakala_system_tests::Database;
 
 const HERE: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -254,4 +255,36 @@ async fn a_client_that_publishes_too_fast_is_read_more_slowly_and_loses_nothing(
     }
     assert_eq!(broker.taken.texts().len(), 30);
     assert!(broker.sessions.bounds_report().held >= 10);
+}
+
+/// A client's window bounds what it has under way; all windows together are more than there is memory for, when the database is slow.
+#[tokio::test]
+async fn publishers_whose_messages_wait_to_be_stored_are_left_unread_and_nobody_else() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| (tuned.open.anonymous, tuned.open.waiting_max) = (true, 4)).await;
+    let (mut away, _) = Wire::connect(broker.plain(), true, "away", false).await;
+    assert_eq!(away.subscribe("a", 1).await, 1);
+    away.cut();
+    broker.connected(0).await;
+    let (mut publisher, _) = Wire::connect(broker.plain(), true, "publisher", true).await;
+    let (mut other, _) = Wire::connect(broker.plain(), true, "other", true).await;
+    let slow = Holding::new(&database, "lock table wakala.message in access exclusive mode");
+    for id in 1..=8 {
+        publisher.publish("a", 1, id, "text").await;
+    }
+    publisher.send(&[0xC0, 0]).await;
+    publisher.silence().await;
+    other.ping().await;
+    other.publish("b", 1, 1, "nobody subscribes").await;
+    assert_eq!(other.receive().await.map(|(first, _)| first), Some(0x40));
+    drop(slow);
+    let mut heard = Vec::new();
+    for _ in 0..9 {
+        heard.push(publisher.receive().await.map(|(first, body)| (first, body.get(1).copied())));
+    }
+    heard.sort_unstable();
+    let mut expected: Vec<_> = (1..=8).map(|id| Some((0x40, Some(id)))).collect();
+    expected.push(Some((0xD0, None)));
+    assert_eq!(heard, expected);
+    assert_eq!(database.rows("select count(*) from wakala.message where client_id = 'away'"), "8");
 }
