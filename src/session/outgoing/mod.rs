@@ -198,8 +198,8 @@ impl Outgoing {
             queue: VecDeque::new(),
             lanes: Lanes::of(client, rights),
             hinted_to: 0,
-            // A session has no rows, but for receipts, if it neither outlives its connection nor outlived an earlier one.
-            unread: terms.expiry_s > 0 || loaded.present || matches!(rights, Rights::Terminal),
+            // A session that begins has no rows, but for receipts; of those that come it hears.
+            unread: loaded.present || matches!(rights, Rights::Terminal),
             fetching: Fetching::No,
             sent_before: sent_to,
             sent_to,
