@@ -3,10 +3,12 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Instant;
 
-use tokio::sync::oneshot;
-use wakala::turnstile::{LONG, Turnstile};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, timeout};
+use wakala::turnstile::{LONG, REST, Turnstile};
 
 #[derive(Default)]
 struct Line {
@@ -14,12 +16,18 @@ struct Line {
     /// Rounds are counted while somebody comes.
     round: Option<Round>,
     waiting: VecDeque<oneshot::Sender<()>>,
+    /// Whose turn is before theirs.
+    ahead: VecDeque<oneshot::Sender<()>>,
+    /// Of the task that keeps the time, while it is there: what has it let the thread rest.
+    clock: Option<Rc<Notify>>,
 }
 
 struct Round {
     began: Instant,
     /// How many it still lets in.
     left: u32,
+    /// It is over, and the next one begins after a rest.
+    rests: bool,
 }
 
 thread_local! {
@@ -34,9 +42,17 @@ pub(crate) async fn turn() {
     }
 }
 
+/// The same for whoever has come in before and waited for something that many are given at once: ahead of those who have not.
+pub(crate) async fn turn_again() {
+    if let Some(mine) = LINE.with_borrow_mut(|line| line.stand(true)) {
+        // The sender lives as long as this thread.
+        let _ = mine.await;
+    }
+}
+
 /// [`turn`] for whoever polls by hand: None when it is the caller's turn already.
 pub(crate) fn stand() -> Option<oneshot::Receiver<()>> {
-    LINE.with_borrow_mut(Line::stand)
+    LINE.with_borrow_mut(|line| line.stand(false))
 }
 
 /// To be called whenever the thread has nothing to do and is about to look at its sockets (`on_thread_park`): everybody who was
@@ -47,13 +63,16 @@ pub(crate) fn idle() {
 }
 
 impl Line {
-    fn stand(&mut self) -> Option<oneshot::Receiver<()>> {
+    fn stand(&mut self, again: bool) -> Option<oneshot::Receiver<()>> {
         let at_once = self.turnstile.at_once();
-        let round = self.round.get_or_insert_with(|| {
-            tokio::task::spawn_local(never_idle());
-            Round { began: Instant::now(), left: at_once }
+        let round = self.round.get_or_insert_with(|| Round { began: Instant::now(), left: at_once, rests: false });
+        self.clock.get_or_insert_with(|| {
+            let clock = Rc::<Notify>::default();
+            tokio::task::spawn_local(keep_time(Rc::clone(&clock)));
+            clock
         });
-        if self.waiting.is_empty() && round.left > 0 {
+        let line = if again { &mut self.ahead } else { &mut self.waiting };
+        if line.is_empty() && round.left > 0 {
             if round.left == at_once {
                 round.began = Instant::now();
             }
@@ -61,26 +80,38 @@ impl Line {
             return None;
         }
         let (told, mine) = oneshot::channel();
-        self.waiting.push_back(told);
+        line.push_back(told);
         Some(mine)
+    }
+
+    fn waits(&self) -> usize {
+        self.ahead.len() + self.waiting.len()
     }
 
     fn idle(&mut self) {
         let Some(round) = &self.round else { return };
-        if self.waiting.is_empty() && round.left == self.turnstile.at_once() {
-            *self = Self { turnstile: self.turnstile, ..Self::default() };
-        } else {
-            self.next_round();
+        if self.waits() == 0 && round.left == self.turnstile.at_once() {
+            (self.round, self.waiting, self.ahead) = (None, VecDeque::new(), VecDeque::new());
+        } else if !round.rests {
+            self.end_round();
+        }
+    }
+
+    fn end_round(&mut self) {
+        let waits = self.waits();
+        let Some(round) = &mut self.round else { return };
+        round.rests = self.turnstile.took(round.began.elapsed(), waits);
+        match &self.clock {
+            Some(clock) if round.rests => clock.notify_one(),
+            _ => self.next_round(),
         }
     }
 
     fn next_round(&mut self) {
         let Some(round) = &mut self.round else { return };
-        let now = Instant::now();
-        self.turnstile.took(now - round.began);
-        *round = Round { began: now, left: self.turnstile.at_once() };
+        *round = Round { began: Instant::now(), left: self.turnstile.at_once(), rests: false };
         while round.left > 0
-            && let Some(next) = self.waiting.pop_front()
+            && let Some(next) = self.ahead.pop_front().or_else(|| self.waiting.pop_front())
         {
             round.left -= u32::from(next.send(()).is_ok());
         }
@@ -88,18 +119,24 @@ impl Line {
 
     /// False when rounds are no longer counted.
     fn late(&mut self) -> bool {
-        if self.round.as_ref().is_some_and(|round| !self.waiting.is_empty() && round.began.elapsed() >= LONG) {
-            self.next_round();
+        let Some(round) = &self.round else {
+            self.clock = None;
+            return false;
+        };
+        if self.waits() > 0 && !round.rests && round.began.elapsed() >= LONG {
+            self.end_round();
         }
-        self.round.is_some()
+        true
     }
 }
 
-/// Where somebody is always ready, a round ends all the same.
-async fn never_idle() {
+/// Has the thread rest, and where somebody is always ready, a round end all the same.
+async fn keep_time(clock: Rc<Notify>) {
     loop {
-        tokio::time::sleep(LONG).await;
-        if !LINE.with_borrow_mut(Line::late) {
+        if timeout(LONG, clock.notified()).await.is_ok() {
+            sleep(REST).await;
+            LINE.with_borrow_mut(Line::next_round);
+        } else if !LINE.with_borrow_mut(Line::late) {
             break;
         }
     }
@@ -108,10 +145,10 @@ async fn never_idle() {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::rc::Rc;
 
     use tokio::runtime::Builder;
     use tokio::task::{LocalSet, spawn_local, yield_now};
+    use wakala::turnstile::{SPELL, STORM};
 
     use super::*;
 
@@ -179,7 +216,46 @@ mod tests {
             }
             busy.abort();
             tokio::time::sleep(3 * LONG).await;
-            assert!(LINE.with_borrow(|line| line.round.is_none() && line.waiting.capacity() == 0));
+            assert!(
+                LINE.with_borrow(|line| line.round.is_none() && line.clock.is_none() && line.waiting.capacity() == 0)
+            );
+        });
+    }
+
+    #[test]
+    fn while_the_thread_rests_nobody_comes_in() {
+        on_a_thread_with_a_turnstile(async {
+            let came = Rc::new(Cell::new(0));
+            come(2 * STORM, &came);
+            let waiting = || LINE.with_borrow(|line| line.waiting.len());
+            while waiting() < STORM {
+                yield_now().await;
+            }
+            // A spell at one go.
+            std::thread::sleep(SPELL);
+            LINE.with_borrow_mut(Line::end_round);
+            let before = waiting();
+            assert!(before >= STORM, "{before}");
+            (0..9).for_each(|_| idle());
+            assert_eq!(waiting(), before, "it rests");
+            LINE.with_borrow_mut(Line::next_round);
+            assert!(waiting() < before, "and goes on");
+            while waiting() > 0 {
+                sleep(REST).await;
+            }
+        });
+    }
+
+    #[test]
+    fn whoever_came_in_before_is_ahead_of_those_who_come() {
+        on_a_thread_with_a_turnstile(async {
+            let came = Rc::new(Cell::new(0));
+            come(STORM, &came);
+            while LINE.with_borrow(|line| line.waiting.len()) < STORM / 2 {
+                yield_now().await;
+            }
+            turn_again().await;
+            assert!(came.get() < STORM / 2, "{} came in before", came.get());
         });
     }
 }

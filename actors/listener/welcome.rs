@@ -29,6 +29,7 @@ use crate::store::presence::Connection;
 use crate::store::subscriptions::Changed;
 use crate::store::terminals::Terminal;
 use crate::terminal::{Enrolled, Who};
+use crate::turns::turn_again;
 
 /// What every connection passes.
 #[derive(Clone)]
@@ -259,7 +260,10 @@ impl Door {
                 connection: Connection::of(&io.get_ref(), &terms),
                 at: now,
             };
-            self.reopen(opening, &rights, io.on_disconnect()).await
+            let opened = self.reopen(opening, &rights, io.on_disconnect()).await;
+            // Hundreds hear of it at once: they were opened in one commit.
+            turn_again().await;
+            opened
         };
         let (epoch, loaded) = match opened {
             Ok(opened) => opened,
