@@ -36,15 +36,16 @@ thread_local! {
 
 /// Done when it is the caller's turn to come in or to go. Whoever stops waiting takes nobody's place.
 pub(crate) async fn turn() {
-    if let Some(mine) = stand() {
-        // The sender lives as long as this thread.
-        let _ = mine.await;
-    }
+    told(stand()).await;
 }
 
 /// The same for whoever has come in before and waited for something that many are given at once: ahead of those who have not.
 pub(crate) async fn turn_again() {
-    if let Some(mine) = LINE.with_borrow_mut(|line| line.stand(true)) {
+    told(LINE.with_borrow_mut(|line| line.stand(true))).await;
+}
+
+async fn told(mine: Option<oneshot::Receiver<()>>) {
+    if let Some(mine) = mine {
         // The sender lives as long as this thread.
         let _ = mine.await;
     }
@@ -63,6 +64,7 @@ pub(crate) fn idle() {
 }
 
 impl Line {
+    /// None when it is the caller's turn already.
     fn stand(&mut self, again: bool) -> Option<oneshot::Receiver<()>> {
         let at_once = self.turnstile.at_once();
         let round = self.round.get_or_insert_with(|| Round { began: Instant::now(), left: at_once, rests: false });

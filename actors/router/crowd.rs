@@ -26,7 +26,7 @@ impl Crowd {
     }
 
     pub(super) fn leave(&self) {
-        // Whoever found it full is in the list before this takes it: both look at the number under the lock, or before it.
+        // Whoever finds it full under the lock is in the list before this takes it: the number falls before the lock is asked for.
         if self.under_way.fetch_sub(1, Ordering::AcqRel) == self.max {
             for waker in std::mem::take(&mut *self.unread()).into_values() {
                 waker.wake();
@@ -55,23 +55,14 @@ impl Crowd {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::task::Wake;
 
     use super::*;
-
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use crate::session::inbox::tests::Woken;
 
     #[test]
     fn whoever_found_it_full_is_woken_once_when_there_is_room() {
-        let (crowd, woken) = (Crowd::new(2), Arc::new(Woken::default()));
-        let (waker, count) = (Waker::from(Arc::clone(&woken)), || woken.0.load(Ordering::Relaxed));
+        let (crowd, woken) = (Crowd::new(2), Arc::<Woken>::default());
+        let (waker, count) = (Waker::from(Arc::clone(&woken)), || woken.times());
         let client = |name: &str| ClientId::new(name).expect("a name");
         assert!(!crowd.is_full(&client("a"), &waker));
         for _ in 0..3 {

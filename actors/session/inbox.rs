@@ -119,7 +119,7 @@ fn wake(mut state: MutexGuard<'_, State>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::num::{NonZeroU16, NonZeroU32};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -129,8 +129,15 @@ mod tests {
 
     use super::*;
 
+    /// Counts how often.
     #[derive(Default)]
-    struct Woken(AtomicUsize);
+    pub(crate) struct Woken(AtomicUsize);
+
+    impl Woken {
+        pub(crate) fn times(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
 
     impl Wake for Woken {
         fn wake(self: Arc<Self>) {
@@ -172,7 +179,7 @@ mod tests {
             let (seq, what) = row(seq);
             inbox.queued(seq, what);
         }
-        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert_eq!(woken.times(), 1);
         assert!(!inbox.take(&mut taken, &waker));
         let places = taken.into_iter().flat_map(|taken| *taken).map(|arrival| match arrival {
             Arrival::Row(seq, _) => seq,
