@@ -286,6 +286,8 @@ impl Door {
         };
         // One that was kept has a queue, also when it ends with this connection: what comes now is behind that.
         let (kept, with) = (terms.expiry_s > 0 || loaded.present, loaded.subscriptions.clone());
+        // However long that took: the keep-alive counts from here.
+        let now = self.sessions.clock().now();
         let twin = Twin::load(client.clone(), rights, terms, self.sessions.limits(), loaded, now);
         let (addr, inbox) = Session::start(twin, epoch, who, self.sessions.clone(), io, frames);
         if let Some(lease) = lease {
