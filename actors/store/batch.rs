@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::SendError;
@@ -74,13 +74,30 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     }
 
     /// The same; sizes and durations are counted there.
-    pub fn counted<C, F>(runtime: &Handle, room: usize, max: usize, counts: Arc<Batch>, mut commit: C) -> Self
+    pub fn counted<C, F>(runtime: &Handle, room: usize, max: usize, counts: Arc<Batch>, commit: C) -> Self
+    where
+        C: FnMut(Vec<T>) -> F + Send + 'static,
+        F: Future<Output = Result<Vec<R>, Error>> + Send + 'static,
+    {
+        Self::patient(runtime, Duration::ZERO, room, max, counts, commit)
+    }
+
+    /// The same for what nobody waits for: unless a batch is full, it is given `patience` to gather.
+    pub fn patient<C, F>(
+        runtime: &Handle,
+        patience: Duration,
+        room: usize,
+        max: usize,
+        counts: Arc<Batch>,
+        mut commit: C,
+    ) -> Self
     where
         C: FnMut(Vec<T>) -> F + Send + 'static,
         F: Future<Output = Result<Vec<R>, Error>> + Send + 'static,
     {
         let (queue, waiting) = mpsc::unbounded_channel();
-        runtime.spawn(work_off(waiting, max.max(1), counts, Box::new(move |batch| Box::pin(commit(batch)))));
+        let waiting = Gathering { waiting, patience, max: max.max(1) };
+        runtime.spawn(work_off(waiting, counts, Box::new(move |batch| Box::pin(commit(batch)))));
         Self { queue, room: Arc::new(Semaphore::new(room.max(1))) }
     }
 
@@ -137,17 +154,38 @@ pub(super) fn one_each<T, K: Ord>(batch: Vec<T>, who: impl Fn(&T) -> K) -> Vec<V
     parts
 }
 
-async fn work_off<T, R>(
-    mut waiting: mpsc::UnboundedReceiver<Waiting<T, R>>,
+/// What waits for the next commit.
+struct Gathering<T, R> {
+    waiting: mpsc::UnboundedReceiver<Waiting<T, R>>,
+    patience: Duration,
     max: usize,
-    counts: Arc<Batch>,
-    mut commit: Commit<T, R>,
-) where
+}
+
+impl<T, R> Gathering<T, R> {
+    /// Puts the next batch into `batch`. False when nothing comes any more.
+    async fn next(&mut self, batch: &mut Vec<Waiting<T, R>>) -> bool {
+        if self.waiting.recv_many(batch, self.max).await == 0 {
+            return false;
+        }
+        if !self.patience.is_zero() && batch.len() < self.max {
+            tokio::time::sleep(self.patience).await;
+            while batch.len() < self.max
+                && let Ok(another) = self.waiting.try_recv()
+            {
+                batch.push(another);
+            }
+        }
+        true
+    }
+}
+
+async fn work_off<T, R>(mut gathering: Gathering<T, R>, counts: Arc<Batch>, mut commit: Commit<T, R>)
+where
     T: Send + 'static,
     R: Send + 'static,
 {
     let mut gathered = Vec::new();
-    while waiting.recv_many(&mut gathered, max).await > 0 {
+    while gathering.next(&mut gathered).await {
         let taken = gathered.drain(..).map(|(thing, caller, _place)| (thing, caller));
         let (batch, callers): (Vec<T>, Vec<_>) = taken.unzip();
         let began = Instant::now();
@@ -230,6 +268,27 @@ mod tests {
                 Ok(result) => assert_eq!(result, n * 10),
                 Err(error) => assert!((40..48).contains(&n) && matches!(error, Error::Away(_)), "{n}: {error}"),
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_gathers_for_a_while_unless_it_is_a_full_batch() {
+        for patience in [Duration::from_millis(999), Duration::from_secs(3600)] {
+            let (told, mut hears) = mpsc::unbounded_channel();
+            let batcher =
+                Batcher::patient(&Handle::current(), patience, 16, 8, Arc::default(), move |batch: Vec<u32>| {
+                    told.send(batch.len()).expect("it hears");
+                    async move { Ok(batch) }
+                });
+            let come = |count| (0..count).for_each(|n| batcher.hand_over(n, |_| {}));
+            if patience.as_secs() == 0 {
+                come(1);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                come(2);
+                assert_eq!(hears.recv().await, Some(3), "they went together");
+            }
+            come(9);
+            assert_eq!(hears.recv().await, Some(8), "a full batch");
         }
     }
 
