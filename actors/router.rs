@@ -25,7 +25,7 @@ use wakala::topics::{Granted, Match, Retained, Subscriptions, matches, shared};
 use self::crowd::Crowd;
 use crate::metrics::Metrics;
 use crate::session::inbox::Inbox;
-use crate::store::publications::{Overflow, Publication, Publications, Remembered, Room, Stored};
+use crate::store::publications::{Overflow, Publication, Publications, Recipient, Remembered, Room, Stored};
 use crate::store::{Error, Store};
 
 /// A general broker, with no bank behind it.
@@ -138,7 +138,10 @@ struct Client {
     filters: Vec<ByteString>,
     /// The session outlives the connection.
     kept: bool,
-    connected: Option<(Epoch, Arc<Inbox>)>,
+    /// Of its connection, or of its last one.
+    epoch: Epoch,
+    /// Of its connection.
+    inbox: Option<Arc<Inbox>>,
 }
 
 /// What the router of a general broker holds.
@@ -174,13 +177,14 @@ impl Shared {
     fn stored(&self, publication: &Publication, stored: &Stored) {
         let Stored::At(places) = stored else { return };
         let table = self.read();
-        for ((client, addressed), seq) in publication.to.iter().zip(places) {
+        for (Recipient { client, addressed, .. }, seq) in publication.to.iter().zip(places) {
             if let (Some(seq), Some(inbox)) = (seq, table.inbox(client)) {
                 inbox.queued(*seq, What::Message(addressed.clone()));
             }
         }
-        for (client, addressed) in &publication.then {
-            self.hand(table.inbox(client), addressed.clone());
+        for Recipient { client, epoch, addressed } in &publication.then {
+            let same = table.clients.get(client).filter(|present| present.epoch == *epoch);
+            self.hand(same.and_then(|present| present.inbox.as_ref()), addressed.clone());
         }
     }
 
@@ -224,9 +228,9 @@ impl Router {
     pub async fn load(&self, store: &Store, now: Time) -> Result<(), Error> {
         let (subscriptions, retained) = (store.guest_subscriptions().await?, store.retained(now).await?);
         let mut table = self.0.table.write();
-        for (client, subscription) in subscriptions {
+        for (client, epoch, subscription) in subscriptions {
             if !table.clients.contains_key(&client) {
-                table.add(&client, Client { filters: Vec::new(), kept: true, connected: None });
+                table.add(&client, Client { filters: Vec::new(), kept: true, epoch, inbox: None });
             }
             table.subscribe(&client, &subscription);
         }
@@ -257,24 +261,19 @@ impl Router {
         let retained = self.0.retained.read().unwrap_or_else(PoisonError::into_inner).len();
         let table = self.0.table.read();
         let subscriptions = table.clients.values().map(|client| client.filters.len()).sum();
-        let inboxes = table.clients.values().filter_map(|client| client.connected.as_ref());
-        let arriving = inboxes.map(|(_, inbox)| inbox.messages()).sum();
+        let inboxes = table.clients.values().filter_map(|client| client.inbox.as_ref());
+        let arriving = inboxes.map(|inbox| inbox.messages()).sum();
         Holdings { retained, subscriptions, clients: table.clients.len(), kept: table.kept, arriving }
     }
 
     /// A client is connected here, with these subscriptions and no others.
     pub fn connected(&self, client: &ClientId, epoch: Epoch, inbox: Arc<Inbox>, kept: bool, with: &[Subscription]) {
         let mut table = self.0.table.write();
-        if table
-            .clients
-            .get(client)
-            .and_then(|present| present.connected.as_ref())
-            .is_some_and(|(there, _)| *there > epoch)
-        {
+        if table.clients.get(client).is_some_and(|present| present.inbox.is_some() && present.epoch > epoch) {
             return;
         }
         table.remove(client);
-        table.add(client, Client { filters: Vec::new(), kept, connected: Some((epoch, inbox)) });
+        table.add(client, Client { filters: Vec::new(), kept, epoch, inbox: Some(inbox) });
         for subscription in with {
             table.subscribe(client, subscription);
         }
@@ -284,8 +283,8 @@ impl Router {
     pub fn gone(&self, client: &ClientId, epoch: Epoch, kept: bool) {
         let mut table = self.0.table.write();
         let Some(present) = table.clients.get_mut(client) else { return };
-        if present.connected.as_ref().is_some_and(|(there, _)| *there == epoch) {
-            present.connected = None;
+        if present.inbox.is_some() && present.epoch == epoch {
+            present.inbox = None;
             if !kept {
                 table.remove(client);
             }
@@ -296,7 +295,7 @@ impl Router {
     pub fn over(&self, clients: &[ClientId]) {
         let mut table = self.0.table.write();
         for client in clients {
-            if table.clients.get(client).is_some_and(|present| present.connected.is_none()) {
+            if table.clients.get(client).is_some_and(|present| present.inbox.is_none()) {
                 table.remove(client);
             }
         }
@@ -402,7 +401,12 @@ impl Router {
     }
 
     /// To whoever is there, unless that `waits`; gives for whom it is to be stored, and who waits.
-    fn send(&self, publisher: Option<&ClientId>, message: &Arc<Published>, waits: bool) -> (To, To) {
+    fn send(
+        &self,
+        publisher: Option<&ClientId>,
+        message: &Arc<Published>,
+        waits: bool,
+    ) -> (Vec<Recipient>, Vec<Recipient>) {
         let (shared, mut found, mut to, mut then) = (&self.0.table, Vec::new(), Vec::new(), Vec::new());
         let table = shared.read();
         table.subscriptions.route(&message.topic, publisher, |client| table.inbox(client).is_some(), &mut found);
@@ -410,10 +414,11 @@ impl Router {
             let Some(present) = table.clients.get(&client) else { continue };
             let retain = retain_as_published && message.retain;
             let addressed = Addressed { message: Arc::clone(message), qos, retain, identifiers };
-            if present.kept && message.qos.min(qos) != QoS::AtMostOnce {
-                to.push((client, addressed));
+            let (epoch, kept) = (present.epoch, present.kept && message.qos.min(qos) != QoS::AtMostOnce);
+            if kept {
+                to.push(Recipient { client, epoch, addressed });
             } else if waits {
-                then.push((client, addressed));
+                then.push(Recipient { client, epoch, addressed });
             } else {
                 shared.hand(table.inbox(&client), addressed);
             }
@@ -436,12 +441,9 @@ impl Router {
     }
 }
 
-/// Clients, and how each is to be sent a message.
-type To = Vec<(ClientId, Addressed)>;
-
 impl Table {
     fn inbox(&self, client: &ClientId) -> Option<&Arc<Inbox>> {
-        self.clients.get(client)?.connected.as_ref().map(|(_, inbox)| inbox)
+        self.clients.get(client)?.inbox.as_ref()
     }
 
     fn subscribe(&mut self, client: &ClientId, new: &Subscription) {

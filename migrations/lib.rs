@@ -61,6 +61,8 @@ mod m0023_classes;
 mod m0024_bans;
 mod m0025_came;
 mod m0026_went;
+mod m0027_told;
+mod m0028_began;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -92,6 +94,8 @@ impl MigratorTrait for Migrator {
             Box::new(m0024_bans::Step),
             Box::new(m0025_came::Step),
             Box::new(m0026_went::Step),
+            Box::new(m0027_told::Step),
+            Box::new(m0028_began::Step),
         ]
     }
 }

@@ -155,6 +155,22 @@ fn sql_is_in_the_store() {
     silent(&["actors"], &sql, &free, "all SQL lives in store/");
 }
 
+/// No trigger does it: one for each statement is called for every change of a session's row, also for its next place in the queue.
+#[test]
+fn whoever_says_who_is_connected_writes_presence() {
+    let says = ["connected = true", "connected = false", "connected, connected_at"];
+    let mut statements = 0;
+    for source in sources().iter().filter(|source| source.under("actors")) {
+        let text = source.lines.join("\n");
+        for function in text.split("fn ").filter(|function| says.iter().any(|word| function.contains(word))) {
+            let name = function.split('(').next().unwrap_or_default();
+            assert!(function.contains("insert into wakala.presence"), "{}: {name} tells nobody", source.name());
+            statements += 1;
+        }
+    }
+    assert_eq!(statements, 4, "they are made, go on, end, and end with their node");
+}
+
 #[test]
 fn migrations_outlive_the_code() {
     silent(&["migrations"], &["wakala::", "wakala_node"], &[], "a migration must not change when the code does");

@@ -15,7 +15,7 @@ use super::inbox::Arrival;
 use super::{Done, End, RETRY_MAX, RETRY_MIN, Session, TAKEN_OVER};
 use crate::sessions::Away;
 use crate::store::Error;
-use crate::store::publications::{Mark, Publication, Remembered};
+use crate::store::publications::{Mark, Publication, Recipient, Remembered};
 use crate::terminal::Who;
 
 impl Session {
@@ -86,7 +86,9 @@ impl Session {
         self.arrivals.get_or_insert_default().extend(direct.into_iter().map(Arrival::Message));
         self.wake();
         if !stored.is_empty() {
-            let to = stored.into_iter().map(|addressed| (self.client(), addressed)).collect();
+            let to =
+                stored.into_iter().map(|addressed| Recipient { client: self.client(), epoch: self.epoch, addressed });
+            let to = to.collect();
             self.keep(Publication { to, ..Publication::at(now) }, ctx.address(), |_| {});
         }
     }

@@ -308,24 +308,24 @@ impl Inner {
                 let mut locked = 0;
                 let count = batch.len();
                 for (place, opened) in batch.into_iter().zip(all) {
-                    if matches!(opened, Opened::Locked) {
-                        locked += 1;
-                        self.put_back(place);
-                    } else {
-                        let answer = answer(&place.who.opening, opened);
-                        self.tell(place.who, answer);
-                    }
+                    let answer = match opened {
+                        Opened::Session(epoch, loaded) => Ok((epoch, loaded)),
+                        Opened::Locked => {
+                            locked += 1;
+                            self.put_back(place);
+                            continue;
+                        }
+                        // One that the database refuses must not take the others along; what it refused is not committed.
+                        Opened::Failed(Error::Broken(_)) if count > 1 => {
+                            self.store.open_session(place.who.opening.clone()).await
+                        }
+                        Opened::Failed(error) => Err(error),
+                        Opened::Unknown => Err(Error::Broken(format!("{} has no session", place.who.opening.client))),
+                    };
+                    self.tell(place.who, answer.map_err(NotOpened::from));
                 }
                 if locked == count {
                     tokio::time::sleep(LOCKED_WAIT).await;
-                }
-            }
-            // One that the database refuses must not take the others along; what it refused is not committed.
-            Err(Error::Broken(_)) if batch.len() > 1 => {
-                for place in batch {
-                    let caller = place.who;
-                    let opened = self.store.open_session(caller.opening.clone()).await;
-                    self.tell(caller, opened.map_err(NotOpened::from));
                 }
             }
             Err(error) => {
@@ -349,12 +349,5 @@ impl Inner {
             inner.tell(place.who, opened.map_err(NotOpened::from));
             drop(permit);
         });
-    }
-}
-
-fn answer(opening: &Opening, opened: Opened) -> Result<(Epoch, Loaded), NotOpened> {
-    match opened {
-        Opened::Session(epoch, loaded) => Ok((epoch, loaded)),
-        Opened::Unknown | Opened::Locked => Err(Error::Broken(format!("{} has no session", opening.client)).into()),
     }
 }

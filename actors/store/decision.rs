@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sea_orm::sqlx::{self, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
-use wakala::id::{TerminalId, TransactionId};
+use wakala::id::{Epoch, TerminalId, TransactionId};
 use wakala::ledger::{Account, Phase};
 use wakala::partition::Decision;
 use wakala::receipt::{Answer, Stage};
@@ -284,26 +284,35 @@ pub(super) async fn draw_seqs(
         .await?;
         drawn.extend(draw_existing(db, &missing).await?);
     }
-    Ok(drawn)
+    Ok(drawn.into_iter().map(|(client, drawn)| (client, drawn.next)).collect())
 }
 
+/// Places of a queue that were drawn.
+pub(super) struct Drawn {
+    /// The first of them.
+    pub(super) next: i64,
+    /// Of the connection that the session began with.
+    pub(super) began: Epoch,
+}
+
+/// Draws so many places in the queues of those of these clients who have a session.
 pub(super) async fn draw_existing(
     db: &mut PgConnection,
     wanted: &BTreeMap<&str, i64>,
-) -> Result<BTreeMap<String, i64>, Error> {
-    let rows: Vec<(String, i64)> = sqlx::query_as(
+) -> Result<BTreeMap<String, Drawn>, Error> {
+    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
         "with wanted as (select * from unnest($1::text[], $2::bigint[]) w (client, n)), \
               locked as (select s.client_id from wakala.session s where s.client_id = any($1) \
                          order by s.client_id for no key update) \
          update wakala.session s set next_seq = s.next_seq + w.n \
          from wanted w join locked l on l.client_id = w.client where s.client_id = w.client \
-         returning s.client_id, s.next_seq - w.n",
+         returning s.client_id, s.next_seq - w.n, s.began",
     )
     .bind(wanted.keys().copied().collect::<Vec<_>>())
     .bind(wanted.values().copied().collect::<Vec<_>>())
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().collect())
+    Ok(rows.into_iter().map(|(client, next, began)| (client, Drawn { next, began: Epoch(began) })).collect())
 }
 
 async fn insert_receipts(db: &mut PgConnection, sealed: &[(Answer, Vec<u8>)], hints: &[Hint]) -> Result<(), Error> {

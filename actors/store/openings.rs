@@ -1,4 +1,4 @@
-//! Sessions are opened many in one commit: in a storm of reconnects a commit for each would be what all wait for.
+//! Sessions are opened many in one commit or two: in a storm of reconnects a commit for each would be what all wait for.
 //!
 //! Opening raises the session's epoch, so that nothing that an earlier connection writes has an effect, and reads what is
 //! left of it. A client comes at most once into a commit: of two CONNECTs that gathered, the later one's follows, and fences
@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use ntex_mqtt::v5::codec::LastWill;
-use sea_orm::sqlx::postgres::{PgArguments, PgConnection, Postgres};
+use sea_orm::sqlx::postgres::{PgArguments, PgConnection, PgPool, Postgres};
 use sea_orm::sqlx::query::QueryAs;
 use sea_orm::sqlx::{self, types::Json};
 use time::OffsetDateTime;
@@ -49,6 +49,8 @@ pub enum Opened {
     Unknown,
     /// Somebody else has the session locked, or its end took it away just now; nothing was done.
     Locked,
+    /// The database did not do it, for this one or for one that came with it.
+    Failed(Error),
 }
 
 /// What to do about a session that somebody else has locked.
@@ -81,25 +83,24 @@ impl Store {
             match self.open_sessions(vec![opening.clone()], WhenLocked::Wait).await?.pop() {
                 Some(Opened::Session(epoch, loaded)) => return Ok((epoch, loaded)),
                 Some(Opened::Locked) => {}
+                Some(Opened::Failed(error)) => return Err(error),
                 Some(Opened::Unknown) | None => break,
             }
         }
         Err(Error::Broken(format!("{} has no session", opening.client)))
     }
 
-    /// The same for many, each in its place: in one commit, or in as many as one client is there.
+    /// The same for many, each in its place; a client that is there more than once has one after the other opened.
     ///
     /// # Errors
-    /// When the database does not do it. What of it is committed, nobody can say.
+    /// When there is no answer in time. What of it is committed, nobody can say.
     pub async fn open_sessions(&self, openings: Vec<Opening>, when: WhenLocked) -> Result<Vec<Opened>, Error> {
         self.run(move |db| async move {
             let mut opened: Vec<Opened> = openings.iter().map(|_| Opened::Unknown).collect();
             for mut part in one_each(openings, |opening| opening.client.clone()) {
                 // In the order in which everybody locks several sessions.
                 part.sort_by(|(_, a), (_, b)| a.client.cmp(&b.client));
-                let mut transaction = db.get_postgres_connection_pool().begin().await?;
-                let mut done = open(&mut transaction, &part, when).await?;
-                transaction.commit().await?;
+                let mut done = open(db.get_postgres_connection_pool(), &part, when).await;
                 for (place, opening) in part {
                     if let (Some(of), Some(result)) = (opened.get_mut(place), done.remove(opening.client.as_str())) {
                         *of = result;
@@ -149,18 +150,51 @@ impl Store {
 }
 
 /// Opens sessions of different clients, in the order of their names.
-async fn open(
+async fn open(pool: &PgPool, part: &[(usize, Opening)], when: WhenLocked) -> BTreeMap<String, Opened> {
+    let mut results = BTreeMap::new();
+    if let Err(error) = open_in_turn(pool, part, when, &mut results).await {
+        for (_, opening) in part {
+            results.entry(opening.client.as_str().to_owned()).or_insert_with(|| Opened::Failed(error.clone()));
+        }
+    }
+    results
+}
+
+/// First those who come for the first time and leave no will: to make their sessions takes one statement, which is the commit.
+async fn open_in_turn(
+    pool: &PgPool,
+    part: &[(usize, Opening)],
+    when: WhenLocked,
+    results: &mut BTreeMap<String, Opened>,
+) -> Result<(), Error> {
+    let mut openings: Vec<&Opening> = part.iter().map(|(_, opening)| opening).collect();
+    let light = openings.iter().copied().filter(|each| each.will.is_none());
+    let made = make_guests(&mut *pool.acquire().await?, light).await?;
+    openings.retain(|each| !made.contains_key(each.client.as_str()));
+    results.extend(new(made));
+    if !openings.is_empty() {
+        let mut transaction = pool.begin().await?;
+        let opened = open_others(&mut transaction, openings, when).await?;
+        transaction.commit().await?;
+        results.extend(opened);
+    }
+    Ok(())
+}
+
+/// Of a session that there was not nothing is left.
+fn new(made: BTreeMap<String, Epoch>) -> impl Iterator<Item = (String, Opened)> {
+    made.into_iter().map(|(client, epoch)| (client, Opened::Session(epoch, Loaded::default())))
+}
+
+async fn open_others(
     db: &mut PgConnection,
-    openings: &[(usize, Opening)],
+    mut openings: Vec<&Opening>,
     when: WhenLocked,
 ) -> Result<BTreeMap<String, Opened>, Error> {
-    let mut openings: Vec<&Opening> = openings.iter().map(|(_, opening)| opening).collect();
-    let made = make_guests(db, &openings).await?;
+    let made = make_guests(db, openings.iter().copied().filter(|each| each.will.is_some())).await?;
     keep_wills(db, &openings, &made).await?;
     openings.retain(|each| !made.contains_key(each.client.as_str()));
-    // Of a session that there was not nothing is left.
-    let new = |(client, epoch)| (client, Opened::Session(epoch, Loaded::default()));
-    let mut results: BTreeMap<String, Opened> = made.into_iter().map(new).collect();
+    let mut results: BTreeMap<String, Opened> = new(made).collect();
     if openings.is_empty() {
         return Ok(results);
     }
@@ -189,7 +223,7 @@ async fn open(
         discard(db, &over).await?;
     }
     let mut left = left(db, &present(true)).await?;
-    let epochs = raise(db, &locked).await?;
+    let epochs = raise(db, &locked, present(true)).await?;
     keep_wills(db, &locked, &epochs).await?;
     for (client, found) in found {
         let Some(epoch) = epochs.get(&client) else { continue };
@@ -224,19 +258,26 @@ async fn passed_over(
 
 /// A guest has no session before its first CONNECT: one that is not there is made as this connection opens it, and is
 /// locked until the commit. There is nothing to discard with it, and nobody else has it.
-async fn make_guests(db: &mut PgConnection, openings: &[&Opening]) -> Result<BTreeMap<String, Epoch>, Error> {
-    let guests: Vec<&Opening> = openings.iter().copied().filter(|opening| opening.guest).collect();
+async fn make_guests(
+    db: &mut PgConnection,
+    openings: impl Iterator<Item = &Opening>,
+) -> Result<BTreeMap<String, Epoch>, Error> {
+    let guests: Vec<&Opening> = openings.filter(|opening| opening.guest).collect();
     if guests.is_empty() {
         return Ok(BTreeMap::new());
     }
     let rows: Vec<(String, i64)> = columns(
-        "insert into wakala.session (client_id, epoch, created_at, node, connected, connected_at, expiry_s, sent_seq, connection) \
-         select o.client_id, greatest(nextval('wakala.guest_epoch'), o.above) + 1, o.at, o.node, true, o.at, o.expiry_s, null, \
-           o.connection \
-         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::jsonb[]) \
-           as o (client_id, node, at, expiry_s, above, connection) \
-         where not exists (select from wakala.session s where s.client_id = o.client_id) \
-         order by o.client_id on conflict do nothing returning client_id, epoch",
+        "with made as (insert into wakala.session \
+             (client_id, epoch, began, created_at, node, connected, connected_at, expiry_s, sent_seq, connection) \
+           select o.client_id, new.epoch, new.epoch, o.at, o.node, true, o.at, o.expiry_s, null, o.connection \
+           from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::jsonb[]) \
+             as o (client_id, node, at, expiry_s, above, connection) \
+           cross join lateral (select greatest(nextval('wakala.guest_epoch'), o.above) + 1 as epoch) new \
+           where not exists (select from wakala.session s where s.client_id = o.client_id) \
+           order by o.client_id on conflict do nothing returning *), \
+         came as (insert into wakala.presence (client_id, epoch, online, at, node, connection) \
+           select client_id, epoch, true, connected_at, node, connection from made) \
+         select client_id, epoch from made",
         &guests,
     )
     .fetch_all(db)
@@ -321,7 +362,11 @@ async fn left(db: &mut PgConnection, clients: &[String]) -> Result<BTreeMap<Stri
 }
 
 /// The fence: from the commit on nothing that an earlier connection writes has an effect.
-async fn raise(db: &mut PgConnection, openings: &[&Opening]) -> Result<BTreeMap<String, Epoch>, Error> {
+async fn raise(
+    db: &mut PgConnection,
+    openings: &[&Opening],
+    going_on: Vec<String>,
+) -> Result<BTreeMap<String, Epoch>, Error> {
     // Messages at QoS 0 were for the earlier connection. Whether one of them was sent nobody knows, and twice would be once
     // too often.
     // While a connection lives, nobody can say how far it sent: `sent_seq` is null until it ends.
@@ -332,12 +377,21 @@ async fn raise(db: &mut PgConnection, openings: &[&Opening]) -> Result<BTreeMap<
            order by client_id, seq for update), \
          gone as (delete from wakala.message m using lost where m.client_id = lost.client_id and m.seq = lost.seq \
            returning 1), \
-         t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0) \
-         update wakala.session s set epoch = greatest(s.epoch, o.above) + 1, node = o.node, connected = true, \
-           connected_at = o.at, expiry_s = o.expiry_s, expires_at = null, sent_seq = null, connection = o.connection \
-         from o where s.client_id = o.client_id returning s.client_id, s.epoch",
+         t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0), \
+         was as materialized (select o.*, s.epoch, s.connected, s.node as last_node, \
+             greatest(s.epoch, o.above) + 1 as next, o.client_id = any($7) as goes_on \
+           from o join wakala.session s using (client_id)), \
+         raised as (update wakala.session s set epoch = next, began = case when goes_on then began else next end, \
+             node = was.node, connected = true, connected_at = was.at, expiry_s = was.expiry_s, expires_at = null, \
+             sent_seq = null, connection = was.connection \
+           from was where s.client_id = was.client_id returning s.client_id, s.epoch), \
+         told as (insert into wakala.presence (client_id, epoch, online, at, node, why, connection) \
+           select client_id, epoch, false, at, last_node, 'taken over', null::jsonb from was where connected \
+           union all select client_id, raised.epoch, true, at, was.node, null, connection from raised join was using (client_id)) \
+         select client_id, epoch from raised",
         openings,
     )
+    .bind(going_on)
     .fetch_all(db)
     .await?;
     Ok(rows.into_iter().map(|(client, epoch)| (client, Epoch(epoch))).collect())

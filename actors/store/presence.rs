@@ -1,5 +1,6 @@
-//! Who came and went. The database writes it itself, with the session's own row (`migrations/m0019_presence.rs`,
-//! `m0025_came.rs`, `m0026_went.rs`); here it is read, and forgotten when it is old.
+//! Who came and went. It is written by the statements that say of a session that it is connected or not, in the same commit
+//! (`openings.rs`, `sessions.rs`; `tests/house.rs` looks that no other does). The session's row is locked until then, so the
+//! order of a client's rows is that of its connections. Here it is read, and forgotten when it is old.
 
 use sea_orm::sqlx::{self, types::Json};
 use serde::{Deserialize, Serialize};

@@ -17,17 +17,18 @@ use wakala::session::Addressed;
 use wakala::time::Time;
 
 use super::batch::Batcher;
+use super::decision::{Drawn, draw_existing};
 use super::messages::read_properties;
 use super::sessions::{discard, qos_of};
-use super::{Error, Store, decision, tally, timestamp};
+use super::{Error, Store, tally, timestamp};
 
 /// One publish, as far as it is to be stored.
 #[derive(Clone, Debug)]
 pub struct Publication {
     /// For whom, of those whose session outlives their connection.
-    pub to: Vec<(ClientId, Addressed)>,
+    pub to: Vec<Recipient>,
     /// To whom it is handed when it is stored, of the others: a message at QoS 2 that came before is for nobody.
-    pub then: Vec<(ClientId, Addressed)>,
+    pub then: Vec<Recipient>,
     /// It is its topic's retained message now, or with an empty payload removes that.
     pub retain: Option<Arc<Message>>,
     /// A packet identifier that its publisher used at QoS 2.
@@ -45,6 +46,16 @@ impl Publication {
     }
 }
 
+/// A client whose subscriptions matched.
+#[derive(Clone, Debug)]
+pub struct Recipient {
+    pub client: ClientId,
+    /// Of the connection that it had then, or had last. A session that began with a later one is another session, which
+    /// asked for nothing of this [MQTT-3.1.2-4].
+    pub epoch: Epoch,
+    pub addressed: Addressed,
+}
+
 /// A packet identifier of QoS 2, of this connection: on a later one it may belong to another message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remembered {
@@ -56,7 +67,7 @@ pub struct Remembered {
 /// What became of a publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// In these places of the queues of [`Publication::to`]; none where a session is gone or its queue is full.
+    /// In these places of the queues of [`Publication::to`]; none where a session is over or its queue is full.
     At(Vec<Option<i64>>),
     /// It is stored already, or its publisher has a later connection by now and sends it again on that one; or another
     /// node sent the will.
@@ -253,7 +264,7 @@ async fn lock_sessions(db: &mut PgConnection, publications: &[Publication]) -> R
     // Sessions before wills, as whoever opens and ends sessions locks them.
     let leavers = publications.iter().filter_map(|each| each.will.as_ref()).map(|(client, _)| client);
     let publishers = publications.iter().filter_map(|each| each.remember.as_ref()).map(|each| &each.client);
-    let subscribers = publications.iter().flat_map(|each| &each.to).map(|(client, _)| client);
+    let subscribers = publications.iter().flat_map(|each| &each.to).map(|to| &to.client);
     let clients: BTreeSet<&str> = publishers.chain(subscribers).chain(leavers).map(ClientId::as_str).collect();
     sqlx::query("select from wakala.session where client_id = any($1) order by client_id for no key update")
         .bind(clients.into_iter().collect::<Vec<_>>())
@@ -325,13 +336,13 @@ async fn queue(
 ) -> Result<Vec<Stored>, Error> {
     let mut wanted: BTreeMap<&str, i64> = BTreeMap::new();
     for (publication, _) in publications.iter().zip(new).filter(|(_, new)| **new) {
-        for (client, _) in &publication.to {
-            *wanted.entry(client.as_str()).or_default() += 1;
+        for to in &publication.to {
+            *wanted.entry(to.client.as_str()).or_default() += 1;
         }
     }
     let (mut next, mut first, mut dropped) = (BTreeMap::new(), BTreeMap::new(), 0);
     if !wanted.is_empty() {
-        next = decision::draw_existing(db, &wanted).await?;
+        next = draw_existing(db, &wanted).await?;
         first = oldest(db, wanted.keys().copied()).await?;
         if room.overflow == Overflow::Oldest {
             dropped = make_room(db, &wanted, &next, &mut first, room.max).await?;
@@ -345,19 +356,19 @@ async fn queue(
         }
         let at = timestamp(publication.at);
         let latest = room.ttl_max.map(|ttl| timestamp(publication.at + ttl));
-        let places = publication.to.iter().map(|(client, addressed)| {
-            let Some(seq) = next.get_mut(client.as_str()) else {
+        let places = publication.to.iter().map(|Recipient { client, epoch, addressed }| {
+            let Some(drawn) = next.get_mut(client.as_str()).filter(|drawn| drawn.began <= *epoch) else {
                 over += 1;
                 return None;
             };
-            let place = *seq;
+            let place = drawn.next;
             // From the oldest row on; those in between that are gone count too.
             if place - *first.entry(client.as_str().to_owned()).or_insert(place) >= i64::from(room.max) {
                 full += 1;
                 return None;
             }
             rows.push(client, place, addressed, at, latest);
-            *seq += 1;
+            drawn.next += 1;
             Some(place)
         });
         Stored::At(places.collect())
@@ -380,13 +391,13 @@ async fn queue(
 async fn make_room(
     db: &mut PgConnection,
     wanted: &BTreeMap<&str, i64>,
-    next: &BTreeMap<String, i64>,
+    next: &BTreeMap<String, Drawn>,
     first: &mut BTreeMap<String, i64>,
     max: u32,
 ) -> Result<usize, Error> {
     let full = wanted.iter().filter_map(|(client, count)| {
         // Of a batch that is longer than the queue, what comes first finds room and the rest does not.
-        let last = next.get(*client)? + (*count).min(i64::from(max)) - 1;
+        let last = next.get(*client)?.next + (*count).min(i64::from(max)) - 1;
         (last - first.get(*client)? >= i64::from(max)).then_some(((*client).to_owned(), last - i64::from(max)))
     });
     let (clients, up_to): (Vec<String>, Vec<i64>) = full.unzip();

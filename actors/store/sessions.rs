@@ -3,6 +3,7 @@
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{QoS, RetainHandling, SubscriptionOptions};
@@ -68,6 +69,10 @@ pub type Acknowledgements = Batcher<Acknowledged, bool>;
 /// Stores ends of connections, many in one commit. False when a later connection owns the session.
 pub type Ends = Batcher<Ended, bool>;
 
+/// How long an end may wait for others. Nobody waits for it but its own client's next connection, and where many come and go
+/// it is a commit for each few of them that is saved.
+const PATIENCE: Duration = Duration::from_millis(10);
+
 impl Store {
     /// A batcher that marks deliveries: at most `room` wait, at most `max` go into one commit.
     #[must_use]
@@ -124,7 +129,7 @@ impl Store {
     pub fn ends(&self, max: usize) -> Ends {
         let store = self.clone();
         let counts = Arc::clone(&self.metrics().batches.ends);
-        Batcher::counted(self.handle(), max, max, counts, move |ended| {
+        Batcher::patient(self.handle(), PATIENCE, max, max, counts, move |ended| {
             let store = store.clone();
             async move { store.end_sessions(ended).await }
         })
@@ -175,22 +180,23 @@ impl Store {
         .await
     }
 
-    /// The subscriptions of all clients that are not enrolled: whoever publishes must reach them, there or not.
+    /// The subscriptions of all clients that are not enrolled, with the session's epoch: whoever publishes must reach them,
+    /// there or not.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn guest_subscriptions(&self) -> Result<Vec<(ClientId, Subscription)>, Error> {
+    pub async fn guest_subscriptions(&self) -> Result<Vec<(ClientId, Epoch, Subscription)>, Error> {
         self.run(|db| async move {
-            let rows: Vec<(String, String, i16, i16, Option<i32>)> = sqlx::query_as(
-                "select client_id, filter, qos, options, identifier from wakala.subscription s \
+            let rows: Vec<(String, i64, String, i16, i16, Option<i32>)> = sqlx::query_as(
+                "select client_id, epoch, filter, qos, options, identifier \
+                 from wakala.subscription join wakala.session s using (client_id) \
                  where not exists (select from wakala.terminal t where t.id = s.client_id)",
             )
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
-            let read = |(client, filter, qos, options, identifier)| {
-                let client: String = client;
+            let read = |(client, epoch, filter, qos, options, identifier): (String, _, _, _, _, _)| {
                 let client = ClientId::new(&client).map_err(|error| Error::Broken(error.to_string()))?;
-                Ok((client, subscription((filter, qos, options, identifier))))
+                Ok((client, Epoch(epoch), subscription((filter, qos, options, identifier))))
             };
             rows.into_iter().map(read).collect()
         })
@@ -291,20 +297,23 @@ pub(super) fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
 async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<Vec<(i64, String, i64)>, Error> {
     let owned = sqlx::query_as(
         "with e as materialized ( \
-           select client_id, epoch, e.expiry_s, e.sent_to, e.at, e.why, e.nth \
+           select client_id, epoch, s.connected, s.node, e.expiry_s, e.sent_to, e.at, e.why, e.nth \
            from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::text[]) \
            with ordinality e (client_id, epoch, expiry_s, sent_to, at, why, nth) \
-           join (select client_id, epoch from wakala.session where client_id = any($1) \
+           join (select client_id, epoch, connected, node from wakala.session where client_id = any($1) \
                  order by client_id for update) s using (client_id, epoch)), \
          lost as (select m.client_id, m.seq from e join wakala.message m using (client_id) where m.qos = 0 \
            order by m.client_id, m.seq for update of m), \
          gone as (delete from wakala.message m using lost where m.client_id = lost.client_id \
            and m.seq = lost.seq returning 1), \
-         t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0) \
-         update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
-           expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to, \
-           ended_why = e.why \
-         from e where s.client_id = e.client_id and s.epoch = e.epoch returning e.nth, s.client_id, e.expiry_s",
+         t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0), \
+         ended as (update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
+             expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to, \
+             ended_why = e.why \
+           from e where s.client_id = e.client_id and s.epoch = e.epoch returning e.*), \
+         went as (insert into wakala.presence (client_id, epoch, online, at, node, why) \
+           select client_id, epoch, false, at, node, why from ended where connected) \
+         select nth, client_id, expiry_s from ended",
     )
     .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
     .bind(ended.iter().map(|e| e.epoch.0).collect::<Vec<_>>())
@@ -325,9 +334,13 @@ async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Resul
         .await?;
     wills::node_died(db, node, now).await?;
     let forgotten: Vec<(String, i64, bool)> = sqlx::query_as(
-        "update wakala.session set connected = false, node = null, disconnected_at = $2, ended_why = 'its node died', \
-         expires_at = $2 + make_interval(secs => expiry_s) where node = $1 and connected \
-         returning client_id, epoch, not exists (select from wakala.terminal t where t.id = client_id)",
+        "with cut as (update wakala.session \
+             set connected = false, node = null, disconnected_at = $2, ended_why = 'its node died', \
+               expires_at = $2 + make_interval(secs => expiry_s) \
+             where node = $1 and connected returning client_id, epoch, ended_why), \
+         went as (insert into wakala.presence (client_id, epoch, online, at, node, why) \
+           select client_id, epoch, false, $2, $1, ended_why from cut order by client_id) \
+         select client_id, epoch, not exists (select from wakala.terminal t where t.id = client_id) from cut",
     )
     .bind(node)
     .bind(now)

@@ -227,6 +227,36 @@ async fn pain_07_ten_thousand_sessions_that_are_away_cost_a_node_no_memory() {
     assert!(more < 4 << 20, "{more} bytes more with 10,000 sessions that are away");
 }
 
+/// Of its connection and its session nothing stays, but that it is known at its address (`bounds.known_for`) and how often it came:
+/// two entries of tables that are bounded.
+#[tokio::test]
+async fn pain_07_a_terminal_that_came_and_went_leaves_a_node_its_name_and_no_more() {
+    let database = Database::new();
+    enrol(&database.store().await, "T0", None).await;
+    let _ = database.rows(
+        "insert into wakala.terminal select 'T' || n, agent, core, password_hash, null, sandbox, enrolled_at \
+         from wakala.terminal, generate_series(1, 4000) n; \
+         insert into wakala.session (client_id, created_at) select 'T' || n, now() from generate_series(1, 4000) n",
+    );
+    let (node, at) = start(&database);
+    let used_after = async |terminals: std::ops::Range<u32>| {
+        for n in terminals {
+            let name = format!("T{n}");
+            let (mut wire, connack) = Wire::connect(at, true, &name, false).await;
+            assert_eq!(connack, [0, 0]);
+            assert_eq!(wire.subscribe(&format!("c/{name}"), 1).await, 1);
+            wire.leave().await;
+        }
+        until(&database, "select count(*) from wakala.session where connected", "0").await;
+        resident(node.process())
+    };
+    // What the allocator and the pools keep for the next ones is there after the first.
+    let before = used_after(1..2001).await;
+    let each = used_after(2001..4001).await.saturating_sub(before) / 2000;
+    assert!(each < 768, "{each} bytes of each that is away");
+    println!("{each} bytes of each of 2,000 terminals that came and went");
+}
+
 #[tokio::test]
 async fn pain_07_who_is_not_enrolled_leaves_no_session_and_guests_leave_so_many() {
     let database = Database::new();

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala_node::listener;
 use wakala_node::sessions::admission;
+use wakala_node::store::Error;
 use wakala_node::store::openings::{Opened, Opening, WhenLocked};
 use wakala_system_tests::{Database, now};
 
-use super::wire::Wire;
+use super::wire::{Wire, connect};
 use super::{Broker, anywhere, queue_receipt, tell, until};
 use crate::locks::Holding;
 
@@ -311,6 +313,12 @@ async fn one_whose_session_cannot_be_opened_takes_no_one_along() {
     let opened = store.open_sessions(vec![opening("a", 60), opening("b", 60)], WhenLocked::PassOver).await;
     assert!(matches!(opened.expect("opened")[..], [Opened::Locked, Opened::Session(..)]));
     drop(holding);
+    // What the database refuses: it and whoever shares its statement are tried again one by one, for nothing of them is stored.
+    let refused = Opening { node: "a name with a \0".to_owned(), ..opening("c", 60) };
+    let both = vec![refused, opening("d", 60), opening("b", 60)];
+    let opened = store.open_sessions(both, WhenLocked::PassOver).await.expect("asked");
+    assert!(opened.iter().all(|each| matches!(each, Opened::Failed(Error::Broken(_)))), "{opened:?}");
+    assert_eq!(database.rows("select string_agg(client_id, ' ' order by client_id) from wakala.session"), "a b");
 }
 
 #[tokio::test]
@@ -331,4 +339,39 @@ async fn a_guest_whose_row_goes_with_its_earlier_session_just_then_gets_a_new_on
     let (_, loaded) = waiting.await.expect("no panic").expect("opened");
     assert!(!loaded.present);
     assert_eq!(database.rows("select connected from wakala.session where client_id = 'a'"), "t");
+}
+
+/// [MQTT-3.1.2-4]: what was found for an earlier session, and is stored when that is over already, is not for the next one.
+#[tokio::test]
+async fn a_message_of_an_earlier_session_does_not_come_to_one_that_began_meanwhile() {
+    let database = Database::new();
+    let broker = open_broker(&database).await;
+    for name in ["away", "back"] {
+        let (mut wire, _) = Wire::connect(broker.plain(), true, name, false).await;
+        assert_eq!(wire.subscribe(name, 1).await, 1);
+        wire.leave().await;
+    }
+    broker.connected(0).await;
+    let (mut publisher, _) = Wire::connect(broker.plain(), true, "publisher", true).await;
+    let holding = Holding::new(&database, "select from wakala.session where client_id = 'away' for update");
+    publisher.publish("away", 1, 1, "first").await;
+    waits(&database, "1").await;
+    publisher.publish("back", 1, 2, "for the earlier session").await;
+    publisher.ping().await;
+    let mut back = Wire::open(broker.plain(), true).await;
+    let mut hello = connect(true, "back", "back", "", false, 60);
+    // Clean Start; the session is kept all the same.
+    hello[9] |= 0x02;
+    back.send(&hello).await;
+    assert_eq!(back.receive().await.expect("a CONNACK").1[..2], [0, 0], "no session is present");
+    drop(holding);
+    for id in [1, 2] {
+        assert_eq!(publisher.receive().await.expect("a PUBACK").1[..2], [0, id]);
+    }
+    back.silence().await;
+    assert_eq!(back.subscribe("back", 1).await, 1);
+    publisher.publish("back", 1, 3, "for this one").await;
+    assert_eq!(back.any_delivery().await.2, "for this one");
+    let tally = broker.store.tally().await.expect("the database is there");
+    assert_eq!((tally.ends.of(Fate::SessionOver), tally.balance()), (1, 0), "{tally:?}");
 }
