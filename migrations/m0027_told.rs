@@ -1,5 +1,6 @@
 //! Presence is written by the statements that open and end sessions. A trigger for each statement was called for every other
-//! change of a session's row too, also for its next place in the queue, with every message.
+//! change of a session's row too, also for its next place in the queue, with every message. A node of the version before writes none
+//! from here on until it is restarted.
 
 step!(
     "m0027_told",
