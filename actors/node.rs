@@ -288,6 +288,8 @@ async fn drain(node: &Node, listening: Listening, owner: &Addr<Owner>) {
         tracing::warn!("the partitions were gone before they were told to stop");
     }
     node.banks.end();
+    // Ends gather for a while before they are stored. What is not stored is found by the node's next life, as if it had died.
+    node.sessions.all_left().await;
 }
 
 /// Tells systemd that the node lives, as often as it wants to know, as long as the actors answer.

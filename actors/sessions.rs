@@ -506,6 +506,11 @@ impl Sessions {
         self.0.leaving.left(client).await;
     }
 
+    /// Done when all connections that have ended are stored as ended.
+    pub async fn all_left(&self) {
+        self.0.leaving.all_left().await;
+    }
+
     pub(crate) fn router(&self) -> &Router {
         &self.0.router
     }

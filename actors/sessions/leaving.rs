@@ -41,6 +41,14 @@ impl Leaving {
         }
     }
 
+    /// Done when the ends of all who are leaving are stored.
+    pub(super) async fn all_left(&self) {
+        loop {
+            let Some(client) = self.all().keys().next().cloned() else { return };
+            self.left(&client).await;
+        }
+    }
+
     fn all(&self) -> MutexGuard<'_, BTreeMap<ClientId, watch::Receiver<()>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -82,6 +90,18 @@ mod tests {
         drop(second);
         waits.await.expect("no panic");
         assert!(leaving.all().is_empty(), "nothing is kept");
+        leaving.all_left().await;
+        let (first, second) = (leaving.leaves(&a), leaving.leaves(&b));
+        let waits = tokio::spawn({
+            let leaving = leaving.clone();
+            async move { leaving.all_left().await }
+        });
+        for each in [first, second] {
+            tokio::task::yield_now().await;
+            assert!(!waits.is_finished(), "of one the end is not stored");
+            drop(each);
+        }
+        waits.await.expect("no panic");
         // Somebody who never gets through keeps nobody out.
         let _stuck = leaving.leaves(&a);
         leaving.left(&a).await;
