@@ -3,6 +3,7 @@
 //! It listens on loopback, unless the configuration says twice that it is to listen elsewhere: whoever reaches it may read
 //! what the node counts, and end connections. There is no money behind it.
 
+mod page;
 mod sessions;
 
 use std::net::SocketAddr;
@@ -91,6 +92,7 @@ pub fn serve(options: &Options, node: Arc<dyn Node>, looks: Arc<Looks>) -> std::
         App::new()
             .app_data(node.clone())
             .app_data(looks.clone())
+            .route("/", web::get().to(page))
             .route("/metrics", web::get().to(metrics))
             .route("/status", web::get().to(status))
             .route("/readyz", web::get().to(ready))
@@ -117,6 +119,17 @@ struct Whole {
 async fn status(node: web::Data<dyn Node>, looks: web::Data<Looks>) -> HttpResponse {
     let (status, _, conservation) = look(&node, &looks).await;
     HttpResponse::Ok().json(Whole { status, conservation })
+}
+
+async fn page(node: web::Data<dyn Node>, looks: web::Data<Looks>) -> HttpResponse {
+    let (status, _, conservation) = look(&node, &looks).await;
+    match serde_json::to_value(Whole { status, conservation }) {
+        Ok(status) => HttpResponse::Ok()
+            .content_type("text/html; charset=utf-8")
+            .insert_header((header::CONTENT_SECURITY_POLICY, page::POLICY))
+            .body(page::draw(&status).into_string()),
+        Err(_) => HttpResponse::InternalServerError().finish(),
+    }
 }
 
 async fn metrics(node: web::Data<dyn Node>, looks: web::Data<Looks>, request: HttpRequest) -> HttpResponse {

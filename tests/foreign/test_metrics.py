@@ -64,6 +64,19 @@ def bounded(tmp_path_factory):
         node.close()
 
 
+def test_a_browser_sees_the_node_at_a_glance_and_needs_nothing_else(bounded):
+    with urllib.request.urlopen(f"http://127.0.0.1:{bounded.admin}/", timeout=10) as answer:
+        kind, policy, page = answer.headers["Content-Type"], answer.headers["Content-Security-Policy"], answer.read().decode()
+    assert kind == "text/html; charset=utf-8" and "default-src 'none'" in policy
+    status = json.loads(fetch(bounded, "/status")[1])
+    assert f"<h1>{status['node']}</h1>" in page and status["version"] in page
+    assert all(branch in page for branch in status["actors"])
+    # No script, and what it leads to is there.
+    assert not re.search("<script|https?://|src=", page)
+    links = re.findall('href="([^"]*)"', page)
+    assert links and all(fetch(bounded, "/" + link)[1] for link in links)
+
+
 def test_prometheus_own_parsers_read_both_formats(bounded):
     with Client(bounded, "seen") as seen:
         seen.subscribe("seen/#")
