@@ -6,6 +6,8 @@ use std::time::Duration;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
+use crate::cli::status::{branches, text};
+
 /// A browser runs nothing on this page, whatever a name in it says, and loads nothing.
 pub(super) const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'";
@@ -106,7 +108,7 @@ fn actors(actors: &Value) -> Markup {
         h2 { "Actors" }
         table {
             tr { @for column in ["branch", "state", "restarts", "panics", "says", "last panic"] { th { (column) } } }
-            @for (path, branch) in actors.as_object().into_iter().flatten() {
+            @for (path, branch) in branches(actors) {
                 tr {
                     th { (path) }
                     @for column in ["state", "restarts", "panics", "note", "last_panic"] {
@@ -117,10 +119,6 @@ fn actors(actors: &Value) -> Markup {
             }
         }
     }
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 #[cfg(test)]

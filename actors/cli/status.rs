@@ -41,7 +41,8 @@ pub async fn wake(address: SocketAddr, terminal: &str) -> bool {
     answer.is_ok_and(|answer| answer.status().is_success())
 }
 
-fn text(value: &Value) -> String {
+/// A text as it is, and anything else as JSON has it.
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
@@ -72,6 +73,16 @@ fn identity(identity: &Value) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// The tree's branches, in an order for people: partition 10 comes after partition 2.
+pub(crate) fn branches(actors: &Value) -> Vec<(&String, &Value)> {
+    let mut branches: Vec<(&String, &Value)> = actors.as_object().into_iter().flatten().collect();
+    branches.sort_by_cached_key(|(path, _)| {
+        let parts = path.split('/').map(|part| (part.parse::<u64>().unwrap_or(0), part.to_owned()));
+        parts.collect::<Vec<_>>()
+    });
+    branches
 }
 
 fn drawing(status: &Value) -> String {
@@ -127,13 +138,7 @@ fn drawing(status: &Value) -> String {
         let standing = if load["signed_on"] == Value::Bool(true) { "signed on" } else { "not signed on" };
         lines.push(format!("core {core} · {standing} · {} places free", text(&load["places_free"])));
     }
-    let mut branches: Vec<(&String, &Value)> = status["actors"].as_object().into_iter().flatten().collect();
-    // Partition 10 comes after partition 2.
-    branches.sort_by_cached_key(|(path, _)| {
-        let parts = path.split('/').map(|part| (part.parse::<u64>().unwrap_or(0), part.to_owned()));
-        parts.collect::<Vec<_>>()
-    });
-    let rows = branches.into_iter().map(|(path, branch)| {
+    let rows = branches(&status["actors"]).into_iter().map(|(path, branch)| {
         let depth = path.matches('/').count();
         [
             format!("{}{}", "  ".repeat(depth), path.rsplit('/').next().unwrap_or(path)),

@@ -168,10 +168,12 @@ async fn open_in_turn(
     results: &mut BTreeMap<String, Opened>,
 ) -> Result<(), Error> {
     let mut openings: Vec<&Opening> = part.iter().map(|(_, opening)| opening).collect();
-    let light = openings.iter().copied().filter(|each| each.will.is_none());
-    let made = make_guests(&mut *pool.acquire().await?, light).await?;
-    openings.retain(|each| !made.contains_key(each.client.as_str()));
-    results.extend(new(made));
+    let light: Vec<&Opening> = openings.iter().copied().filter(|each| each.guest && each.will.is_none()).collect();
+    if !light.is_empty() {
+        let made = make_guests(&mut *pool.acquire().await?, light.into_iter()).await?;
+        openings.retain(|each| !made.contains_key(each.client.as_str()));
+        results.extend(new(made));
+    }
     if !openings.is_empty() {
         let mut transaction = pool.begin().await?;
         let opened = open_others(&mut transaction, openings, when).await?;
