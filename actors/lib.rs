@@ -40,6 +40,7 @@ pub mod clock;
 pub mod metrics;
 pub mod ports;
 pub mod store;
+mod watched;
 
 pub mod admin;
 pub mod cli;

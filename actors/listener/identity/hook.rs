@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, watch};
 use wakala::hook::{Answer, Decision, Desk, Key, Lifetimes, Limits, Outcome, Reply, Report};
 use zeroize::Zeroizing;
 
-use super::watched::Watched;
 use crate::ports::Clock;
+use crate::watched::Watched;
 
 /// A program that is asked about clients that this node does not know itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -353,7 +353,7 @@ impl Hook {
         self.0.files.reload();
     }
 
-    pub(super) fn report(&self) -> (Report, super::watched::Report) {
+    pub(super) fn report(&self) -> (Report, crate::watched::Report) {
         (self.0.lock().desk.report(), self.0.files.report())
     }
 }

@@ -14,7 +14,7 @@ use wakala::token::{self, Algorithm, Key, Objection, Policy, PublicKey, SECRET_B
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
 
-use super::watched::{Report, Watched};
+use crate::watched::{Report, Watched};
 
 /// Tokens (RFC 7519) that clients bring as their password.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

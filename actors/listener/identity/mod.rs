@@ -15,7 +15,6 @@ mod faults;
 mod hook;
 mod jwt;
 mod password;
-mod watched;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -101,7 +100,7 @@ pub struct Report {
 pub struct JwtReport {
     pub keys: usize,
     #[serde(flatten)]
-    pub files: watched::Report,
+    pub files: crate::watched::Report,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -109,7 +108,7 @@ pub struct HookReport {
     #[serde(flatten)]
     pub asked: wakala::hook::Report,
     #[serde(flatten)]
-    pub files: watched::Report,
+    pub files: crate::watched::Report,
 }
 
 /// Has paths that the configuration's file gives relative to itself found from anywhere.

@@ -1,14 +1,13 @@
 //! The files of a TLS listener: what they must hold, and whether they have changed.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use crate::watched::Stamp;
 
 /// The files of a TLS listener. All are read again when one of them has changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,20 +25,6 @@ pub struct Files {
     /// is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked: Option<PathBuf>,
-}
-
-/// What is known of files without reading them: of each its time, size and inode, or that it is not there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::listener) struct Stamp(Vec<Option<(SystemTime, u64, u64)>>);
-
-impl Stamp {
-    pub(in crate::listener) fn of<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Self {
-        let stamp = |path: &PathBuf| {
-            let found = std::fs::metadata(path).ok()?;
-            Some((found.modified().ok()?, found.len(), found.ino()))
-        };
-        Self(paths.map(stamp).collect())
-    }
 }
 
 /// What the files hold.

@@ -27,9 +27,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::sessions::Sessions;
+use crate::watched::Stamp;
 
 pub use files::Files;
-pub(super) use files::Stamp;
 pub use papers::Papers;
 pub use trust::{Objection, Trust};
 

@@ -1,15 +1,28 @@
 //! Files that say who is to be believed, read again when they change or when the node is told to.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use crate::listener::tls::Stamp;
+/// What is known of files without reading them: of each its time, size and inode, or that it is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp(Vec<Option<(SystemTime, u64, u64)>>);
+
+impl Stamp {
+    pub(crate) fn of<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Self {
+        let stamp = |path: &PathBuf| {
+            let found = std::fs::metadata(path).ok()?;
+            Some((found.modified().ok()?, found.len(), found.ino()))
+        };
+        Self(paths.map(stamp).collect())
+    }
+}
 
 /// What is read from files, all of it or, if anything is wrong, what was read before. Clones are the same.
-pub(super) struct Watched<T>(Arc<Inner<T>>);
+pub(crate) struct Watched<T>(Arc<Inner<T>>);
 
 struct Inner<T> {
     paths: Vec<PathBuf>,
@@ -46,7 +59,7 @@ impl<T> Clone for Watched<T> {
 
 impl<T: Send + Sync + 'static> Watched<T> {
     /// Reads for the first time. The log calls them `what`.
-    pub(super) fn open(
+    pub(crate) fn open(
         what: &'static str,
         paths: Vec<PathBuf>,
         read: impl Fn() -> Result<T, String> + Send + Sync + 'static,
@@ -57,21 +70,21 @@ impl<T: Send + Sync + 'static> Watched<T> {
         Ok(Self(Arc::new(Inner { paths, read: Box::new(read), what, now, seen })))
     }
 
-    pub(super) fn now(&self) -> Arc<T> {
+    pub(crate) fn now(&self) -> Arc<T> {
         Arc::clone(&self.0.now.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).report.clone()
     }
 
     /// Reads them again, changed or not. It reads files: not for an event loop.
-    pub(super) fn reload(&self) {
+    pub(crate) fn reload(&self) {
         self.0.read_again(&mut self.0.seen.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Reads them again when they have changed and stood still for one look, until nobody holds them any more.
-    pub(super) fn look_every(&self, every: Duration, runtime: &tokio::runtime::Handle) {
+    pub(crate) fn look_every(&self, every: Duration, runtime: &tokio::runtime::Handle) {
         let watched: Weak<Inner<T>> = Arc::downgrade(&self.0);
         runtime.spawn(async move {
             loop {
