@@ -15,7 +15,9 @@ use wakala::id::CoreId;
 
 use crate::adapters::{kafka, postgres_log, soft_hsm};
 use crate::supervision::Policy;
-use crate::{admin, banks, edge, listener, metrics, partitions, presence, receipts, router, sessions, store, tap};
+use crate::{
+    admin, banks, edge, listener, metrics, partitions, presence, receipts, router, sessions, store, tap, telling,
+};
 
 mod said;
 
@@ -36,6 +38,7 @@ pub struct Config {
     pub open: router::Options,
     pub presence: presence::Options,
     pub tap: tap::Options,
+    pub telling: telling::Options,
     pub edge: edge::Options,
     pub keys: soft_hsm::Options,
     pub partitions: partitions::Options,
@@ -208,6 +211,11 @@ impl Config {
                 fault(&format!("listener.websocket.{key}"), text);
             }
         }
+        if let Some(http) = &self.telling.http {
+            for (key, text) in http.faults(self.listener.tls.is_some()) {
+                fault(&format!("telling.http.{key}"), text);
+            }
+        }
         if let Err(error) = self.logging.filter.parse::<tracing_subscriber::EnvFilter>() {
             fault("logging.filter", format!("{error}; right would be, for example, \"info,wakala_node=debug\""));
         }
@@ -220,6 +228,10 @@ impl Config {
     /// The first fault, with its key.
     pub fn check_secret_files(&self) -> Result<(), Error> {
         listener::identity::check(&self.listener).map_err(|error| Error(vec![error]))?;
+        if let Some(http) = &self.telling.http {
+            telling::tokens::Tokens::read(&http.tokens)
+                .map_err(|error| Error(vec![format!("telling.http.tokens: {error}")]))?;
+        }
         let Some(tls) = &self.listener.tls else { return Ok(()) };
         listener::tls::check(&tls.files).map_err(|error| Error(vec![format!("listener.tls.files: {error}")]))
     }
@@ -233,6 +245,9 @@ impl Config {
         }
         if let Some(tls) = &mut self.listener.tls {
             tls.files.resolve(|path| resolve(folder, path));
+        }
+        if let Some(http) = &mut self.telling.http {
+            http.tokens = resolve(folder, &http.tokens);
         }
         listener::identity::resolve(&mut self.listener, |path| resolve(folder, path));
         self
@@ -293,13 +308,16 @@ impl<P: Provider> Provider for WithoutMaster<P> {
 }
 
 /// What may be none at all, or without a limit: panics that are borne, messages that are kept, answers that nobody waits
-/// for, how often somebody connects, how fast he publishes.
-const MAY_BE_ZERO: [&str; 8] = [
+/// for, how often somebody connects, how fast he publishes, how often he is told something.
+const MAY_BE_ZERO: [&str; 11] = [
     "address_connects_burst",
     "bytes_per_second",
     "client_connects_burst",
+    "configurations_per_hour",
     "intensity",
     "messages_max",
+    "messages_per_hour",
+    "news_per_hour",
     "publishes_per_second",
     "topic_alias_max",
     "unmatched_per_second",

@@ -21,6 +21,7 @@ pub mod router;
 pub mod session;
 pub mod sessions;
 pub mod tap;
+pub mod telling;
 mod turns;
 
 pub mod edge;

@@ -82,6 +82,9 @@ enum Command {
     /// Who may connect
     #[command(subcommand)]
     Terminals(cli::terminals::Command),
+    /// What terminals were told, by whom, and what became of it
+    #[command(subcommand)]
+    Told(cli::told::Command),
     /// Who is kept out: terminals, certificates, user names and networks
     #[command(subcommand)]
     Bans(cli::bans::Command),
@@ -138,6 +141,7 @@ async fn obey(command: Command, config: Config, output: Output) -> anyhow::Resul
         Command::Tap(arguments) => cli::tap::run(arguments, config.admin.address, output).await?,
         Command::Terminals(command) => cli::terminals::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Bans(command) => cli::bans::run(command, &config, &MonotonicClock::start(), output).await?,
+        Command::Told(command) => cli::told::run(command, &config, output).await?,
         Command::Txn(command) => cli::txn::run(command, &config, output).await?,
         Command::Ledger(command) => return cli::ledger::run(command, &config, output).await,
         Command::Keys(command) => {

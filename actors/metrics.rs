@@ -39,6 +39,29 @@ pub struct Metrics {
     /// PINs that the HSM looked at.
     pub pins: Pins,
     pub batches: Batches,
+    pub telling: Telling,
+}
+
+/// What programs were answered that had something to tell, since the node started.
+#[derive(Debug, Default)]
+pub struct Telling {
+    answers: [Count; STATUSES.len()],
+    other: Count,
+}
+
+const STATUSES: [u16; 12] = [200, 201, 400, 401, 404, 405, 408, 409, 413, 422, 429, 503];
+
+impl Telling {
+    pub fn answered(&self, status: u16) {
+        let known = STATUSES.iter().zip(&self.answers).find(|(known, _)| **known == status);
+        known.map_or(&self.other, |(_, count)| count).one();
+    }
+
+    /// By the status of HTTP.
+    pub(crate) fn answers(&self) -> impl Iterator<Item = (String, u64)> {
+        let known = STATUSES.iter().map(ToString::to_string).zip(&self.answers);
+        known.chain([("other".to_owned(), &self.other)]).map(|(status, count)| (status, count.get()))
+    }
 }
 
 /// Connections since the node started.

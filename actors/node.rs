@@ -31,7 +31,7 @@ use crate::receipts::{self, Receipts};
 use crate::sessions::{self, Sessions};
 use crate::store::Store;
 use crate::supervision::{self, EXIT_ESCALATED, Registry, Start, Stop, Supervisor, Tree};
-use crate::{admin, partition};
+use crate::{admin, partition, telling};
 
 /// What `main.rs` has chosen for the ports.
 pub struct Parts {
@@ -113,6 +113,7 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
         credentials: listening.credentials().cloned(),
         identity: Box::new(listening.identity()),
     });
+    let telling = start_telling(&node)?;
     let looks = Arc::new(Looks::new(store.clone()));
     figures::sum_up_every(&looks, node.config.metrics.sum_up_every);
     if node.config.open.is_open() {
@@ -131,6 +132,9 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     watchdog.abort();
     notify(&[NotifyState::Stopping]);
     let stopping = async {
+        if let Some(telling) = telling {
+            telling.stop(true).await;
+        }
         drain(&node, listening, &owner).await;
         stop_admin.stop(true).await;
         // It waits for every statement under way, and a database that stands still answers none.
@@ -179,6 +183,7 @@ fn start_sessions(config: &Config, parts: &Parts, tree: &Tree, give_up: &GiveUp)
         options: config.sessions.clone(),
         open: config.open.clone(),
         presence: config.presence.clone(),
+        telling: config.telling.clone(),
         tap: config.tap.clone(),
         node: config.node.name.clone(),
         store: parts.store.clone(),
@@ -239,6 +244,16 @@ fn start_receipts(
     let supervisor =
         Supervisor::new("receipts", policy, tree.clone(), registry, Box::new(factory), give_up.call()).start();
     Ok(supervisor.try_send(Start("sweeper"))?)
+}
+
+/// Opens the door for programs, if there is to be one.
+fn start_telling(node: &Node) -> anyhow::Result<Option<actix_web::dev::ServerHandle>> {
+    let Some(http) = &node.config.telling.http else { return Ok(None) };
+    let server = telling::http::serve(http, &node.config.telling, node.sessions.clone(), node.credentials.clone())?;
+    tracing::info!(plain = ?http.plain, tls = ?http.tls, "programs may tell terminals something");
+    let handle = server.handle();
+    actix_rt::spawn(server);
+    Ok(Some(handle))
 }
 
 /// Ends with the exit code when a signal comes, a supervisor gives up, or nobody can connect any more. SIGHUP ends

@@ -25,7 +25,9 @@ use wakala::topics::{Granted, Match, Retained, Subscriptions, matches, shared};
 use self::crowd::Crowd;
 use crate::metrics::Metrics;
 use crate::session::inbox::Inbox;
-use crate::store::publications::{Overflow, Publication, Publications, Recipient, Remembered, Room, Stored};
+use crate::store::marks::Remembered;
+use crate::store::publications::{Overflow, Publication, Publications, Recipient, Room, Stored};
+use crate::store::told::Asked;
 use crate::store::{Error, Store};
 
 /// A general broker, with no bank behind it.
@@ -349,7 +351,23 @@ impl Router {
         let (to, then) = self.send(publisher, message, waits);
         let retain = (message.retain && self.retain(message)).then(|| Arc::clone(message));
         let stored = !to.is_empty() || retain.is_some() || remember.is_some();
-        stored.then_some(Publication { to, then, retain, remember, will: None, at: now })
+        stored.then_some(Publication { to, then, retain, remember, ..Publication::at(now) })
+    }
+
+    /// Publishes what a program wants published. Nobody has it before it is stored that it was: asked for once more, it came
+    /// before. Gives what became of it, and to how many it was handed who are connected.
+    ///
+    /// # Errors
+    /// What the database said.
+    pub async fn tell(&self, message: Published, asked: Asked, now: Time) -> Result<(Stored, usize), Error> {
+        self.0.table.metrics.published.one();
+        let message = Arc::new(message);
+        let (to, then) = self.send(None, &message, true);
+        let retain = (message.retain && self.retain(&message)).then(|| Arc::clone(&message));
+        let direct = then.len();
+        let told = Some((asked, message));
+        let publication = Publication { to, then, retain, told, ..Publication::at(now) };
+        Ok((self.0.publications.submit(publication).await?, direct))
     }
 
     /// Says something on a topic of the broker's own, to whoever subscribes now or later; once, as long as it is so.

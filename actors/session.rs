@@ -37,7 +37,7 @@ use self::inbox::{Arrivals, Inbox};
 use self::socket::Ear;
 use crate::sessions::{Sessions, Vouch};
 use crate::store::Error;
-use crate::store::publications::{Mark, Remembered};
+use crate::store::marks::{Mark, Remembered};
 use crate::store::queues::Wanted;
 use crate::store::sessions::{Acknowledged, Ended, Left};
 use crate::store::subscriptions::Changed;

@@ -35,7 +35,7 @@ use crate::presence::{self as told, Presence};
 use crate::router::{self, Router};
 use crate::session::{End, Hint, Panic, Resume, Session};
 use crate::store::Store;
-use crate::store::publications::Marks;
+use crate::store::marks::Marks;
 use crate::store::queues::Pages;
 use crate::store::sessions::{Acknowledgements, Ended, Ends, Left};
 use crate::store::subscriptions::Changes;
@@ -195,6 +195,7 @@ pub struct Deps {
     pub options: Options,
     pub open: router::Options,
     pub presence: told::Options,
+    pub telling: crate::telling::Options,
     pub tap: tap::Options,
     /// Of this node, in `wakala.session`.
     pub node: String,
@@ -321,6 +322,7 @@ impl Sessions {
                 let Some(sessions) = sessions.upgrade() else { break };
                 let now = sessions.deps.clock.now();
                 sessions.forget_presence(now).await;
+                sessions.forget_told(now).await;
                 match sessions.deps.store.expire_messages(now, batch_max).await {
                     Ok(0) => {}
                     Ok(count) => tracing::info!(count, "messages were deleted that had expired"),
@@ -564,6 +566,10 @@ impl Sessions {
 
     pub(crate) fn sandbox(&self) -> bool {
         self.0.deps.sandbox
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.0.deps.options
     }
 
     pub(crate) fn mailbox(&self) -> usize {

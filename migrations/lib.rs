@@ -63,6 +63,7 @@ mod m0025_came;
 mod m0026_went;
 mod m0027_told;
 mod m0028_began;
+mod m0029_messages_told;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -96,6 +97,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0026_went::Step),
             Box::new(m0027_told::Step),
             Box::new(m0028_began::Step),
+            Box::new(m0029_messages_told::Step),
         ]
     }
 }

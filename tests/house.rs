@@ -172,6 +172,24 @@ fn whoever_says_who_is_connected_writes_presence() {
 }
 
 #[test]
+fn whoever_deletes_a_message_says_what_became_of_it() {
+    let mut statements = 0;
+    for source in sources().iter().filter(|source| source.under("actors")) {
+        let text = source.lines.join("\n");
+        for function in text.split("fn ").filter(|function| function.contains("delete from wakala.message")) {
+            let name = function.split('(').next().unwrap_or_default();
+            let deletions = function.matches("delete from wakala.message").count();
+            assert_eq!(deletions, 1, "{}: {name}", source.name());
+            for word in ["insert into wakala.told_end", "tally"] {
+                assert!(function.contains(word), "{}: {name} deletes messages without {word}", source.name());
+            }
+            statements += 1;
+        }
+    }
+    assert_eq!(statements, 7, "acknowledged, expired, over with a session or a connection, dropped for others");
+}
+
+#[test]
 fn migrations_outlive_the_code() {
     silent(&["migrations"], &["wakala::", "wakala_node"], &[], "a migration must not change when the code does");
 }

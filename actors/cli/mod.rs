@@ -9,6 +9,7 @@ pub mod status;
 pub mod tap;
 pub mod tell;
 pub mod terminals;
+pub mod told;
 pub mod txn;
 
 use std::io::Write as _;

@@ -6,14 +6,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::json;
+use uuid::Uuid;
 use wakala::id::TerminalId;
 use wakala::session::{messages_topic, payload_bytes_max};
 
+use super::sessions::whoami;
 use super::{Output, rfc3339};
 use crate::config::Config;
 use crate::ports::Clock;
 use crate::store::Store;
-use crate::store::messages::{Class, Limits, Message, Place, Queueing};
+use crate::store::messages::{Class, Message, Place, Queueing};
+use crate::store::told::Asked;
+use crate::telling::{key, lifetime};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -30,30 +34,14 @@ pub struct Arguments {
     qos: u8,
     /// What is done when there is too much of it: message, one that would be too many is refused; configuration, it takes the
     /// place of the one before it; news, the oldest goes
-    #[arg(long, default_value = "message", value_parser = class)]
+    #[arg(long, default_value = "message", value_parser = |text: &str| text.parse::<Class>())]
     class: Class,
     /// Not sent any more after this time, such as 90s, 2h or 3days; without, it waits for as long as the session lives
     #[arg(long, value_name = "TIME", value_parser = lifetime)]
     expires: Option<Duration>,
-}
-
-fn class(text: &str) -> Result<Class, String> {
-    match text {
-        "message" => Ok(Class::Message),
-        "configuration" => Ok(Class::Configuration),
-        "news" => Ok(Class::News),
-        _ => Err("message, configuration or news".to_owned()),
-    }
-}
-
-fn lifetime(text: &str) -> Result<Duration, String> {
-    let lifetime = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    // MQTT counts the expiry in seconds, in 32 bits (3.3.2.3.3).
-    if (Duration::from_secs(1)..=Duration::from_secs(u64::from(u32::MAX))).contains(&lifetime) {
-        Ok(lifetime)
-    } else {
-        Err("a time from 1s to 49710days".to_owned())
-    }
+    /// Of one who may type this again, because nobody knows whether it was done: under the same key it is the same message
+    #[arg(long, value_parser = key)]
+    key: Option<String>,
 }
 
 /// # Errors
@@ -65,8 +53,9 @@ pub async fn run(
     clock: &dyn Clock,
     output: Output,
 ) -> anyhow::Result<()> {
-    let Arguments { terminal, text, file, qos, class, expires } = arguments;
-    let bytes_max = payload_bytes_max(&(&terminal).into(), config.sessions.packet_bytes_max);
+    let Arguments { terminal, text, file, qos, class, expires, key } = arguments;
+    let topic = messages_topic(&(&terminal).into());
+    let bytes_max = payload_bytes_max(topic.clone(), config.sessions.packet_bytes_max);
     let payload = match file {
         Some(file) => read(&file, bytes_max)?,
         None => text.unwrap_or_default().into_bytes(),
@@ -77,9 +66,11 @@ pub async fn run(
     );
     let (bytes, at) = (payload.len(), clock.now());
     let expires_at = expires.map(|after| at + after);
-    let message = Message { terminal: terminal.clone(), class, kept: qos > 0, payload, expires_at, at };
-    let crate::sessions::Options { messages_max, news_max, news_ttl_max, .. } = config.sessions;
-    let limits = Limits { messages_max, news_max, news_ttl_max };
+    // No token has a name with a space in it.
+    let asked = Asked { id: Uuid::now_v7(), by: format!("operator {}", whoami()), key };
+    let id = asked.id;
+    let message = Message { terminal: terminal.clone(), class, kept: qos > 0, payload, expires_at, at, asked };
+    let limits = config.telling.limits(&config.sessions);
     let place = match store.queue_message(message, limits).await? {
         Queueing::Queued(place) => place,
         Queueing::NotEnrolled => bail!("there is no terminal {terminal}; wakala terminals list"),
@@ -93,11 +84,22 @@ pub async fn run(
         Queueing::Full(waiting) => {
             bail!("{waiting} messages wait for {terminal} already (sessions.messages_max); nothing was queued")
         }
+        Queueing::TooOften(per_hour, wait) => {
+            let wait = humantime::format_duration(Duration::from_secs(wait.as_secs() + 1));
+            bail!(
+                "{terminal} was told {per_hour} of this class within the hour (telling.*_per_hour); one more in {wait}"
+            )
+        }
+        Queueing::KeyTaken(id) => bail!("under this key something else was told, as {id}; nothing was queued"),
+        Queueing::Again(id) => {
+            let text = || format!("{terminal}: told before under this key, as {id}; nothing was queued");
+            return output.print(text, &json!({ "terminal": terminal, "id": id, "repeated": true }));
+        }
     };
     // Whoever holds its connection finds the row by itself; this spares the wait.
     let woken = place.connected && super::status::wake(config.admin.address, terminal.as_str()).await;
     let value = json!({
-        "terminal": terminal, "topic": &*messages_topic(&(&terminal).into()), "qos": qos, "bytes": bytes, "seq": place.seq,
+        "terminal": terminal, "id": id, "repeated": false, "topic": &*topic, "qos": qos, "bytes": bytes, "seq": place.seq,
         "waiting": place.waiting, "connected": place.connected, "connected_here": woken,
         "persistent": place.persistent, "dropped": place.dropped, "expires_at": expires_at.map(rfc3339),
     });

@@ -62,6 +62,28 @@ fn the_shown_websocket_is_the_default() {
 }
 
 #[test]
+fn the_shown_door_for_programs_is_the_default() {
+    let text = std::fs::read_to_string(shown()).expect("config/wakala.toml");
+    let shown = commented(&text, "[telling.http]")["telling"]["http"].clone();
+    let http: telling::http::Http = shown.clone().try_into().expect("a door");
+    let default =
+        telling::http::Http { plain: http.plain, tls: http.tls, ..telling::http::Http::new(http.tokens.clone()) };
+    assert_eq!(toml::Value::try_from(default).expect("TOML"), shown, "every key, with its default");
+}
+
+#[test]
+fn what_is_wrong_with_the_door_for_programs_is_said() {
+    let said = |text: &str| faults(&format!("[telling.http]\ntokens = \"t\"\n{text}\n"));
+    assert!(said("").remove(0).ends_with("telling.http.plain: neither `plain` nor `tls` has an address"));
+    let of_plain = "telling.http.plain: 10.0.0.1:1 is not loopback, and tokens could be read on the way; use `tls`";
+    assert!(said("plain = \"10.0.0.1:1\"").remove(0).ends_with(of_plain));
+    let of_tls = "telling.http.tls: needs listener.tls, whose certificate it shows";
+    assert!(said("tls = \"127.0.0.1:0\"").remove(0).ends_with(of_tls));
+    let text = said("plain = \"127.0.0.1:0\"\nconnections_max = 0").remove(0);
+    assert!(text.ends_with("telling.http.connections_max: must be at least 1"), "{text}");
+}
+
+#[test]
 fn what_is_wrong_with_a_websocket_is_said() {
     let said = |text: &str| faults(&format!("[listener.websocket]\n{text}\n"));
     let at = "plain = \"127.0.0.1:0\"\n";

@@ -329,6 +329,11 @@ impl Snapshot {
             "What became of requests; withheld: the log, the database or the HSM was away, and there was no PUBACK.",
             ends.map(|(result, count)| ([("result", result)], count)),
         )?;
+        page.counters(
+            "wakala_telling_answers",
+            "What programs were answered that had something to tell terminals, by the status of HTTP.",
+            self.metrics.telling.answers().map(|(status, count)| ([("status", status)], count)),
+        )?;
         page.gauge(
             "wakala_requests_under_way",
             "Requests on their way into the log.",

@@ -15,7 +15,8 @@ use super::inbox::Arrival;
 use super::{Done, End, RETRY_MAX, RETRY_MIN, Session, TAKEN_OVER};
 use crate::sessions::Away;
 use crate::store::Error;
-use crate::store::publications::{Mark, Publication, Recipient, Remembered};
+use crate::store::marks::{Mark, Remembered};
+use crate::store::publications::{Publication, Recipient};
 use crate::terminal::Who;
 
 impl Session {

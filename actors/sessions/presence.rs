@@ -1,4 +1,4 @@
-//! What the sessions tell of who came and went, and when that is forgotten.
+//! What the sessions tell of who came and went, and when that and what terminals were told is forgotten.
 
 use std::time::Duration;
 
@@ -50,11 +50,25 @@ impl Sessions {
 }
 
 impl Inner {
+    /// Forgets what was told long ago, but for what waits.
+    pub(super) async fn forget_told(&self, now: Time) {
+        let Deps { store, telling, options, .. } = &self.deps;
+        let until = ago(now, telling.keep);
+        let forgotten = loop {
+            match store.forget_told(until, telling.rows_max, options.expire_batch_max).await {
+                Ok(forgotten) if forgotten == u64::from(options.expire_batch_max) => {}
+                done => break done,
+            }
+        };
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, "what was told long ago is kept for now");
+        }
+    }
+
     /// Forgets what is old of who came and went.
     pub(super) async fn forget_presence(&self, now: Time) {
         let Deps { store, presence, options, .. } = &self.deps;
-        let keep = i64::try_from(presence.keep.as_millis()).unwrap_or(i64::MAX);
-        let until = Time::from_millis(now.millis().saturating_sub(keep));
+        let until = ago(now, presence.keep);
         loop {
             match store.forget_presence(until, presence.rows_max, options.expire_batch_max).await {
                 Ok(forgotten) if forgotten == u64::from(options.expire_batch_max) => {}
@@ -63,4 +77,8 @@ impl Inner {
             }
         }
     }
+}
+
+fn ago(now: Time, time: Duration) -> Time {
+    Time::from_millis(now.millis().saturating_sub(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
 }

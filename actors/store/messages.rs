@@ -1,5 +1,5 @@
-//! Messages that an operator has for a terminal (`wakala terminals tell`). They share the terminal's queue with its
-//! receipts, and unlike these are part of its MQTT session: they end with it.
+//! Messages that operators and programs have for a terminal (`wakala terminals tell`, `telling.http`). They share the
+//! terminal's queue with its receipts, and unlike these are part of its MQTT session: they end with it.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -10,6 +10,7 @@ use ntex_bytes::Bytes;
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, TerminalId};
 use wakala::message as mqtt;
@@ -17,7 +18,10 @@ use wakala::session::{Addressed, Delivery, What, messages_topic};
 use wakala::time::Time;
 
 use super::sessions::qos_of;
+use super::told::{self, Asked, Entered, Entry};
 use super::{Error, Store, decision, tally, time_of, timestamp};
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// What is done when there is too much of it. Receipts are of no class: each of them waits for its terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,7 +35,29 @@ pub enum Class {
     News,
 }
 
-/// How much may wait for one terminal.
+impl Class {
+    pub const ALL: [Self; 3] = [Self::Message, Self::Configuration, Self::News];
+
+    /// Its name, as operators and programs give it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Configuration => "configuration",
+            Self::News => "news",
+        }
+    }
+}
+
+impl std::str::FromStr for Class {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|class| class.word() == text).ok_or("message, configuration or news")
+    }
+}
+
+/// How much may wait for one terminal, and how often it is told something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Messages; more are refused.
@@ -40,6 +66,8 @@ pub struct Limits {
     pub news_max: u32,
     /// The longest that news wait.
     pub news_ttl_max: Duration,
+    /// Of each class (in the order of [`Class::ALL`]) within an hour; more are refused. 0 is no limit.
+    pub per_hour: [u32; Class::ALL.len()],
 }
 
 /// A message to be queued.
@@ -53,6 +81,7 @@ pub struct Message {
     /// From when on it is not sent any more.
     pub expires_at: Option<Time>,
     pub at: Time,
+    pub asked: Asked,
 }
 
 /// What became of it.
@@ -67,6 +96,12 @@ pub enum Queueing {
     NoSession,
     /// So many messages wait already.
     Full(u32),
+    /// It was told so many of this class within the hour; one more after this time.
+    TooOften(u32, Duration),
+    /// Whoever asks has asked before, and it is told as this message.
+    Again(Uuid),
+    /// Under its key something else was told, as this message.
+    KeyTaken(Uuid),
 }
 
 /// Where it is in the terminal's queue.
@@ -108,7 +143,9 @@ impl Store {
         self.run(move |db| async move {
             let (expired,): (i64,) = sqlx::query_as(
                 "with gone as (delete from wakala.message where ctid in (select ctid from wakala.message where expires_at <= $1 \
-                 order by expires_at limit $2 for update skip locked) returning 1), \
+                 order by expires_at limit $2 for update skip locked) returning client_id, seq, told), \
+                 e as (insert into wakala.told_end (told, client_id, seq, fate) \
+                   select told, client_id, seq, 'expired' from gone where told is not null), \
                  t as (insert into wakala.tally select 'expired', count(*) from gone having count(*) > 0) \
                  select count(*) from gone",
             )
@@ -176,6 +213,12 @@ async fn queue(db: &mut PgConnection, message: &Message, limits: Limits) -> Resu
     .fetch_optional(&mut *db)
     .await?;
     let Some((connected, expiry_s, expires_at)) = session else { return Ok(Queueing::NotEnrolled) };
+    let topic = messages_topic(&ClientId::from(&message.terminal));
+    match told::enter(db, &entry(message, &topic)).await? {
+        Entered::New => {}
+        Entered::Again(id) => return Ok(Queueing::Again(id)),
+        Entered::Other(id) => return Ok(Queueing::KeyTaken(id)),
+    }
     let persistent = expiry_s > 0 && expires_at.is_none_or(|at| at > now);
     if !connected && !message.kept {
         return Ok(Queueing::NotConnected);
@@ -183,7 +226,10 @@ async fn queue(db: &mut PgConnection, message: &Message, limits: Limits) -> Resu
     if !connected && !persistent {
         return Ok(Queueing::NoSession);
     }
-    let topic = messages_topic(&ClientId::from(&message.terminal));
+    let per_hour = limits.per_hour[message.class as usize];
+    if let Some(wait) = too_often(db, message, per_hour).await? {
+        return Ok(Queueing::TooOften(per_hour, wait));
+    }
     let Some(dropped) = make_room(db, message, &topic, limits).await? else {
         return Ok(Queueing::Full(limits.messages_max));
     };
@@ -191,8 +237,8 @@ async fn queue(db: &mut PgConnection, message: &Message, limits: Limits) -> Resu
     let seq = *drawn.get(terminal).ok_or_else(|| Error::Broken(format!("no sequence for {terminal}")))?;
     let latest = (message.class == Class::News).then(|| message.at + limits.news_ttl_max);
     sqlx::query(
-        "insert into wakala.message (client_id, seq, topic, qos, payload, expires_at, at, class) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "insert into wakala.message (client_id, seq, topic, qos, payload, expires_at, at, class, told) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(terminal)
     .bind(seq)
@@ -202,6 +248,7 @@ async fn queue(db: &mut PgConnection, message: &Message, limits: Limits) -> Resu
     .bind(message.expires_at.into_iter().chain(latest).min().map(timestamp))
     .bind(now)
     .bind(message.class as i16)
+    .bind(message.asked.id)
     .execute(&mut *db)
     .await?;
     tally::add(db, &[(tally::ADDRESSED, 1)]).await?;
@@ -215,6 +262,38 @@ async fn queue(db: &mut PgConnection, message: &Message, limits: Limits) -> Resu
     .fetch_one(db)
     .await?;
     Ok(Queueing::Queued(Place { seq, waiting: receipts + messages, connected, persistent, dropped }))
+}
+
+fn entry<'a>(message: &'a Message, topic: &'a str) -> Entry<'a> {
+    Entry {
+        asked: &message.asked,
+        terminal: Some(&message.terminal),
+        topic,
+        class: message.class,
+        qos: i16::from(message.kept),
+        retain: false,
+        payload: &message.payload,
+        direct: 0,
+        at: message.at,
+        expires_at: message.expires_at,
+    }
+}
+
+/// How long a terminal is not to be told more of this class, if it was told so many within an hour, with this one.
+async fn too_often(db: &mut PgConnection, message: &Message, per_hour: u32) -> Result<Option<Duration>, Error> {
+    if per_hour == 0 {
+        return Ok(None);
+    }
+    let before: Option<(OffsetDateTime,)> = sqlx::query_as(
+        "select at from wakala.told where terminal = $1 and class = $2 and at > $3 order by at desc offset $4 limit 1",
+    )
+    .bind(message.terminal.as_str())
+    .bind(message.class as i16)
+    .bind(timestamp(message.at) - HOUR)
+    .bind(i64::from(per_hour))
+    .fetch_optional(db)
+    .await?;
+    Ok(before.map(|(at,)| (at + HOUR - timestamp(message.at)).try_into().unwrap_or_default()))
 }
 
 /// Drops what goes for a message, by its class, and counts it; none if there is no room for it. One that was sent and not
@@ -241,20 +320,24 @@ async fn make_room(
         Class::News => (i64::from(limits.news_max) - 1, Fate::Full),
     };
     // In the order in which acknowledgements lock them.
-    let dropped = sqlx::query(
+    let (dropped,): (i64,) = sqlx::query_as(
         "with more as (select seq from wakala.message where client_id = $1 and class = $2 and topic = $3 \
            order by seq desc offset $4), \
          old as (select m.client_id, m.seq from wakala.message m join more using (seq) where m.client_id = $1 \
-           order by m.seq for update of m) \
-         delete from wakala.message m using old where m.client_id = old.client_id and m.seq = old.seq",
+           order by m.seq for update of m), \
+         gone as (delete from wakala.message m using old where m.client_id = old.client_id and m.seq = old.seq \
+           returning m.client_id, m.seq, m.told), \
+         e as (insert into wakala.told_end (told, client_id, seq, fate) \
+           select told, client_id, seq, $5 from gone where told is not null) \
+         select count(*) from gone",
     )
     .bind(message.terminal.as_str())
     .bind(message.class as i16)
     .bind(topic)
     .bind(most)
-    .execute(&mut *db)
+    .bind(fate.word())
+    .fetch_one(&mut *db)
     .await?;
-    let dropped = dropped.rows_affected();
     tally::add(db, &[(fate.word(), usize::try_from(dropped).unwrap_or(usize::MAX))]).await?;
-    Ok(Some(dropped))
+    Ok(Some(u64::try_from(dropped).unwrap_or(0)))
 }

@@ -12,6 +12,7 @@ mod decision;
 pub mod figures;
 pub mod keys;
 pub mod ledger;
+pub mod marks;
 pub mod messages;
 mod name;
 pub mod openings;
@@ -25,6 +26,7 @@ pub mod standing;
 pub mod subscriptions;
 pub mod tally;
 pub mod terminals;
+pub mod told;
 mod transactions;
 pub mod wills;
 

@@ -378,8 +378,10 @@ async fn raise(
          lost as (select client_id, seq from wakala.message where client_id = any($1) and qos = 0 \
            order by client_id, seq for update), \
          gone as (delete from wakala.message m using lost where m.client_id = lost.client_id and m.seq = lost.seq \
-           returning 1), \
+           returning m.client_id, m.seq, m.told), \
          t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0), \
+         e as (insert into wakala.told_end (told, client_id, seq, fate) \
+           select told, client_id, seq, 'connection_over' from gone where told is not null), \
          was as materialized (select o.*, s.epoch, s.connected, s.node as last_node, \
              greatest(s.epoch, o.above) + 1 as next, o.client_id = any($7) as goes_on \
            from o join wakala.session s using (client_id)), \

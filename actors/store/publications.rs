@@ -2,7 +2,6 @@
 //! and packet identifiers of QoS 2. Many publishes go into one commit, in the order in which they came.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use uuid::Uuid;
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala::message::Message;
@@ -18,8 +18,10 @@ use wakala::time::Time;
 
 use super::batch::Batcher;
 use super::decision::{Drawn, draw_existing};
+use super::marks::{Remembered, remember};
 use super::messages::read_properties;
 use super::sessions::{discard, qos_of};
+use super::told::{self, Asked, Entered, Entry};
 use super::{Error, Store, tally, timestamp};
 
 /// One publish, as far as it is to be stored.
@@ -35,6 +37,8 @@ pub struct Publication {
     pub remember: Option<Remembered>,
     /// It is the will of this connection.
     pub will: Option<(ClientId, Epoch)>,
+    /// A program wants it published, and what becomes of it is kept.
+    pub told: Option<(Asked, Arc<Message>)>,
     pub at: Time,
 }
 
@@ -42,7 +46,7 @@ impl Publication {
     /// One of which nothing is to be stored.
     #[must_use]
     pub fn at(at: Time) -> Self {
-        Self { to: Vec::new(), then: Vec::new(), retain: None, remember: None, will: None, at }
+        Self { to: Vec::new(), then: Vec::new(), retain: None, remember: None, will: None, told: None, at }
     }
 }
 
@@ -56,14 +60,6 @@ pub struct Recipient {
     pub addressed: Addressed,
 }
 
-/// A packet identifier of QoS 2, of this connection: on a later one it may belong to another message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remembered {
-    pub client: ClientId,
-    pub epoch: Epoch,
-    pub packet_id: NonZeroU16,
-}
-
 /// What became of a publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {
@@ -72,6 +68,8 @@ pub enum Stored {
     /// It is stored already, or its publisher has a later connection by now and sends it again on that one; or another
     /// node sent the will.
     Before,
+    /// Whoever wants it told has asked before, under the same key.
+    Told(Entered),
 }
 
 /// How much may wait for one client, and for how long.
@@ -98,18 +96,6 @@ pub enum Overflow {
 
 /// Stores publishes.
 pub type Publications = Batcher<Publication, Stored>;
-
-/// Something that a client has done with a packet of QoS 2.
-#[derive(Clone, Debug)]
-pub enum Mark {
-    /// It released what it had published.
-    Forget(Remembered),
-    /// It has the delivery at this place.
-    Received { client: ClientId, epoch: Epoch, seq: i64 },
-}
-
-/// Stores marks. False when a later connection owns the session.
-pub type Marks = Batcher<Mark, bool>;
 
 /// The wait between tries while the database is away.
 const RETRY: Duration = Duration::from_millis(200);
@@ -156,75 +142,19 @@ impl Store {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
             lock_sessions(&mut opened, &publications).await?;
             let wills = settle_wills(&mut opened, &publications).await?;
-            let identifiers = remember(&mut opened, &publications).await?;
-            let new: Vec<bool> =
-                wills.into_iter().zip(identifiers).map(|(will, identifier)| will && identifier).collect();
-            let stored = queue(&mut opened, &publications, &new, room).await?;
+            let remembered: Vec<_> = publications.iter().map(|each| each.remember.as_ref()).collect();
+            let identifiers = remember(&mut opened, &remembered).await?;
+            let told = enter(&mut opened, &publications).await?;
+            let new: Vec<bool> = (wills.into_iter().zip(identifiers).zip(&told))
+                .map(|((will, identifier), told)| will && identifier && *told == Entered::New)
+                .collect();
+            let mut stored = queue(&mut opened, &publications, &new, room).await?;
             retain(&mut opened, &publications, &new).await?;
             opened.commit().await?;
-            Ok(stored)
-        })
-        .await
-    }
-
-    /// A batcher for what clients have done with packets of QoS 2: at most `room` wait, at most `max` go into one commit.
-    #[must_use]
-    pub fn marks(&self, room: usize, max: usize) -> Marks {
-        let store = self.clone();
-        let counts = Arc::clone(&self.metrics().batches.marks);
-        Batcher::counted(self.handle(), room, max, counts, move |marks| {
-            let store = store.clone();
-            async move { store.mark(marks).await }
-        })
-    }
-
-    async fn mark(&self, marks: Vec<Mark>) -> Result<Vec<bool>, Error> {
-        self.run(move |db| async move {
-            let mut opened = db.get_postgres_connection_pool().begin().await?;
-            let mut forgets = (Vec::new(), Vec::new(), Vec::new());
-            let mut received = (Vec::new(), Vec::new(), Vec::new());
-            for mark in &marks {
-                match mark {
-                    Mark::Forget(remembered) => {
-                        forgets.0.push(remembered.client.as_str().to_owned());
-                        forgets.1.push(remembered.epoch.0);
-                        forgets.2.push(i32::from(remembered.packet_id.get()));
-                    }
-                    Mark::Received { client, epoch, seq } => {
-                        received.0.push(client.as_str().to_owned());
-                        received.1.push(epoch.0);
-                        received.2.push(*seq);
-                    }
-                }
+            for (stored, told) in stored.iter_mut().zip(told).filter(|(_, told)| *told != Entered::New) {
+                *stored = Stored::Told(told);
             }
-            sqlx::query(
-                "delete from wakala.received r using unnest($1::text[], $2::bigint[], $3::integer[]) f (client_id, epoch, packet_id) \
-                 join wakala.session s using (client_id) \
-                 where s.epoch = f.epoch and r.client_id = f.client_id and r.packet_id = f.packet_id",
-            )
-            .bind(forgets.0)
-            .bind(forgets.1)
-            .bind(forgets.2)
-            .execute(&mut *opened)
-            .await?;
-            let kept: Vec<(String, i64)> = sqlx::query_as(
-                "update wakala.message m set released = true \
-                 from unnest($1::text[], $2::bigint[], $3::bigint[]) r (client_id, epoch, seq) \
-                 join wakala.session s using (client_id) \
-                 where s.epoch = r.epoch and m.client_id = r.client_id and m.seq = r.seq returning m.client_id, m.seq",
-            )
-            .bind(received.0)
-            .bind(received.1)
-            .bind(received.2)
-            .fetch_all(&mut *opened)
-            .await?;
-            opened.commit().await?;
-            let kept: BTreeSet<(String, i64)> = kept.into_iter().collect();
-            let done = marks.iter().map(|mark| match mark {
-                Mark::Forget(_) => true,
-                Mark::Received { client, seq, .. } => kept.contains(&(client.as_str().to_owned(), *seq)),
-            });
-            Ok(done.collect())
+            Ok(stored)
         })
         .await
     }
@@ -294,6 +224,17 @@ async fn settle_wills(db: &mut PgConnection, publications: &[Publication]) -> Re
     Ok(publications.iter().map(|each| each.will.as_ref().is_none_or(ours)).collect())
 }
 
+/// Enters what programs want published. They are few, and what else is published costs nothing here.
+async fn enter(db: &mut PgConnection, publications: &[Publication]) -> Result<Vec<Entered>, Error> {
+    let mut entered = vec![Entered::New; publications.len()];
+    for (publication, entered) in publications.iter().zip(&mut entered) {
+        let Some((asked, message)) = &publication.told else { continue };
+        let entry = Entry::of(asked, message, publication.then.len(), publication.at);
+        *entered = told::enter(db, &entry).await?;
+    }
+    Ok(entered)
+}
+
 /// Sessions that were over, but for their wills, are over.
 async fn end_guests(db: &mut PgConnection, clients: &[(String, i64)]) -> Result<(), Error> {
     let over: Vec<(String,)> = sqlx::query_as(
@@ -326,6 +267,7 @@ struct Rows {
     identifiers: Vec<String>,
     expires: Vec<Option<OffsetDateTime>>,
     at: Vec<OffsetDateTime>,
+    told: Vec<Option<Uuid>>,
 }
 
 async fn queue(
@@ -368,6 +310,7 @@ async fn queue(
                 return None;
             }
             rows.push(client, place, addressed, at, latest);
+            rows.told.push(publication.told.as_ref().map(|(asked, _)| asked.id));
             drawn.next += 1;
             Some(place)
         });
@@ -404,23 +347,28 @@ async fn make_room(
     if clients.is_empty() {
         return Ok(0);
     }
-    let dropped = sqlx::query(
+    let (dropped,): (i64,) = sqlx::query_as(
         "with old as (select m.client_id, m.seq from unnest($1::text[], $2::bigint[]) f (client_id, up_to) \
            join wakala.session s using (client_id) \
            join wakala.message m on m.client_id = f.client_id and m.seq <= f.up_to \
            where not m.released and (m.qos < 2 or (s.sent_seq is not null and m.seq > s.sent_seq)) \
-           order by m.client_id, m.seq for update of m) \
-         delete from wakala.message m using old where m.client_id = old.client_id and m.seq = old.seq",
+           order by m.client_id, m.seq for update of m), \
+         gone as (delete from wakala.message m using old where m.client_id = old.client_id and m.seq = old.seq \
+           returning m.client_id, m.seq, m.told), \
+         e as (insert into wakala.told_end (told, client_id, seq, fate) \
+           select told, client_id, seq, $3 from gone where told is not null) \
+         select count(*) from gone",
     )
     .bind(&clients)
     .bind(up_to)
-    .execute(&mut *db)
+    .bind(Fate::Full.word())
+    .fetch_one(&mut *db)
     .await?;
     for client in &clients {
         first.remove(client);
     }
     first.extend(oldest(db, clients.iter().map(String::as_str)).await?);
-    Ok(usize::try_from(dropped.rows_affected()).unwrap_or(usize::MAX))
+    Ok(usize::try_from(dropped).unwrap_or(usize::MAX))
 }
 
 /// The place of the oldest row of each queue that has one.
@@ -466,11 +414,12 @@ impl Rows {
         let (what, copies) = tally::columns(counts);
         sqlx::query(
             "with t as (insert into wakala.tally select * from unnest($11::text[], $12::bigint[])) \
-             insert into wakala.message (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at) \
-             select client_id, seq, topic, qos, retain, payload, properties, identifiers::integer[], expires_at, at \
+             insert into wakala.message (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at, \
+               told) \
+             select client_id, seq, topic, qos, retain, payload, properties, identifiers::integer[], expires_at, at, told \
              from unnest($1::text[], $2::bigint[], $3::text[], $4::smallint[], $5::bool[], $6::bytea[], $7::bytea[], \
-             $8::text[], $9::timestamptz[], $10::timestamptz[]) \
-             m (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at)",
+             $8::text[], $9::timestamptz[], $10::timestamptz[], $13::uuid[]) \
+             m (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at, told)",
         )
         .bind(self.clients)
         .bind(self.seqs)
@@ -484,6 +433,7 @@ impl Rows {
         .bind(self.at)
         .bind(what)
         .bind(copies)
+        .bind(self.told)
         .execute(db)
         .await?;
         Ok(())
@@ -521,35 +471,4 @@ async fn retain(db: &mut PgConnection, publications: &[Publication], new: &[bool
         .execute(db)
         .await?;
     Ok(())
-}
-
-/// Remembers identifiers. For each publish whether it is to be sent: at QoS 2 it is not if its identifier is known, or if its
-/// publisher has a later connection, which began without it: it is sent again there, or was, and may be complete.
-async fn remember(db: &mut PgConnection, publications: &[Publication]) -> Result<Vec<bool>, Error> {
-    let remembered: Vec<&Remembered> = publications.iter().filter_map(|each| each.remember.as_ref()).collect();
-    if remembered.is_empty() {
-        return Ok(vec![true; publications.len()]);
-    }
-    let added: Vec<(String, i32)> = sqlx::query_as(
-        "insert into wakala.received (client_id, packet_id) \
-         select r.client_id, r.packet_id from unnest($1::text[], $2::bigint[], $3::integer[]) r (client_id, epoch, packet_id) \
-         join wakala.session s using (client_id) where s.epoch = r.epoch \
-         order by 1, 2 on conflict do nothing returning client_id, packet_id",
-    )
-    .bind(remembered.iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
-    .bind(remembered.iter().map(|each| each.epoch.0).collect::<Vec<_>>())
-    .bind(remembered.iter().map(|each| i32::from(each.packet_id.get())).collect::<Vec<_>>())
-    .fetch_all(db)
-    .await?;
-    let mut added: BTreeSet<(String, i32)> = added.into_iter().collect();
-    // Of two in one batch the first is the one.
-    let new = |each: &Remembered| added.remove(&(each.client.as_str().to_owned(), i32::from(each.packet_id.get())));
-    Ok(publications
-        .iter()
-        .map(|each| each.remember.as_ref())
-        .map({
-            let mut new = new;
-            move |remembered| remembered.is_none_or(&mut new)
-        })
-        .collect())
 }

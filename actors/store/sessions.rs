@@ -16,7 +16,7 @@ use wakala::session::Subscription;
 use wakala::time::Time;
 
 use super::batch::Batcher;
-use super::{Error, Store, name, tally, timestamp, wills};
+use super::{Error, Store, name, timestamp, wills};
 
 /// A delivery that a client is done with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +105,9 @@ impl Store {
                  done as (select m.client_id, m.seq, a.fate from a join wakala.message m using (client_id, seq) \
                    where a.owned and not a.receipt order by m.client_id, m.seq for update of m), \
                  m as (delete from wakala.message m using done where m.client_id = done.client_id \
-                   and m.seq = done.seq returning done.fate), \
+                   and m.seq = done.seq returning done.fate, m.client_id, m.seq, m.told), \
+                 e as (insert into wakala.told_end (told, client_id, seq, fate) \
+                   select told, client_id, seq, fate from m where told is not null), \
                  t as (insert into wakala.tally select fate, count(*) from m group by fate \
                    union all select 'receipt_delivered', count(*) from r having count(*) > 0) \
                  select nth from a where owned",
@@ -305,8 +307,10 @@ async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<Vec<(i64, String,
          lost as (select m.client_id, m.seq from e join wakala.message m using (client_id) where m.qos = 0 \
            order by m.client_id, m.seq for update of m), \
          gone as (delete from wakala.message m using lost where m.client_id = lost.client_id \
-           and m.seq = lost.seq returning 1), \
+           and m.seq = lost.seq returning m.client_id, m.seq, m.told), \
          t as (insert into wakala.tally select 'connection_over', count(*) from gone having count(*) > 0), \
+         told as (insert into wakala.told_end (told, client_id, seq, fate) \
+           select told, client_id, seq, 'connection_over' from gone where told is not null), \
          ended as (update wakala.session s set connected = false, node = null, disconnected_at = e.at, \
              expiry_s = e.expiry_s, expires_at = e.at + make_interval(secs => e.expiry_s), sent_seq = e.sent_to, \
              ended_why = e.why \
@@ -359,16 +363,20 @@ pub(super) async fn discard(db: &mut PgConnection, clients: &[String]) -> Result
         sqlx::query(sqlx::AssertSqlSafe(text)).bind(clients).execute(&mut *db).await?;
     }
     // In the order in which acknowledgements lock them, for these do not wait for the session's row.
-    let copies = sqlx::query(
+    sqlx::query(
         "with m as (select client_id, seq from wakala.message where client_id = any($1) \
-         order by client_id, seq for update) \
-         delete from wakala.message d using m where d.client_id = m.client_id and d.seq = m.seq",
+           order by client_id, seq for update), \
+         gone as (delete from wakala.message d using m where d.client_id = m.client_id and d.seq = m.seq \
+           returning d.client_id, d.seq, d.told), \
+         told as (insert into wakala.told_end (told, client_id, seq, fate) \
+           select told, client_id, seq, $2 from gone where told is not null) \
+         insert into wakala.tally select $2, count(*) from gone having count(*) > 0",
     )
     .bind(clients)
-    .execute(&mut *db)
+    .bind(Fate::SessionOver.word())
+    .execute(db)
     .await?;
-    let copies = usize::try_from(copies.rows_affected()).unwrap_or(usize::MAX);
-    tally::add(db, &[(Fate::SessionOver.word(), copies)]).await
+    Ok(())
 }
 
 /// Removes the sessions of clients that are not enrolled; one with a will is removed when that is sent.

@@ -120,7 +120,7 @@ impl Trust {
     }
 
     /// What the next handshake is made with.
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }
 

@@ -2,17 +2,15 @@
 
 use std::num::{NonZeroU16, NonZeroU32};
 
-use ntex_bytes::Bytes;
+use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec::{
     DisconnectReasonCode as Reason, Packet, Publish, PublishAck2, PublishAck2Reason, PublishAckReason,
     PublishProperties, QoS,
 };
 
-use super::super::messages_topic;
 use super::super::strict::Flaw;
 use super::{Addressed, DIRECT_IDENTIFIERS, Effect, Outgoing, Place, Queued, ROW_IDENTIFIERS, State, What, packet_id};
 use crate::conservation::Fate;
-use crate::id::ClientId;
 
 /// A message as it goes out.
 struct Out {
@@ -336,9 +334,9 @@ fn out_of_turn(why: &'static str) -> Flaw {
     Flaw { reason: Reason::ProtocolError, why }
 }
 
-/// The largest payload of a message to this terminal in a packet of so many bytes.
+/// The largest payload of a message on this topic in a packet of so many bytes.
 #[must_use]
-pub fn payload_bytes_max(terminal: &ClientId, packet_bytes_max: u32) -> u32 {
+pub fn payload_bytes_max(topic: ByteString, packet_bytes_max: u32) -> u32 {
     let properties = PublishProperties {
         message_expiry_interval: NonZeroU32::new(1),
         subscription_ids: vec![NonZeroU32::MAX],
@@ -346,7 +344,7 @@ pub fn payload_bytes_max(terminal: &ClientId, packet_bytes_max: u32) -> u32 {
     };
     let packet_id = Some(NonZeroU16::MIN);
     let payload_size = packet_bytes_max;
-    let whole = Publish { topic: messages_topic(terminal), packet_id, payload_size, properties, ..Publish::default() };
+    let whole = Publish { topic, packet_id, payload_size, properties, ..Publish::default() };
     let around = frame_bytes(&whole, 0) - u64::from(payload_size);
     packet_bytes_max.saturating_sub(u32::try_from(around).unwrap_or(u32::MAX))
 }

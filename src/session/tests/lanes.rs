@@ -189,7 +189,7 @@ fn a_message_that_the_client_cannot_take_counts_as_delivered() {
 
 #[test]
 fn the_largest_payload_fills_a_packet() {
-    let max = usize::try_from(payload_bytes_max(&client(), 100)).expect("small");
+    let max = usize::try_from(payload_bytes_max(messages_topic(&client()), 100)).expect("small");
     let connect = Connect { max_packet_size: NonZeroU32::new(100), ..asked(false) };
     for (bytes, fits) in [(max, true), (max + 1, false)] {
         // The longest that an identifier can be on the wire.

@@ -15,6 +15,7 @@ mod operators;
 mod presence;
 mod queue;
 mod storm;
+mod telling;
 mod tls;
 mod websocket;
 mod wire;
@@ -36,6 +37,7 @@ use wakala_node::sessions::{self, Away, Intake, Sessions};
 use wakala_node::store::Store;
 use wakala_node::store::messages::{Class, Limits, Message, Place, Queueing};
 use wakala_node::store::terminals::{Enrolment, Terminal};
+use wakala_node::store::told::Asked;
 use wakala_node::supervision::Tree;
 use wakala_node::terminal::Enrolled;
 use wakala_system_tests::{Database, agent, core, now, terminal};
@@ -126,6 +128,7 @@ impl Broker {
             options: sessions::Options::default(),
             open: Default::default(),
             presence: Default::default(),
+            telling: Default::default(),
             tap: Default::default(),
             node: "n1".to_owned(),
             store: store.clone(),
@@ -204,12 +207,18 @@ fn told(name: &str, qos: u8, text: &str) -> Message {
         payload: text.into(),
         expires_at: None,
         at: now(),
+        asked: asked(None),
     }
+}
+
+/// Whoever asks for a message to be told.
+fn asked(key: Option<&str>) -> Asked {
+    Asked { id: uuid::Uuid::now_v7(), by: "operator asha".to_owned(), key: key.map(str::to_owned) }
 }
 
 /// Room for so many messages, and as many news, for a day.
 fn room(max: u32) -> Limits {
-    Limits { messages_max: max, news_max: max, news_ttl_max: Duration::from_secs(24 * 3600) }
+    Limits { messages_max: max, news_max: max, news_ttl_max: Duration::from_secs(24 * 3600), per_hour: [0; 3] }
 }
 
 /// Queues a message as `wakala terminals tell` does.
