@@ -206,15 +206,12 @@ impl Config {
             let text = "right would be, for example, [\"mqtt-2.bank.example:8883\"], 1 KiB in all at most";
             fault("listener.elsewhere", text.to_owned());
         }
-        if let Some(websocket) = &self.listener.websocket {
-            for (key, text) in websocket.faults(self.listener.tls.is_some()) {
-                fault(&format!("listener.websocket.{key}"), text);
-            }
-        }
-        if let Some(http) = &self.telling.http {
-            for (key, text) in http.faults(self.listener.tls.is_some()) {
-                fault(&format!("telling.http.{key}"), text);
-            }
+        let tls = self.listener.tls.is_some();
+        let websocket = self.listener.websocket.iter().flat_map(|door| door.faults(tls));
+        let websocket = websocket.map(|(key, text)| (format!("listener.websocket.{key}"), text));
+        let http = self.telling.http.iter().flat_map(|door| door.faults(tls));
+        for (key, text) in websocket.chain(http.map(|(key, text)| (format!("telling.http.{key}"), text))) {
+            fault(&key, text);
         }
         if let Err(error) = self.logging.filter.parse::<tracing_subscriber::EnvFilter>() {
             fault("logging.filter", format!("{error}; right would be, for example, \"info,wakala_node=debug\""));

@@ -39,7 +39,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            keep: Duration::from_secs(400 * 24 * 3600),
+            // As humantime counts it: 365.25 days.
+            keep: Duration::from_secs(31_557_600),
             rows_max: 1_000_000,
             messages_per_hour: 0,
             configurations_per_hour: 60,

@@ -50,7 +50,7 @@ impl Tokens {
 pub fn draw(name: &AgentId) -> Result<(Zeroizing<String>, String), String> {
     let mut secret = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *secret).map_err(|error| error.to_string())?;
-    let token = Zeroizing::new(format!("{MARK}{}", hex::encode(&*secret)));
+    let token = Zeroizing::new(format!("{MARK}{}", hex::encode(*secret)));
     let line = format!("{name} {}", hex::encode(digest(&token)));
     Ok((token, line))
 }

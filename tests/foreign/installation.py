@@ -199,9 +199,12 @@ class Installation(Node):
         self.secrets = []
         self.core = None
         self.terminals = 0
+        # http and https.
+        self.telling = free_port(), free_port()
 
     def set_up(self):
         papers(self.folder)
+        (self.folder / "telling.tokens").write_text("# nobody yet\n", encoding="ascii")
         core_port = self.start_core()
         (self.folder / "wakala.toml").write_text(self.configuration(core_port), encoding="utf-8")
         self.start_node(first=True)
@@ -224,6 +227,10 @@ address = "127.0.0.1:{free_port()}"
 [listener.tls.files]
 certificate = "{self.folder}/server.pem"
 key = "{self.folder}/server.key"
+[telling.http]
+plain = "127.0.0.1:{self.telling[0]}"
+tls = "127.0.0.1:{self.telling[1]}"
+tokens = "telling.tokens"
 [cores.bank]
 dialect = "{ROOT}/config/banks/sandbox.toml"
 address = "127.0.0.1:{core_port}"
