@@ -306,8 +306,10 @@ impl<P: Provider> Provider for WithoutMaster<P> {
 
 /// What may be none at all, or without a limit: panics that are borne, messages that are kept, answers that nobody waits
 /// for, how often somebody connects, how fast he publishes, how often he is told something.
-const MAY_BE_ZERO: [&str; 11] = [
+const MAY_BE_ZERO: [&str; 13] = [
     "address_connects_burst",
+    "agent_bytes_per_second",
+    "agent_publishes_per_second",
     "bytes_per_second",
     "client_connects_burst",
     "configurations_per_hour",

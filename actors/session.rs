@@ -35,7 +35,7 @@ use self::counted::Counted;
 use self::frames::{Frames, Outbound};
 use self::inbox::{Arrivals, Inbox};
 use self::socket::Ear;
-use crate::sessions::{Sessions, Vouch};
+use crate::sessions::{Purse, Sessions, Vouch};
 use crate::store::Error;
 use crate::store::marks::{Mark, Remembered};
 use crate::store::queues::Wanted;
@@ -50,6 +50,8 @@ pub struct Session {
     twin: Twin,
     epoch: Epoch,
     who: Who,
+    /// What a terminal shares with the others of its agent, if they share anything.
+    purse: Option<Arc<Purse>>,
     sessions: Sessions,
     io: IoBoxed,
     frames: Counted<Frames>,
@@ -113,11 +115,16 @@ impl Session {
         let (registry, client) = (sessions.clone(), twin.client().clone());
         let link = Link::new(move |exit: Exit| registry.exited(&client, epoch, &exit));
         let inbox = Arc::new(Inbox::new(sessions.limits()));
+        let purse = match &who {
+            Who::Terminal(enrolled) => sessions.purse_of(&enrolled.agent),
+            Who::Guest { .. } => None,
+        };
         let session = Self {
             willed: twin.terms().will.is_some(),
             twin,
             epoch,
             who,
+            purse,
             sessions,
             io,
             frames: Counted(frames),

@@ -6,6 +6,7 @@
 //! panics within a period escalate like those of any other actor.
 
 pub mod admission;
+mod agents;
 mod barred;
 pub mod bounds;
 mod elsewhere;
@@ -26,7 +27,7 @@ use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use wakala::ban::Traits;
-use wakala::id::{ClientId, Epoch, TerminalId};
+use wakala::id::{AgentId, ClientId, Epoch, TerminalId};
 use wakala::session::{Limits, What};
 
 use crate::listener::tls::Papers;
@@ -43,6 +44,7 @@ use crate::supervision::{BranchState, Exit, Policy, Tree};
 use crate::tap::{self, Taps};
 use crate::terminal::Enrolled;
 
+pub(crate) use agents::Purse;
 pub(crate) use barred::Vouch;
 pub(crate) use operator::ANSWER_WITHIN;
 pub use operator::Here;
@@ -234,6 +236,7 @@ struct Inner {
     taps: Taps,
     connected: RwLock<BTreeMap<ClientId, Connected>>,
     barred: barred::Barred,
+    agents: agents::Agents,
     panics: Mutex<VecDeque<Instant>>,
     /// A connection has ended and left a will.
     ended: Arc<Notify>,
@@ -281,6 +284,7 @@ impl Sessions {
             presence,
             taps,
             ends,
+            agents: agents::Agents::new(deps.options.bounds.shares()),
             deps,
             connected: RwLock::default(),
             barred: Default::default(),
@@ -515,6 +519,11 @@ impl Sessions {
 
     pub(crate) fn router(&self) -> &Router {
         &self.0.router
+    }
+
+    /// What the terminals of an agent share, for one of them that is connected.
+    pub(crate) fn purse_of(&self, agent: &AgentId) -> Option<Arc<Purse>> {
+        self.0.agents.purse_of(agent)
     }
 
     pub(crate) fn marks(&self) -> Marks {

@@ -111,7 +111,7 @@ fn drawing(status: &Value) -> String {
     if let Some(bounds) = status["bounds"].as_object() {
         let count = |what: &str| text(&bounds[what]);
         lines.push(format!(
-            "bounds · {} bans · refused: {} banned, {} too often, {} unverified · closed: {} from banned addresses, {} crowded, {} late · held {} times",
+            "bounds · {} bans · refused: {} banned, {} too often, {} unverified · closed: {} from banned addresses, {} crowded, {} late · held {} times, {} for their agent",
             count("bans"),
             count("banned"),
             bounds["flapping"].as_u64().unwrap_or(0) + bounds["flapping_addresses"].as_u64().unwrap_or(0),
@@ -120,6 +120,7 @@ fn drawing(status: &Value) -> String {
             count("crowded"),
             count("late"),
             count("held"),
+            count("held_agents"),
         ));
     }
     if let Some(admitted) = status["admitted"].as_object() {

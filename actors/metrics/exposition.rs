@@ -261,6 +261,7 @@ impl Snapshot {
             ("wrong_password", bounds.wrong_passwords),
             ("unread_password", bounds.unverified),
             ("publishes", bounds.held),
+            ("publishes_of_agent", bounds.held_agents),
             ("late_packet", bounds.late),
         ];
         page.counters(

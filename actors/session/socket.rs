@@ -11,6 +11,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use ntex::io::{IoBoxed, RecvError};
 use wakala::session::Event;
+use wakala::time::Time;
 
 use super::frames::Inbound;
 use super::inbox::Arrival;
@@ -65,8 +66,8 @@ impl Session {
                 continue;
             }
             if self.twin.full() {
-                if self.twin.is_held() && !self.unread {
-                    self.sessions.counts().held.one();
+                if let Some(too_fast) = self.twin.held_by().filter(|_| !self.unread) {
+                    self.sessions.counts().holds(too_fast);
                 }
                 self.unread = true;
                 return Poll::Pending;
@@ -99,8 +100,20 @@ impl Session {
                 }
             };
             self.heard(&event);
+            let owed = self.owed(&event, now);
             self.twin.handle(event, now, &mut turn.effects);
+            if let Some(until) = owed {
+                self.twin.handle(Event::Owed { until }, now, &mut turn.effects);
+            }
             self.act(turn, now, ctx);
+        }
+    }
+
+    /// Takes a terminal's publish out of what it shares with the others of its agent; until when they owe it, if they do.
+    fn owed(&self, event: &Event, now: Time) -> Option<Time> {
+        match (&self.purse, event) {
+            (Some(purse), Event::Publish(publish, payload)) => purse.pay(publish.topic.len() + payload.len(), now),
+            _ => None,
         }
     }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wakala::bounds::Rate;
-use wakala::session::pace::Pace;
+use wakala::session::pace::{Pace, TooFast};
 
+use super::agents::Shares;
 use crate::metrics::counts::Count;
 
 /// Bounds of every session.
@@ -21,6 +22,15 @@ pub struct Options {
     pub bytes_per_second: u32,
     /// How many bytes may come at once.
     pub bytes_burst: u32,
+    /// Publishes of all terminals of one agent together that are connected to this node, in a second, over time. Whose
+    /// publish is beyond that is left unread until it is paid for. 0 is no limit.
+    pub agent_publishes_per_second: u32,
+    /// How many of theirs may come at once.
+    pub agent_publishes_burst: u32,
+    /// Bytes of topics and payloads that they publish together in a second, over time. 0 is no limit.
+    pub agent_bytes_per_second: u32,
+    /// How many bytes of theirs may come at once.
+    pub agent_bytes_burst: u32,
     /// From the first byte of a packet to its last; then the connection ends. On a link of 1 kB/s the largest packet takes
     /// a minute.
     #[serde(with = "humantime_serde")]
@@ -36,6 +46,11 @@ impl Default for Options {
             publishes_burst: 500,
             bytes_per_second: 256 * 1024,
             bytes_burst: 1024 * 1024,
+            // Four of his terminals may be as fast as they may.
+            agent_publishes_per_second: 400,
+            agent_publishes_burst: 2000,
+            agent_bytes_per_second: 1024 * 1024,
+            agent_bytes_burst: 4 * 1024 * 1024,
             frame_within: Duration::from_secs(120),
             bans_max: 10_000,
         }
@@ -48,6 +63,13 @@ impl Options {
             publishes: Rate::per_second(self.publishes_per_second, self.publishes_burst),
             bytes: Rate::per_second(self.bytes_per_second, self.bytes_burst),
             frame_within: Some(self.frame_within),
+        }
+    }
+
+    pub(super) fn shares(&self) -> Shares {
+        Shares {
+            publishes: Rate::per_second(self.agent_publishes_per_second, self.agent_publishes_burst),
+            bytes: Rate::per_second(self.agent_bytes_per_second, self.agent_bytes_burst),
         }
     }
 }
@@ -73,6 +95,8 @@ pub struct Counts {
     pub unverified: Count,
     /// Times that a client was left unread because it published too fast.
     pub held: Count,
+    /// Times that a terminal was left unread because the terminals of its agent published too fast together.
+    pub held_agents: Count,
     /// Connections ended because a packet was not whole in time.
     pub late: Count,
 }
@@ -90,10 +114,19 @@ pub struct Report {
     pub wrong_passwords: u64,
     pub unverified: u64,
     pub held: u64,
+    pub held_agents: u64,
     pub late: u64,
 }
 
 impl Counts {
+    /// Somebody is left unread.
+    pub(crate) fn holds(&self, too_fast: TooFast) {
+        match too_fast {
+            TooFast::Client => self.held.one(),
+            TooFast::Agent => self.held_agents.one(),
+        }
+    }
+
     pub(super) fn report(&self, bans: usize) -> Report {
         Report {
             bans,
@@ -106,6 +139,7 @@ impl Counts {
             wrong_passwords: self.wrong_passwords.get(),
             unverified: self.unverified.get(),
             held: self.held.get(),
+            held_agents: self.held_agents.get(),
             late: self.late.get(),
         }
     }

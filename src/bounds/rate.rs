@@ -46,6 +46,18 @@ impl Bucket {
         self.0 = self.0.max(nanoseconds(now)).saturating_add(rate.every_ns.saturating_mul(tokens.into()));
     }
 
+    /// Its moment, for whoever keeps it where many threads take from it.
+    #[must_use]
+    pub const fn nanoseconds(self) -> i64 {
+        self.0
+    }
+
+    /// With this moment.
+    #[must_use]
+    pub const fn at(nanoseconds: i64) -> Self {
+        Self(nanoseconds)
+    }
+
     /// Until when there is no token; `now` or earlier if there is one.
     #[must_use]
     pub fn empty_until(&self, rate: Rate) -> Time {

@@ -50,7 +50,7 @@ use incoming::{Incoming, Work};
 pub use limits::Limits;
 use outgoing::Outgoing;
 pub use outgoing::{Addressed, Beyond, Delivery, Settled, What, packet_id, payload_bytes_max};
-use pace::Pacer;
+use pace::{Pacer, TooFast};
 use rights::Target;
 pub use rights::{Closed, Granted, Grants, NoTemplate, Rights, TEMPLATE_MAX, Template, Templates};
 pub use sizes::Sizes;
@@ -85,6 +85,10 @@ pub enum Event {
     /// A packet of the client's other than PUBLISH, after [`strict::frame`].
     Packet(Packet),
     Publish(mqtt::Publish, Bytes),
+    /// With this one's latest publish, what all terminals of its agent have published is paid for at this time only.
+    Owed {
+        until: Time,
+    },
     /// What this [`Effect::Admit`] or [`Effect::Route`] is about is durable.
     Durable {
         ticket: u32,
@@ -278,7 +282,7 @@ impl Session {
     #[must_use]
     pub fn full(&self) -> bool {
         let full = self.incoming.as_ref().is_some_and(|incoming| incoming.full(self.terms.version));
-        full || self.pending().len() >= PENDING_MAX || self.pacer.holds()
+        full || self.pending().len() >= PENDING_MAX || self.pacer.held_by().is_some()
     }
 
     /// Whether a publish of the client is not answered yet.
@@ -287,10 +291,10 @@ impl Session {
         self.incoming.as_ref().is_some_and(|incoming| incoming.is_busy())
     }
 
-    /// Whether the socket is to be left unread because the client was too fast.
+    /// Who was too fast, if the socket is to be left unread because of that.
     #[must_use]
-    pub fn is_held(&self) -> bool {
-        self.pacer.holds()
+    pub fn held_by(&self) -> Option<TooFast> {
+        self.pacer.held_by()
     }
 
     /// All that came was read; whether that was a part of a packet.
@@ -340,6 +344,7 @@ impl Session {
                     self.close(Some(flaw.reason), flaw.why, effects);
                 }
             }
+            Event::Owed { until } => self.pacer.hold(until, TooFast::Agent, now),
             Event::Durable { ticket } => {
                 let was_full = self.full();
                 self.incoming().durable(ticket, effects);

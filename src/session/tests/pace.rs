@@ -31,7 +31,7 @@ fn a_client_that_publishes_too_fast_is_left_unread_and_loses_nothing() {
         assert!(!session.full());
         publish_one(&mut session, "x", at(0));
     }
-    assert!(session.full() && session.is_held(), "the fourth would be too many");
+    assert!(session.full() && session.held_by() == Some(TooFast::Client), "the fourth would be too many");
     let until = session.poll_timeout().expect("a wake-up");
     assert_eq!(until.since(at(0)), Duration::from_millis(100), "when one more token is there");
     session.handle(Event::Wake, at(99), &mut Vec::new());
@@ -53,6 +53,27 @@ fn a_client_that_sends_too_many_bytes_is_left_unread_until_they_are_paid_for() {
     let mut effects = Vec::new();
     session.handle(Event::Wake, at(500), &mut effects);
     assert!(effects.is_empty() && !session.full());
+}
+
+/// What the terminals of its agent owe together is told to each with its own publish.
+#[test]
+fn a_terminal_whose_agent_was_too_fast_is_left_unread_until_all_is_paid_for() {
+    let mut session = paced(Pace { publishes: Rate::per_second(10, 1), ..Pace::default() });
+    let mut effects = Vec::new();
+    publish_one(&mut session, "x", at(0));
+    assert_eq!(session.held_by(), Some(TooFast::Client));
+    session.handle(Event::Owed { until: at(50) }, at(0), &mut effects);
+    assert_eq!(session.held_by(), Some(TooFast::Client), "it waits for longer anyway");
+    session.handle(Event::Owed { until: at(700) }, at(0), &mut effects);
+    assert!(session.full() && session.held_by() == Some(TooFast::Agent));
+    session.handle(Event::Owed { until: at(300) }, at(0), &mut effects);
+    assert_eq!(session.poll_timeout(), Some(at(700)));
+    session.handle(Event::Wake, at(699), &mut effects);
+    assert!(session.full());
+    session.handle(Event::Wake, at(700), &mut effects);
+    assert!(!session.full() && effects.is_empty(), "{effects:?}");
+    session.handle(Event::Owed { until: at(700) }, at(700), &mut effects);
+    assert!(!session.full(), "that is paid for");
 }
 
 #[test]
