@@ -175,6 +175,9 @@ impl Config {
         for (key, text) in listener::identity::faults(&self.listener, &self.open, !self.cores.is_empty()) {
             fault(key, text.to_owned());
         }
+        if let Some(text) = self.listener.bounds.faults() {
+            fault("listener.bounds.ranges", text);
+        }
         if let Err(text) = store::check_address(&self.database.url) {
             fault("database.url", text);
         }

@@ -52,6 +52,21 @@ const fn width(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
+impl Network {
+    /// Whether this address is one of them.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.base.is_ipv4() && masked(address, self.bits) == self.base
+    }
+
+    /// How many bits they begin with alike.
+    #[must_use]
+    pub const fn bits(&self) -> u8 {
+        self.bits
+    }
+}
+
 impl FromStr for Network {
     type Err = Error;
 
@@ -92,6 +107,19 @@ impl fmt::Display for Network {
 impl fmt::Debug for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl serde::Serialize for Network {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Network {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -274,6 +302,31 @@ mod tests {
         assert_eq!(of("network", "10.0.0.0/8").on_address("::ffff:10.9.9.9".parse().expect("one"), at(0)), Some(1));
         assert_eq!(of("network", "2001:db8::/32").on_address("2001:db8:5::1".parse().expect("one"), at(0)), Some(1));
         assert_eq!(of("network", "2001:db8::/32").on_address("32.1.13.184".parse().expect("one"), at(0)), None);
+    }
+
+    #[test]
+    fn a_network_contains_the_addresses_that_begin_like_it() {
+        let contains = |network: &str, address: &str| {
+            let network: Network = network.parse().expect("a network");
+            network.contains(address.parse().expect("an address"))
+        };
+        for (network, address) in [
+            ("10.20.0.0/15", "10.21.255.255"),
+            ("10.20.0.0/15", "::ffff:10.20.0.1"),
+            ("10.1.2.3", "10.1.2.3"),
+            ("2001:db8::/32", "2001:db8:ffff::1"),
+        ] {
+            assert!(contains(network, address), "{network} {address}");
+        }
+        for (network, address) in [
+            ("10.20.0.0/15", "10.22.0.0"),
+            ("10.1.2.3", "10.1.2.2"),
+            ("2001:db8::/32", "2001:db9::1"),
+            ("2001:db8::/32", "32.1.13.184"),
+            ("32.0.0.0/8", "2001:db8::1"),
+        ] {
+            assert!(!contains(network, address), "{network} {address}");
+        }
     }
 
     #[test]

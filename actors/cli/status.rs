@@ -110,11 +110,13 @@ fn drawing(status: &Value) -> String {
     lines.extend(conservation(status));
     if let Some(bounds) = status["bounds"].as_object() {
         let count = |what: &str| text(&bounds[what]);
+        let flapping = ["flapping", "flapping_addresses", "flapping_ranges"];
+        let too_often: u64 = flapping.iter().filter_map(|of| bounds[*of].as_u64()).sum();
         lines.push(format!(
             "bounds · {} bans · refused: {} banned, {} too often, {} unverified · closed: {} from banned addresses, {} crowded, {} late · held {} times, {} for their agent",
             count("bans"),
             count("banned"),
-            bounds["flapping"].as_u64().unwrap_or(0) + bounds["flapping_addresses"].as_u64().unwrap_or(0),
+            too_often,
             count("unverified"),
             count("banned_addresses"),
             count("crowded"),

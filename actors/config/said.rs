@@ -47,6 +47,8 @@ fn leave_out(dict: &mut Dict, key: &[String]) -> bool {
         [last] => dict.remove(last).is_some(),
         [first, rest @ ..] => match dict.get_mut(first) {
             Some(figment::value::Value::Dict(_, below)) => leave_out(below, rest),
+            // One of a list: the others are nothing without it.
+            Some(figment::value::Value::Array(..)) => dict.remove(first).is_some(),
             _ => false,
         },
     }

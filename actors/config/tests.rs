@@ -48,6 +48,55 @@ fn the_shown_tls_is_the_default() {
     assert!(shown.files.client_authorities.is_some() && shown.files.revoked.is_some());
 }
 
+/// No network counts as one by default. What is shown of it in a comment is true all the same.
+#[test]
+fn the_shown_range_is_right_and_shows_every_key() {
+    let text = std::fs::read_to_string(shown()).expect("config/wakala.toml");
+    let shown = text.lines().find_map(|line| line.strip_prefix("#   ranges = ")).expect("an example");
+    let file = format!("[listener.bounds]\nranges = {shown}");
+    let of = |file: &str| -> listener::Options {
+        let table: toml::Table = file.parse().expect("TOML");
+        table["listener"].clone().try_into().expect("a listener")
+    };
+    let ranges = of(&file).bounds.ranges;
+    assert_eq!(toml::Value::try_from(&ranges).expect("TOML").to_string(), toml_of(shown), "every key");
+    let short = file.replace(", known_every = \"30s\"", "");
+    assert!(short.len() < file.len() && of(&short).bounds.ranges == ranges, "with its default");
+}
+
+fn toml_of(value: &str) -> String {
+    let table: toml::Table = format!("value = {value}").parse().expect("TOML");
+    table["value"].to_string()
+}
+
+#[test]
+fn what_is_wrong_with_a_range_is_said() {
+    let range = |text: &str| format!("{{ network = \"10.20.0.0/16\", connects_burst = 9, {text} }}");
+    let said = |ranges: &[String]| faults(&format!("[listener.bounds]\nranges = [{}]", ranges.join(", "))).remove(0);
+    let right = range("connects_every = \"50ms\"");
+    let twice = said(&[right.clone(), right.clone()]);
+    assert_eq!(twice, "FILE: listener.bounds.ranges: 10.20.0.0/16 is there twice");
+    let none = said(&[range("connects_every = \"0s\"")]);
+    assert!(none.ends_with("10.20.0.0/16: connects_every must be longer than no time"), "{none}");
+    let short = said(&[range("connects_every = \"1s\", known_every = \"1ms\"")]);
+    assert!(short.ends_with("10.20.0.0/16: known_every must be at least 1s"), "{short}");
+    let many: Vec<String> = (0..65).map(|n| right.replace("10.20", &format!("10.{n}"))).collect();
+    assert!(said(&many).ends_with("listener.bounds.ranges: 65 networks; there may be 64"));
+    let bits = said(&[right.replace("10.20.0.0", "10.20.1.0")]);
+    assert!(
+        bits.contains("listener.bounds.ranges.0.network: ") && bits.contains("right would be 10.20.0.0/16"),
+        "{bits}"
+    );
+    let fewer = said(&[range("known_every = \"30s\"")]);
+    assert!(fewer.contains("listener.bounds.ranges.0") && fewer.contains("connects_every"), "{fewer}");
+    let other = right.replace("connects_burst", "connects");
+    assert_eq!(
+        faults(&format!("[listener.bounds]\nranges = [{other}]\n[node]\nnaem = 1")).len(),
+        2,
+        "nothing is hidden"
+    );
+}
+
 #[test]
 fn the_shown_websocket_is_the_default() {
     let text = std::fs::read_to_string(shown()).expect("config/wakala.toml");

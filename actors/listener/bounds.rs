@@ -1,4 +1,4 @@
-//! What strangers may cost together, one address or one client by itself, before anything is opened for them.
+//! What strangers may cost together, one address, one client or one network by itself, before anything is opened for them.
 //!
 //! [`wakala::bounds`] decides; here it is asked, under one lock for all workers, and what it says is counted and logged.
 
@@ -11,7 +11,7 @@ use ntex::io::types::PeerAddr;
 use ntex::tls::rustls::PeerCertChain;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal};
 use serde::{Deserialize, Serialize};
-use wakala::ban::Traits;
+use wakala::ban::{Network, Traits};
 use wakala::bounds::{self as decided, Excess, Limits, Patience, Place, Rate};
 use wakala::time::Time;
 
@@ -52,8 +52,33 @@ pub struct Options {
     /// How long a terminal that proved who it is counts as known at its address.
     #[serde(with = "humantime_serde")]
     pub known_for: Duration,
+    /// Networks of which all connects are counted together, up to [`RANGES_MAX`]; of several around an address, in the
+    /// narrowest. A mobile operator's APN gives its SIMs addresses from one.
+    pub ranges: Vec<Range>,
     /// Clients and addresses of which any of this is remembered, each; without room the mildest case is forgotten.
     pub remembered_max: usize,
+}
+
+/// Each CONNECT is looked for in all of them.
+pub const RANGES_MAX: usize = 64;
+
+/// What may be connected from one network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    pub network: Network,
+    /// Connects from there that may follow each other at once, whoever they are and whatever comes of them. 0 is no limit.
+    pub connects_burst: u32,
+    /// How often one more is let in after that.
+    #[serde(with = "humantime_serde")]
+    pub connects_every: Duration,
+    /// A terminal that has proved who it is in this network is let in again after this time, whatever the others do.
+    #[serde(with = "humantime_serde", default = "known_every")]
+    pub known_every: Duration,
+}
+
+const fn known_every() -> Duration {
+    Duration::from_secs(30)
 }
 
 impl Default for Options {
@@ -70,6 +95,7 @@ impl Default for Options {
             wrong_wait_min: Duration::from_secs(10),
             wrong_wait_max: Duration::from_secs(15 * 60),
             known_for: Duration::from_secs(7 * 24 * 3600),
+            ranges: Vec::new(),
             remembered_max: 50_000,
         }
     }
@@ -92,6 +118,32 @@ impl Options {
             remembered_max: self.remembered_max,
         }
     }
+
+    fn ranges(&self) -> Vec<decided::Range> {
+        let ranges = self.ranges.iter().map(|range| decided::Range {
+            network: range.network,
+            connects: Rate::new(range.connects_burst, range.connects_every),
+            known_every: range.known_every,
+        });
+        ranges.collect()
+    }
+
+    /// What is wrong with the ranges.
+    pub(crate) fn faults(&self) -> Option<String> {
+        if self.ranges.len() > RANGES_MAX {
+            return Some(format!("{} networks; there may be {RANGES_MAX}", self.ranges.len()));
+        }
+        self.ranges.iter().enumerate().find_map(|(at, Range { network, connects_every, known_every, .. })| {
+            if self.ranges[..at].iter().any(|before| before.network == *network) {
+                return Some(format!("{network} is there twice"));
+            }
+            if connects_every.is_zero() {
+                return Some(format!("{network}: connects_every must be longer than no time"));
+            }
+            let short = *known_every < Duration::from_secs(1);
+            short.then(|| format!("{network}: known_every must be at least 1s"))
+        })
+    }
 }
 
 /// For all connections of this node. Clones are the same.
@@ -108,7 +160,7 @@ fn address(io: &IoRef) -> IpAddr {
 
 impl Bounds {
     pub(super) fn new(options: &Options, workers: usize, sessions: Sessions) -> Self {
-        let decided = decided::Bounds::new(options.limits(workers.max(1)));
+        let decided = decided::Bounds::new(options.limits(workers.max(1)), options.ranges());
         Self { decided: Arc::new(Mutex::new(decided)), sessions }
     }
 
@@ -165,7 +217,11 @@ impl Bounds {
             return Err(Refusal::Banned);
         }
         let place = Place::of(address);
-        let knocked = self.decided().knock(&client, place, certificate.is_some(), now);
+        let knocked = {
+            let mut decided = self.decided();
+            let further = decided.knock(&client, place, certificate.is_some(), now);
+            further.and_then(|()| decided.knock_from(&client, address, now))
+        };
         knocked.map_err(|excess| self.refuse(excess, &client, place))?;
         Ok(Caller { bounds: self.clone(), traits, place })
     }
@@ -175,6 +231,7 @@ impl Bounds {
         let (which, what): (&Count, _) = match excess {
             Excess::Client => (&counts.flapping, format!("client {client}")),
             Excess::Place => (&counts.flapping_addresses, format!("place {place}")),
+            Excess::Range(network) => (&counts.flapping_ranges, format!("range {network}")),
             Excess::Guesses => (&counts.unverified, String::new()),
         };
         which.one();
@@ -184,6 +241,9 @@ impl Bounds {
             }),
             Excess::Place => self.tell(&what, || {
                 tracing::warn!(%place, "too many connects from there lead to nobody; who is not known there is refused for a while");
+            }),
+            Excess::Range(network) => self.tell(&what, || {
+                tracing::warn!(%network, "too many connects from a network; who was let in there lately is refused for a while");
             }),
             // That was said when the last wrong one came.
             Excess::Guesses => {}
@@ -206,7 +266,12 @@ impl Caller {
 
     /// It has proved who it is.
     pub(super) fn proved(&self, client: &str) -> Result<(), Refusal> {
-        let proved = self.bounds.decided().proved(client, self.place, self.now());
+        let (now, mut decided) = (self.now(), self.bounds.decided());
+        let proved = decided.proved(client, self.place, now);
+        if let (Ok(()), Some(address)) = (proved, self.traits.address) {
+            decided.proved_from(client, address, now);
+        }
+        drop(decided);
         proved.map_err(|excess| self.bounds.refuse(excess, client, self.place))
     }
 

@@ -258,6 +258,7 @@ impl Snapshot {
             ("strangers_of_address", bounds.crowded),
             ("connects_of_client", bounds.flapping),
             ("connects_of_address", bounds.flapping_addresses),
+            ("connects_of_range", bounds.flapping_ranges),
             ("wrong_password", bounds.wrong_passwords),
             ("unread_password", bounds.unverified),
             ("publishes", bounds.held),

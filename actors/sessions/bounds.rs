@@ -89,6 +89,8 @@ pub struct Counts {
     pub flapping: Count,
     /// CONNECTs from addresses from where too many lead to nobody.
     pub flapping_addresses: Count,
+    /// CONNECTs from networks from where too many come.
+    pub flapping_ranges: Count,
     /// Passwords that were wrong.
     pub wrong_passwords: Count,
     /// CONNECTs whose password was not looked at, after too many wrong ones.
@@ -111,6 +113,7 @@ pub struct Report {
     pub crowded: u64,
     pub flapping: u64,
     pub flapping_addresses: u64,
+    pub flapping_ranges: u64,
     pub wrong_passwords: u64,
     pub unverified: u64,
     pub held: u64,
@@ -136,6 +139,7 @@ impl Counts {
             crowded: self.crowded.get(),
             flapping: self.flapping.get(),
             flapping_addresses: self.flapping_addresses.get(),
+            flapping_ranges: self.flapping_ranges.get(),
             wrong_passwords: self.wrong_passwords.get(),
             unverified: self.unverified.get(),
             held: self.held.get(),

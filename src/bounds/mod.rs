@@ -1,14 +1,15 @@
-//! What one client, one address or one name may cost: connects, wrong passwords, places before CONNECT.
+//! What one client, one address, one network or one name may cost: connects, wrong passwords, places before CONNECT.
 //!
 //! An address is a poor name for anybody: behind one of a mobile operator stand hundreds of terminals. So what is counted
 //! against an address is never what a known terminal does, and a terminal that has proved itself from an address is let
 //! through there whatever its neighbours do. What is counted against a client is what it did after it had proved who it
-//! is; nobody else can use that up.
+//! is; nobody else can use that up. A network counts as one only where the operator of the node says so ([`Range`]).
 //!
 //! All of it is forgotten with time, and the tables are bounded ([`Kept`]).
 
 mod guesses;
 mod kept;
+mod ranges;
 mod rate;
 #[cfg(test)]
 mod tests;
@@ -19,10 +20,13 @@ use std::time::Duration;
 // An address is a number here, and no socket.
 use core::net::{IpAddr, Ipv6Addr};
 
+use crate::ban::Network;
 use crate::time::Time;
 use guesses::Guesses;
 pub use guesses::Patience;
 use kept::Kept;
+pub use ranges::Range;
+use ranges::Ranges;
 use rate::Buckets;
 pub use rate::{Bucket, Rate};
 
@@ -76,6 +80,8 @@ pub enum Excess {
     Client,
     /// Too many connects from this place lead to nobody who is known there.
     Place,
+    /// Too many connects from this network, whoever they are.
+    Range(Network),
     /// Too many wrong passwords.
     Guesses,
 }
@@ -87,6 +93,7 @@ pub struct Bounds {
     strangers: BTreeMap<Place, usize>,
     clients: Buckets<Box<str>>,
     places: Buckets<Place>,
+    ranges: Ranges,
     known: Kept<(Box<str>, Place), ()>,
     guesses: Guesses,
     told: Kept<Box<str>, ()>,
@@ -97,12 +104,13 @@ const TOLD_FOR: Duration = Duration::from_secs(600);
 
 impl Bounds {
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, ranges: Vec<Range>) -> Self {
         let max = limits.remembered_max;
         Self {
             strangers: BTreeMap::new(),
             clients: Buckets::new(limits.client_connects, max),
             places: Buckets::new(limits.place_connects, max),
+            ranges: Ranges::new(ranges, limits.known_for, max),
             known: Kept::new(max),
             guesses: Guesses::new(limits.patience, max),
             told: Kept::new(max),
@@ -140,6 +148,20 @@ impl Bounds {
         }
         let free = certificate || self.knows(client, place, now) || self.places.wait(&place, now).is_zero();
         if free { Ok(()) } else { Err(Excess::Place) }
+    }
+
+    /// The same CONNECT would be let further in by all else: it is counted against the network that it comes from, if that
+    /// is one that counts as one.
+    ///
+    /// # Errors
+    /// When it is to be turned away at once.
+    pub fn knock_from(&mut self, client: &str, address: IpAddr, now: Time) -> Result<(), Excess> {
+        self.ranges.knock(client, address, now).map_err(Excess::Range)
+    }
+
+    /// A terminal that has proved who it is ([`Self::proved`]) has done so from this address.
+    pub fn proved_from(&mut self, client: &str, address: IpAddr, now: Time) {
+        self.ranges.proved(client, address, now);
     }
 
     /// A terminal has proved who it is.

@@ -21,14 +21,17 @@ fn patience() -> Patience {
 }
 
 fn bounds() -> Bounds {
-    Bounds::new(Limits {
-        strangers_per_place_max: 2,
-        client_connects: Rate::new(4, Duration::from_secs(5)),
-        place_connects: Rate::new(3, Duration::from_secs(1)),
-        patience: patience(),
-        known_for: Duration::from_secs(3600),
-        remembered_max: 50,
-    })
+    Bounds::new(
+        Limits {
+            strangers_per_place_max: 2,
+            client_connects: Rate::new(4, Duration::from_secs(5)),
+            place_connects: Rate::new(3, Duration::from_secs(1)),
+            patience: patience(),
+            known_for: Duration::from_secs(3600),
+            remembered_max: 50,
+        },
+        Vec::new(),
+    )
 }
 
 /// Guesses once and is wrong; whether the password was verified.
@@ -226,4 +229,72 @@ fn one_line_of_ipv6_is_one_place() {
         (of("2001:db8::1").to_string(), of("10.0.0.1").to_string()),
         ("2001:db8::/64".into(), "10.0.0.1".into())
     );
+}
+
+fn ranges(of: &[(&str, u32)]) -> Bounds {
+    let limits = Limits { client_connects: None, known_for: Duration::from_secs(3600), ..bounds().limits };
+    let range = |&(network, burst): &(&str, u32)| Range {
+        network: network.parse().expect("a network"),
+        connects: Rate::new(burst, Duration::from_secs(10)),
+        known_every: Duration::from_secs(30),
+    };
+    Bounds::new(limits, of.iter().map(range).collect())
+}
+
+fn sim(bounds: &mut Bounds, name: &str, address: &str, now: Time) -> bool {
+    let address = address.parse().expect("an address");
+    let let_in = bounds.knock_from(name, address, now);
+    if let Err(excess) = let_in {
+        assert!(matches!(excess, Excess::Range(_)), "{excess:?}");
+        return false;
+    }
+    bounds.proved_from(name, address, now);
+    true
+}
+
+/// An APN that drops everybody: each terminal comes within its own limits, successfully, and each from another address.
+#[test]
+fn pain_13_a_network_whose_terminals_come_back_again_and_again_costs_its_rate() {
+    let mut bounds = ranges(&[("10.20.0.0/16", 40)]);
+    let mut let_in = [0; 40];
+    for second in 0..600 {
+        // Twenty of them each five seconds.
+        for n in (0..40).filter(|n| second % 10 == n % 2 * 5) {
+            let address = format!("10.20.{}.{n}", second % 256);
+            let_in[n as usize] += u32::from(sim(&mut bounds, &format!("T{n}"), &address, at(second)));
+        }
+    }
+    let all: u32 = let_in.iter().sum();
+    assert!(all <= 40 + 60 + 40 * 20, "its rate, and each terminal twice a minute at most: {all}");
+    assert!(let_in.iter().all(|&times| times >= 15), "nobody is kept out for longer than forty seconds: {let_in:?}");
+    assert!(sim(&mut bounds, "X", "10.21.0.1", at(600)), "another network");
+}
+
+#[test]
+fn who_is_known_in_a_network_is_let_in_once_in_a_while_and_nobody_else() {
+    let mut bounds = ranges(&[("10.20.0.0/16", 2)]);
+    assert!(sim(&mut bounds, "T1", "10.20.0.1", at(0)) && sim(&mut bounds, "T2", "10.20.0.2", at(0)));
+    assert!(!sim(&mut bounds, "T1", "10.20.0.1", at(0)), "all are counted, the successful ones too");
+    // Others take whatever comes back.
+    for second in 1..30 {
+        sim(&mut bounds, "X", "10.20.9.9", at(second));
+    }
+    assert!(!sim(&mut bounds, "T1", "10.20.7.7", at(29)));
+    assert!(sim(&mut bounds, "X", "10.20.9.9", at(30)), "one came back");
+    // Somebody gives its name, and proves nothing.
+    let address = "10.20.6.6".parse().expect("an address");
+    assert_eq!(bounds.knock_from("T1", address, at(30)), Ok(()));
+    assert!(!sim(&mut bounds, "T9", "10.20.7.8", at(30)), "not known there");
+    assert!(sim(&mut bounds, "T1", "10.20.7.7", at(30)), "known there, at another address");
+    assert!(!sim(&mut bounds, "T1", "10.20.7.7", at(30)), "once");
+    assert!(!sim(&mut bounds, "", "10.20.7.7", at(30)), "who gives no name is nobody");
+    assert!(sim(&mut bounds, "T9", "10.20.7.8", at(41)), "trying is no debt");
+}
+
+#[test]
+fn the_narrowest_network_around_an_address_counts() {
+    let mut bounds = ranges(&[("10.0.0.0/8", 1), ("10.20.0.0/16", 2), ("10.20.30.0/24", 0)]);
+    let mut let_in = |address: &str| (0..9).filter(|n| sim(&mut bounds, &format!("T{n}"), address, at(0))).count();
+    assert_eq!(["10.20.30.1", "10.20.1.1", "10.1.1.1", "11.1.1.1"].map(&mut let_in), [9, 2, 1, 9]);
+    assert_eq!(let_in("::ffff:10.20.2.2"), 0, "the same network");
 }

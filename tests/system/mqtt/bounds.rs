@@ -1,12 +1,13 @@
-//! What one client and one address may cost: connects in a loop, wrong passwords, silence, bytes that dribble, floods.
+//! What one client, one agent, one address and one network may cost: connects in a loop, wrong passwords, silence, bytes that dribble, floods.
 
 use std::time::{Duration, Instant};
 
 use super::certificates::Papers;
 use super::openssl::Client;
 use super::wire::{Wire, packet};
-use super::{Broker, Tuned, enrol, until};
+use super::{Broker, Tuned, enrol, enrol_with, until};
 use crate::locks::Holding;
+use wakala_node::listener::bounds::Range;
 use wakala_system_tests::Database;
 
 const HERE: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -80,6 +81,64 @@ async fn pain_13_random_client_ids_from_one_address_do_not_pass_the_limit() {
     let mut elsewhere = Wire::open_from([127, 0, 0, 2], broker.plain(), true).await;
     assert_eq!(elsewhere.introduce("fresh", true).await, [0, 0]);
     assert_eq!(broker.sessions.bounds_report().flapping_addresses, 2);
+}
+
+/// An APN that drops everybody every few seconds has all its SIMs connect again and again, successfully, each within its own
+/// limits and from an address of its own.
+#[tokio::test]
+async fn pain_13_a_network_whose_terminals_come_back_again_and_again_is_turned_away_and_another_is_not() {
+    let database = Database::new();
+    let known_every = Duration::from_secs(6);
+    let broker = tuned(&database, |tuned| {
+        let range = |network: &str, connects_burst| Range {
+            network: network.parse().expect("a network"),
+            connects_burst,
+            connects_every: Duration::from_secs(600),
+            known_every,
+        };
+        tuned.listener.bounds.ranges =
+            vec![range("127.1.0.0/16", 4), range("127.1.2.0/24", 1), range("127.3.0.0/16", 9)];
+    })
+    .await;
+    for name in ["T1", "T2", "T3", "T4"] {
+        broker.enrol(name).await;
+    }
+    let come = async |from: [u8; 4], v5: bool, name: &str| {
+        let mut wire = Wire::open_from(from, broker.plain(), v5).await;
+        let connack = wire.introduce(name, false).await;
+        (wire, connack[1])
+    };
+    for n in 1..=4 {
+        let (wire, code) = come([127, 1, 9, n], n % 2 == 0, if n < 3 { "T1" } else { "T2" }).await;
+        assert_eq!(code, 0, "connect {n}");
+        wire.cut();
+    }
+    let since = Instant::now();
+    until(&database, "select count(*) from wakala.session where connected", "0").await;
+    let epochs = "select string_agg(epoch::text, ' ' order by client_id) from wakala.session";
+    let before = database.rows(epochs);
+    for (v5, name) in [(true, "T3"), (false, "T3"), (true, "T2")] {
+        let (mut wire, code) = come([127, 1, 9, 5], v5, name).await;
+        assert_eq!(code, not_now(v5)[1], "{name}");
+        assert_eq!(wire.receive().await, None, "closed");
+    }
+    assert!(since.elapsed() < known_every, "too slow a machine for this test");
+    assert_eq!(database.rows(epochs), before, "nothing was opened");
+    assert_eq!(broker.sessions.bounds_report().flapping_ranges, 3);
+    // Another network, one that none of them is in, and a narrower one within.
+    for from in [[127, 3, 0, 1], [127, 0, 0, 1], [127, 1, 2, 1]] {
+        let (mut wire, code) = come(from, true, "T3").await;
+        assert_eq!(code, 0, "{from:?}");
+        wire.ping().await;
+    }
+    assert_eq!(come([127, 1, 2, 1], true, "T4").await.1, not_now(true)[1]);
+    // Its neighbours do not keep one out for long who is known in that network, wherever in it he is.
+    tokio::time::sleep((known_every + Duration::from_millis(100)).saturating_sub(since.elapsed())).await;
+    assert_eq!(come([127, 1, 9, 77], true, "T3").await.1, not_now(true)[1], "not known there");
+    assert_eq!(come([127, 1, 9, 77], true, "T1").await.1, 0, "known there");
+    assert_eq!(come([127, 1, 9, 77], true, "T1").await.1, not_now(true)[1], "once in that time");
+    let report = broker.sessions.bounds_report();
+    assert_eq!((report.flapping_ranges, report.flapping, report.flapping_addresses), (6, 0, 0));
 }
 
 /// In a bank's network strangers behind the operator's one address do not keep its terminals out.
@@ -255,6 +314,60 @@ async fn a_client_that_publishes_too_fast_is_read_more_slowly_and_loses_nothing(
     }
     assert_eq!(broker.taken.texts().len(), 30);
     assert!(broker.sessions.bounds_report().held >= 10);
+}
+
+#[tokio::test]
+async fn terminals_of_one_agent_share_a_rate_and_those_of_another_are_not_held() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| {
+        tuned.listener.workers = 2;
+        tuned.sessions.bounds.agent_publishes_per_second = 2;
+        tuned.sessions.bounds.agent_publishes_burst = 5;
+    })
+    .await;
+    for (agent, name) in [("A1", "T1"), ("A1", "T2"), ("A1", "T3"), ("A2", "T4")] {
+        enrol_with(agent, &broker.store, name, None).await;
+    }
+    let mut wires = Vec::new();
+    for (v5, name) in [(true, "T1"), (false, "T2"), (true, "T3"), (true, "T4")] {
+        wires.push(Wire::connect(broker.plain(), v5, name, true).await.0);
+    }
+    let [one, two, idle, other] = &mut wires[..] else { panic!("four of them") };
+    let begun = Instant::now();
+    // Each within the limits of one.
+    for id in 1..=6 {
+        one.publish("q/T1", 1, id, &format!("T1 {id}")).await;
+        two.publish("q/T2", 1, id, &format!("T2 {id}")).await;
+    }
+    // Who does not publish is not held, and for another agent all this is nothing.
+    idle.ping().await;
+    for id in 1..=5 {
+        other.publish("q/T4", 1, id, &format!("T4 {id}")).await;
+        assert_eq!(other.receive().await.map(|(first, body)| (first, body[1])), Some((0x40, id)));
+    }
+    let at_once = broker.taken.texts().iter().filter(|text| !text.starts_with("T4")).count();
+    assert!(at_once < 12, "not all of the first agent's are read by then");
+    // When it publishes, it waits behind the others.
+    idle.publish("q/T3", 1, 1, "T3 1").await;
+    assert_eq!(idle.receive().await.map(|(first, body)| (first, body[1])), Some((0x40, 1)));
+    idle.send(&[0xC0, 0]).await;
+    idle.silence().await;
+    for id in 1..=6 {
+        for wire in [&mut *one, &mut *two] {
+            let (first, body) = wire.receive().await.expect("a PUBACK");
+            assert_eq!((first, &body[..2]), (0x40, &[0, id][..]));
+        }
+    }
+    assert_eq!(idle.receive().await, Some((0xD0, vec![])), "a PINGRESP, when it was paid for");
+    // Of thirteen five are there at once, and one follows each half of a second; nobody waits for what comes after his last.
+    assert!(begun.elapsed() > Duration::from_millis(2800), "{:?}", begun.elapsed());
+    let texts = broker.taken.texts();
+    for name in ["T1", "T2"] {
+        let his: Vec<_> = texts.iter().filter(|text| text.starts_with(name)).cloned().collect();
+        assert_eq!(his, (1..=6).map(|id| format!("{name} {id}")).collect::<Vec<_>>(), "all, in order");
+    }
+    let report = broker.sessions.bounds_report();
+    assert!(report.held_agents >= 7 && report.held == 0, "{report:?}");
 }
 
 /// A client's window bounds what it has under way; all windows together are more than there is memory for, when the database is slow.

@@ -171,13 +171,18 @@ fn anywhere() -> listener::Options {
 }
 
 async fn enrol(store: &Store, name: &str, certificate_sha256: Option<[u8; 32]>) -> TerminalId {
+    enrol_with("A1", store, name, certificate_sha256).await
+}
+
+/// As a terminal of this agent.
+async fn enrol_with(agent_name: &str, store: &Store, name: &str, certificate_sha256: Option<[u8; 32]>) -> TerminalId {
     // Cheaper than a real one: what it costs is not what these tests are about.
     let cheap = argon2::Params::new(64, 1, 1, None).expect("parameters");
     let argon2 = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, cheap);
     let hash = argon2.hash_password(PASSWORD.as_bytes()).expect("a hash").to_string();
     let enrolled = Terminal {
         id: terminal(name),
-        agent: agent("A1"),
+        agent: agent(agent_name),
         core: core(),
         password_hash: Some(hash),
         certificate_sha256,
