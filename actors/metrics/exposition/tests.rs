@@ -57,6 +57,20 @@ fn families(page: &str) -> Vec<(String, String, String)> {
     described.collect()
 }
 
+#[test]
+fn a_bound_that_was_reached_is_named() {
+    let mut snapshot = snapshot();
+    let bounds = &mut snapshot.status.bounds;
+    (bounds.held, bounds.held_agents, bounds.flapping_addresses, bounds.flapping_ranges) = (2, 3, 4, 5);
+    let page = snapshot.write(Format::OpenMetrics).expect("written");
+    for (bound, times) in
+        [("publishes", 2), ("publishes_of_agent", 3), ("connects_of_address", 4), ("connects_of_range", 5)]
+    {
+        let sample = format!("wakala_bounds_reached_total{{bound=\"{bound}\"}} {times}\n");
+        assert!(page.contains(&sample), "{sample}");
+    }
+}
+
 /// The rules of `promtool check metrics`, as far as they are about one page.
 #[test]
 fn each_family_is_described_once_has_samples_and_a_name_that_says_its_unit() {
