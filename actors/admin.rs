@@ -12,6 +12,7 @@ use std::sync::Arc;
 use actix_web::http::header;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use serde::{Deserialize, Serialize};
+use wakala::session::Elsewhere;
 
 use crate::metrics::exposition::{Format, Snapshot};
 use crate::metrics::figures::{Conservation, Figures, Looks};
@@ -45,6 +46,9 @@ pub trait Node: Send + Sync {
     /// The sessions that are connected here.
     fn sessions(&self) -> &Sessions;
 
+    /// Other servers that MQTT 5 clients may be sent to.
+    fn elsewhere(&self) -> Elsewhere;
+
     /// Looks at once who is banned, and ends their connections: how many, or nothing when the database is away.
     fn look_for_bans(&self) -> Wait<'static, Option<usize>>;
 
@@ -76,6 +80,9 @@ pub struct Status {
     /// Of a general broker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broker: Option<crate::router::Holdings>,
+    /// While clients are being sent elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evacuation: Option<crate::sessions::evacuation::Evacuation>,
     pub bounds: crate::sessions::bounds::Report,
     pub admitted: crate::sessions::admission::Admitted,
     pub cores: std::collections::BTreeMap<String, crate::banks::Load>,

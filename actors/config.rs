@@ -172,12 +172,6 @@ impl Config {
                 fault(&key, "must be at least 1ms".to_owned());
             }
         }
-        for (key, text) in listener::identity::faults(&self.listener, &self.open, !self.cores.is_empty()) {
-            fault(key, text.to_owned());
-        }
-        if let Some(text) = self.listener.bounds.faults() {
-            fault("listener.bounds.ranges", text);
-        }
         if let Err(text) = store::check_address(&self.database.url) {
             fault("database.url", text);
         }
@@ -200,6 +194,25 @@ impl Config {
                 fault(&format!("cores.{core}.dialect"), format!("{error:#}"));
             }
         }
+        for (key, text) in self.faults_of_doors() {
+            fault(&key, text);
+        }
+        if let Err(error) = self.logging.filter.parse::<tracing_subscriber::EnvFilter>() {
+            fault("logging.filter", format!("{error}; right would be, for example, \"info,wakala_node=debug\""));
+        }
+        faults
+    }
+
+    /// The same of where terminals and programs come.
+    fn faults_of_doors(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        let mut fault = |key: &str, text: String| faults.push((key.to_owned(), text));
+        for (key, text) in listener::identity::faults(&self.listener, &self.open, !self.cores.is_empty()) {
+            fault(key, text.to_owned());
+        }
+        if let Some(text) = self.listener.bounds.faults() {
+            fault("listener.bounds.ranges", text);
+        }
         let files = self.listener.tls.as_ref().map(|tls| &tls.files);
         if files.is_some_and(|files| files.revoked.is_some() && files.client_authorities.is_none()) {
             fault("listener.tls.files.revoked", "needs client_authorities, which must have signed it".to_owned());
@@ -215,9 +228,6 @@ impl Config {
         let http = self.telling.http.iter().flat_map(|door| door.faults(tls));
         for (key, text) in websocket.chain(http.map(|(key, text)| (format!("telling.http.{key}"), text))) {
             fault(&key, text);
-        }
-        if let Err(error) = self.logging.filter.parse::<tracing_subscriber::EnvFilter>() {
-            fault("logging.filter", format!("{error}; right would be, for example, \"info,wakala_node=debug\""));
         }
         faults
     }

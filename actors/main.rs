@@ -71,6 +71,13 @@ enum Command {
     /// Who is connected, who was, and how each session stands
     #[command(subcommand)]
     Sessions(cli::sessions::Command),
+    /// Send the node's clients to other nodes, a few in each second
+    ///
+    /// Before it is stopped, or with --down-to because it has more than its share. MQTT 5 clients hear 0x9C and the servers of
+    /// listener.elsewhere; older ones find their connection closed and need a list of their own. Their sessions go on at any node.
+    /// Whoever has nothing waiting here goes first, terminals with a transaction in flight last. It is the node at admin.address
+    /// that is emptied; Ctrl-C does not end that, --call-off does.
+    Evacuate(cli::evacuate::Arguments),
     /// Show what one client sends and is sent, as it happens
     ///
     /// Packets in both directions, with their names, identifiers, QoS, topics and reason codes. What may be card data, a PIN or
@@ -138,6 +145,7 @@ async fn obey(command: Command, config: Config, output: Output) -> anyhow::Resul
         Command::Migrate { pending } => return migrate(pending, &config, output).await,
         Command::Status => cli::status::run(config.admin.address, output).await?,
         Command::Sessions(command) => cli::sessions::run(command, &config, &MonotonicClock::start(), output).await?,
+        Command::Evacuate(arguments) => cli::evacuate::run(arguments, config.admin.address, output).await?,
         Command::Tap(arguments) => cli::tap::run(arguments, config.admin.address, output).await?,
         Command::Terminals(command) => cli::terminals::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Bans(command) => cli::bans::run(command, &config, &MonotonicClock::start(), output).await?,

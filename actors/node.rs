@@ -15,6 +15,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use wakala::id::{CoreId, PartitionNo};
+use wakala::session::Elsewhere;
 
 use crate::banks::{self, Banks};
 use crate::config::Config;
@@ -339,6 +340,7 @@ impl admin::Node for Node {
             tls: self.credentials.as_ref().map(Credentials::report),
             identity: (self.identity)(),
             broker: self.config.open.is_open().then(|| self.sessions.router().holdings()),
+            evacuation: self.sessions.evacuation(),
             bounds: self.sessions.bounds_report(),
             admitted: self.sessions.admitted(),
             cores: self.banks.load(),
@@ -347,7 +349,12 @@ impl admin::Node for Node {
     }
 
     fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
+        let emptied = self.sessions.evacuation().is_some_and(|evacuation| evacuation.wanted.down_to == 0);
+        self.ready.load(Ordering::Relaxed) && !emptied
+    }
+
+    fn elsewhere(&self) -> Elsewhere {
+        Elsewhere::new(&self.config.listener.elsewhere)
     }
 
     fn sessions(&self) -> &Sessions {

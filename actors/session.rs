@@ -35,7 +35,7 @@ use self::counted::Counted;
 use self::frames::{Frames, Outbound};
 use self::inbox::{Arrivals, Inbox};
 use self::socket::Ear;
-use crate::sessions::{Purse, Sessions, Vouch};
+use crate::sessions::{Purse, STOPPING, Sessions, Vouch};
 use crate::store::Error;
 use crate::store::marks::{Mark, Remembered};
 use crate::store::queues::Wanted;
@@ -358,10 +358,10 @@ pub struct Hint(pub Option<(i64, Option<What>)>);
 #[rtype(result = "()")]
 pub struct End(pub Reason, pub &'static str);
 
-/// The node stops, and MQTT 5 clients may go elsewhere.
+/// The node stops, or has too many clients: MQTT 5 clients may go elsewhere. And why.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Leave(pub Elsewhere);
+pub struct Leave(pub Elsewhere, pub &'static str);
 
 /// Sent once, when the session is registered: CONNACK, and then what is owed.
 #[derive(Debug, Message)]
@@ -473,15 +473,15 @@ impl Handler<Stop> for Session {
     type Result = ();
 
     fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
-        self.event(Event::Leave(Elsewhere::default()), ctx);
+        self.event(Event::Leave(Elsewhere::default(), STOPPING), ctx);
     }
 }
 
 impl Handler<Leave> for Session {
     type Result = ();
 
-    fn handle(&mut self, Leave(elsewhere): Leave, ctx: &mut Context<Self>) {
-        self.event(Event::Leave(elsewhere), ctx);
+    fn handle(&mut self, Leave(elsewhere, why): Leave, ctx: &mut Context<Self>) {
+        self.event(Event::Leave(elsewhere, why), ctx);
     }
 }
 

@@ -10,6 +10,7 @@ mod agents;
 mod barred;
 pub mod bounds;
 mod elsewhere;
+pub mod evacuation;
 mod leaving;
 mod operator;
 mod overtaken;
@@ -46,6 +47,7 @@ use crate::terminal::Enrolled;
 
 pub(crate) use agents::Purse;
 pub(crate) use barred::Vouch;
+pub(crate) use elsewhere::STOPPING;
 pub(crate) use operator::ANSWER_WITHIN;
 pub use operator::Here;
 
@@ -237,6 +239,7 @@ struct Inner {
     connected: RwLock<BTreeMap<ClientId, Connected>>,
     barred: barred::Barred,
     agents: agents::Agents,
+    evacuation: evacuation::Slot,
     panics: Mutex<VecDeque<Instant>>,
     /// A connection has ended and left a will.
     ended: Arc<Notify>,
@@ -288,6 +291,7 @@ impl Sessions {
             deps,
             connected: RwLock::default(),
             barred: Default::default(),
+            evacuation: evacuation::Slot::default(),
             panics: Mutex::default(),
             ended: Arc::default(),
         }))
@@ -368,12 +372,6 @@ impl Sessions {
     #[must_use]
     pub fn panic(&self, terminal: &str) -> bool {
         self.0.deps.sandbox && self.tell(terminal, || Panic)
-    }
-
-    /// Whether one more may connect; a terminal that is connected already takes nobody's place.
-    pub(crate) fn has_room_for(&self, terminal: &ClientId, connections_max: usize) -> bool {
-        let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
-        connected.len() + self.0.admission.len() < connections_max || connected.contains_key(terminal)
     }
 
     /// The epoch of a client's connection here, or 0: a later one has a higher.

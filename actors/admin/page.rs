@@ -52,7 +52,8 @@ pub(super) fn draw(status: &Value) -> Markup {
     }
 }
 
-const SECTIONS: [(&str, &str); 6] = [
+const SECTIONS: [(&str, &str); 7] = [
+    ("evacuation", "Clients are sent elsewhere"),
     ("cores", "Core banking systems"),
     ("admitted", "Connects"),
     ("broker", "General broker"),

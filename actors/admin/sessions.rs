@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use wakala::id::ClientId;
 
 use super::Node;
+use crate::sessions::evacuation::Evacuate;
 use crate::sessions::{ANSWER_WITHIN, Here, Sessions};
 use crate::store::standing::Action;
 use crate::tap::{Line, View};
@@ -17,6 +18,8 @@ pub(super) fn routes(config: &mut ServiceConfig) {
     config
         .route("/sessions", web::get().to(list))
         .route("/sessions/kick", web::post().to(kick))
+        .route("/evacuation", web::post().to(evacuate))
+        .route("/evacuation", web::delete().to(stay))
         .route("/tap", web::get().to(tap));
 }
 
@@ -70,7 +73,12 @@ struct Asked {
 pub(crate) const ASKED_BY: &str = "x-wakala";
 
 fn is_ours(request: &HttpRequest) -> bool {
-    request.headers().contains_key(ASKED_BY)
+    asker(request).is_some()
+}
+
+/// What stands in that header: of some commands, who typed them.
+fn asker(request: &HttpRequest) -> Option<&str> {
+    request.headers().get(ASKED_BY).map(|value| value.to_str().unwrap_or("unknown"))
 }
 
 async fn kick(node: Data<dyn Node>, request: HttpRequest, asked: Query<Asked>) -> HttpResponse {
@@ -80,6 +88,24 @@ async fn kick(node: Data<dyn Node>, request: HttpRequest, asked: Query<Asked>) -
     }
     let Ok(client) = ClientId::new(&client) else { return super::found(false) };
     super::found(node.sessions().kick_for(&client, who, why))
+}
+
+async fn evacuate(node: Data<dyn Node>, request: HttpRequest, wanted: web::Json<Evacuate>) -> HttpResponse {
+    let Some(who) = asker(&request) else { return HttpResponse::Forbidden().body("wakala evacuate asks for this\n") };
+    let wanted = wanted.into_inner();
+    let Evacuate { per_second, down_to, .. } = wanted;
+    tracing::warn!(who, per_second, down_to, "an operator sends clients elsewhere");
+    node.sessions().evacuate(wanted, node.elsewhere());
+    HttpResponse::NoContent().finish()
+}
+
+async fn stay(node: Data<dyn Node>, request: HttpRequest) -> HttpResponse {
+    let Some(who) = asker(&request) else { return HttpResponse::Forbidden().body("wakala evacuate asks for this\n") };
+    let was = node.sessions().stay();
+    if was {
+        tracing::warn!(who, "an operator called off that clients are sent elsewhere");
+    }
+    super::found(was)
 }
 
 /// How long nothing may be said: then an empty line shows whether somebody still reads.

@@ -2,6 +2,7 @@
 
 pub mod bans;
 pub mod cards;
+pub mod evacuate;
 pub mod keys;
 pub mod ledger;
 pub mod sessions;

@@ -14,7 +14,7 @@ pub async fn run(address: SocketAddr, output: Output) -> anyhow::Result<()> {
     output.print(|| drawing(&status), &status)
 }
 
-async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Value> {
+pub(super) async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Value> {
     let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
     let mut answer = client.get(format!("http://{address}{path}")).send().await.map_err(|error| {
         anyhow::anyhow!("no node answers at {address} ({error}); is it running, and is admin.address the same?")
@@ -44,6 +44,18 @@ pub async fn wake(address: SocketAddr, terminal: &str) -> bool {
 /// A text as it is, and anything else as JSON has it.
 pub(crate) fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn tls(tls: &serde_json::Map<String, Value>) -> String {
+    format!(
+        "TLS · certificate until {} · {} revoked{} · read again {} times, {} times in vain{}",
+        text(&tls["certificate_until"]),
+        text(&tls["revoked"]),
+        tls.get("lists_until").map_or_else(String::new, |until| format!(", list until {}", text(until))),
+        text(&tls["reloads"]),
+        text(&tls["failures"]),
+        tls.get("failure").map_or_else(String::new, |why| format!(" · NOT RIGHT: {}", text(why))),
+    )
 }
 
 /// Of tokens and the hook, where there are such.
@@ -95,17 +107,10 @@ fn drawing(status: &Value) -> String {
         humantime::format_duration(Duration::from_secs(status["uptime_seconds"].as_u64().unwrap_or(0))),
         text(&status["sessions"]),
     )];
-    if let Some(tls) = status["tls"].as_object() {
-        lines.push(format!(
-            "TLS · certificate until {} · {} revoked{} · read again {} times, {} times in vain{}",
-            text(&tls["certificate_until"]),
-            text(&tls["revoked"]),
-            tls.get("lists_until").map_or_else(String::new, |until| format!(", list until {}", text(until))),
-            text(&tls["reloads"]),
-            text(&tls["failures"]),
-            tls.get("failure").map_or_else(String::new, |why| format!(" · NOT RIGHT: {}", text(why))),
-        ));
+    if status["evacuation"].is_object() {
+        lines.push(super::evacuate::progress(status));
     }
+    lines.extend(status["tls"].as_object().map(tls));
     lines.extend(identity(&status["identity"]));
     lines.extend(conservation(status));
     if let Some(bounds) = status["bounds"].as_object() {

@@ -50,9 +50,8 @@ impl Elsewhere {
 }
 
 impl Session {
-    /// The server stops.
-    pub(super) fn leave(&mut self, elsewhere: &Elsewhere, effects: &mut Vec<Effect>) {
-        let why = "the node is stopping";
+    /// The server stops, or wants to have fewer clients.
+    pub(super) fn leave(&mut self, elsewhere: &Elsewhere, why: &'static str, effects: &mut Vec<Effect>) {
         let bytes_max = self.terms.packet_bytes_max as usize;
         let reference = elsewhere.reference(self.client.as_str());
         let reference = reference.filter(|reference| reference.len() + why.len() + REST_BYTES <= bytes_max);

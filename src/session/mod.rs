@@ -122,7 +122,7 @@ pub enum Event {
     /// The connection is to end, for a reason that is not the client's doing.
     End(Reason, &'static str),
     /// The server stops.
-    Leave(Elsewhere),
+    Leave(Elsewhere, &'static str),
 }
 
 /// Something to be done.
@@ -364,7 +364,7 @@ impl Session {
             Event::Look => self.outgoing.look(),
             Event::Wake => self.wake(now, effects),
             Event::End(reason, why) => self.close(Some(reason), why, effects),
-            Event::Leave(elsewhere) => self.leave(&elsewhere, effects),
+            Event::Leave(elsewhere, why) => self.leave(&elsewhere, why, effects),
         }
         if !self.closed {
             self.outgoing.now(now);

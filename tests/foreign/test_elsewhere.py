@@ -1,10 +1,12 @@
 """A node that is full or stops says where else its clients may go, and there their sessions go on."""
 import contextlib
+import json
 
 import pytest
 
 from clients import Client
-from installation import ROOT, VAR, Node, free_port
+from installation import ROOT, VAR, Node, free_port, until
+from test_operators import listed, typed
 
 USE_ANOTHER_SERVER = 0x9C
 SERVER_UNAVAILABLE = 0x88
@@ -46,6 +48,35 @@ def test_who_finds_no_room_is_sent_to_another_node(two):
         # Who is there already is no further one.
         with Client(first, "one"):
             client.subscribe("there is room for those who are there")
+
+
+def test_a_node_is_emptied_before_it_is_stopped_and_may_be_filled_again(two):
+    first, second = two
+    with Client(first, "stays", keep=True) as client:
+        client.subscribe("emptied", 1)
+        emptied = json.loads(typed(first, "--json", "evacuate", "--per-second", "10"))
+        assert emptied == {"sessions": 0, "done": True, "sent": 1}
+        flags, code, told = client.ends.get(timeout=30)
+        assert flags.is_disconnect_packet_from_server and code.value == USE_ANOTHER_SERVER
+        assert told.ServerReference == f"127.0.0.1:{second.port}"
+        # It comes back by itself, and hears the same.
+        _, code, told = client.connects.get(timeout=30)
+        assert (code.value, told.ServerReference) == (USE_ANOTHER_SERVER, f"127.0.0.1:{second.port}")
+    assert not first.is_ready() and second.is_ready()
+    assert "sending clients elsewhere · 0 here" in typed(first, "status")
+    with Client(second, "stays", keep=True) as client:
+        assert client.flags.session_present
+        client.publish("emptied", "here")
+        assert client.hear().payload == b"here"
+    typed(first, "evacuate", "--call-off")
+    assert first.is_ready() and "nothing was done" in typed(first, "evacuate", "--call-off", code=1)
+    with Client(first, "stays", keep=True) as client, Client(first, "goes") as other:
+        said = typed(first, "evacuate", "--down-to", "1")
+        assert "1 client is here" in said, said
+        assert first.is_ready()
+        # Whoever was sent away comes back by itself, and may.
+        assert sorted(bool(each.ends.qsize()) for each in (client, other)) == [False, True]
+        until(lambda: len(listed(first, "--connected")) == 2, "the door is open")
 
 
 def test_who_is_there_when_a_node_stops_goes_on_at_another(two):

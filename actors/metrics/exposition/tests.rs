@@ -33,6 +33,7 @@ fn snapshot() -> Snapshot {
         }),
         identity: Default::default(),
         broker: Some(Holdings { retained: 1, subscriptions: 2, clients: 3, kept: 1, arriving: 0 }),
+        evacuation: None,
         bounds: Default::default(),
         admitted: Default::default(),
         cores: BTreeMap::from([("c1".to_owned(), Load { signed_on: true, places_free: 64 })]),

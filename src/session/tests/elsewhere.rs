@@ -9,7 +9,7 @@ fn servers(names: &[&str]) -> Elsewhere {
 fn left(version: Version, connect: &Connect, elsewhere: Elsewhere) -> Vec<Disconnect> {
     let (mut session, _) = resumed(version, connect, Loaded::default());
     let mut effects = Vec::new();
-    session.handle(Event::Leave(elsewhere), at(1), &mut effects);
+    session.handle(Event::Leave(elsewhere, "the node is stopping"), at(1), &mut effects);
     assert!(matches!(effects.pop(), Some(Effect::Close(_))), "it ends");
     let said = effects.into_iter().map(|effect| match effect {
         Effect::Send(Packet::Disconnect(disconnect)) => disconnect,

@@ -5,6 +5,7 @@ mod bounds;
 mod certificates;
 mod classes;
 mod ended;
+mod evacuation;
 mod foreign;
 mod identity;
 mod idle;
