@@ -98,7 +98,7 @@ pub struct Options {
     /// earlier one gets no receipts until then.
     #[serde(with = "humantime_serde")]
     pub overtaken_every: Duration,
-    /// How often it is looked who has been banned, wherever that was done.
+    /// How often it is looked who has been banned, wherever that was done, and who has connected to another node.
     #[serde(with = "humantime_serde")]
     pub blocked_every: Duration,
     /// Sessions that are discarded in one commit, at most, and messages.
@@ -321,6 +321,7 @@ impl Sessions {
             self.send_wills();
         }
         self.look_for_overtaken();
+        self.look_for_moved();
         self.look_again_for_bans().await;
         self.look_for_kicks();
         let (sessions, every, batch_max) = (Arc::downgrade(&self.0), options.expire_every, options.expire_batch_max);

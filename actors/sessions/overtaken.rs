@@ -11,6 +11,9 @@ use crate::session::End;
 /// Sessions in one look for later connections.
 const OVERTAKEN_PAGE: usize = 1000;
 
+/// Sessions that other nodes have opened, in one look.
+const OPENED_MAX: u32 = 10_000;
+
 impl Sessions {
     /// Looks again and again for sessions of this node that a later connection has opened elsewhere.
     pub(super) fn look_for_overtaken(&self) {
@@ -23,6 +26,35 @@ impl Sessions {
                 let sessions = Self(sessions);
                 sessions.end_overtaken().await;
                 sessions.bury().await;
+            }
+        });
+    }
+
+    /// The same of those that other nodes open from now on, as soon as they have: a terminal that has moved is to be one
+    /// connection, and its will and its presence are to say so. What this misses, the other one finds.
+    pub(super) fn look_for_moved(&self) {
+        let Deps { store, options, .. } = &self.0.deps;
+        let (sessions, every) = (Arc::downgrade(&self.0), options.blocked_every);
+        store.handle().spawn(async move {
+            let mut after = None;
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(sessions) = sessions.upgrade().map(Self) else { break };
+                let limit = if after.is_some() { OPENED_MAX } else { 1 };
+                let store = sessions.store();
+                // While the database is away others say so.
+                let Ok((opened, last)) =
+                    store.opened_elsewhere(sessions.node(), after.unwrap_or(i64::MAX), limit).await
+                else {
+                    continue;
+                };
+                after = Some(last);
+                for (client, epoch) in opened {
+                    let here = sessions.epoch_of(&client);
+                    if here < epoch && here > Epoch(0) {
+                        sessions.end_if(&client, here);
+                    }
+                }
             }
         });
     }

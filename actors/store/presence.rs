@@ -96,6 +96,36 @@ impl Store {
         .await
     }
 
+    /// The sessions that other nodes have opened since the event `after`, at most `limit`, and the latest event. One whose commit
+    /// took longer than a later one's may be missing.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn opened_elsewhere(
+        &self,
+        but: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<(Vec<(ClientId, Epoch)>, i64), Error> {
+        let but = but.to_owned();
+        self.run(move |db| async move {
+            let rows: Vec<(i64, Option<String>, Option<i64>)> = sqlx::query_as(
+                "select last.id, client_id, epoch from (select coalesce(max(id), 0) as id from wakala.presence) last \
+                 left join wakala.presence p on p.id > $2 and p.online and p.node is distinct from $1 limit $3",
+            )
+            .bind(but)
+            .bind(after)
+            .bind(i64::from(limit))
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
+            let last = rows.first().map_or(after, |(last, ..)| *last);
+            let opened =
+                rows.into_iter().filter_map(|(_, client, epoch)| Some((ClientId::new(&client?).ok()?, Epoch(epoch?))));
+            Ok((opened.collect(), last))
+        })
+        .await
+    }
+
     /// Forgets at most `limit` events: those before `until`, and the oldest beyond `rows_max` of all clients together.
     ///
     /// # Errors

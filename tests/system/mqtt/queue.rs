@@ -1,5 +1,7 @@
 //! Receipts on their way: kept while the terminal is away, sent in order, sent again with DUP and the same identifier.
 
+use std::time::Duration;
+
 use super::wire::Wire;
 use super::{Broker, queue_receipt, until, waiting};
 use wakala_node::store::openings::Opening;
@@ -142,6 +144,36 @@ async fn pain_03_a_session_that_was_overtaken_at_another_node_ends_and_its_recei
     let (mut wire, connack) = Wire::connect(broker.plain(), true, "T1", false).await;
     assert_eq!(connack, [1, 0]);
     assert_eq!(wire.delivery().await, (true, 1, "a".to_owned()), "how far the other node sent, nobody can say: DUP");
+}
+
+/// A terminal that moves to another node is one connection again within a second.
+#[tokio::test]
+async fn pain_03_a_client_that_has_moved_to_another_node_is_gone_from_the_first_at_once() {
+    let database = Database::new();
+    let at = async |name: &str| {
+        let name = name.to_owned();
+        Broker::made(database.store().await, super::anywhere(), move |deps| {
+            deps.node = name;
+            // Not by the look at all that are here.
+            deps.options.overtaken_every = Duration::from_secs(3600);
+        })
+        .await
+    };
+    let (first, second) = (at("n1").await, at("n2").await);
+    first.enrol("T1").await;
+    first.enrol("T2").await;
+    let (mut stays, _) = Wire::connect(first.plain(), true, "T2", false).await;
+    for _ in 0..3 {
+        let (mut before, _) = Wire::connect(first.plain(), true, "T1", false).await;
+        // A look must have been had since the node began.
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let (_after, connack) = Wire::connect(second.plain(), true, "T1", false).await;
+        assert_eq!(connack, [1, 0]);
+        let ended = tokio::time::timeout(Duration::from_secs(2), before.receive()).await.expect("soon");
+        assert_eq!(ended.map(|(first, body)| (first, body[0])), Some((0xE0, 0x8E)), "session taken over");
+        first.connected(1).await;
+    }
+    stays.ping().await;
 }
 
 fn client(name: &str) -> wakala::id::ClientId {
