@@ -1,5 +1,6 @@
 //! What operators and programs tell terminals, and what became of it: who asked, under which key, and how each copy ended. It
-//! outlives the message itself, which is deleted when it is delivered.
+//! outlives the message itself, which is deleted when it is delivered. A node of the version before writes no ends until it is
+//! restarted.
 
 step!(
     "m0029_messages_told",

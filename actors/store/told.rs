@@ -273,7 +273,7 @@ impl Store {
             let forgotten = sqlx::query(
                 "with full_from as (select at from wakala.told order by at desc offset $2 limit 1) \
                  delete from wakala.told where id in (select id from wakala.told t \
-                   where (at < $1 or at <= (select at from full_from)) \
+                   where at < greatest($1, (select at + interval '1 microsecond' from full_from)) \
                    and not exists (select from wakala.message m where m.told = t.id) order by at limit $3)",
             )
             .bind(timestamp(until))
