@@ -139,7 +139,8 @@ impl fmt::Debug for RequestKey {
 
 /// One transaction. It follows from the terminal and the request's key, so a repetition names the same transaction
 /// without a look-up, and nobody draws lots.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct TransactionId(pub uuid::Uuid);
 
 impl TransactionId {

@@ -192,6 +192,16 @@ fn read(stored: &[u8]) -> Option<wire::Receipt> {
     (whole && [0, 8].contains(&envelope.mac.len())).then_some(said)
 }
 
+/// The transaction that a stored receipt or notice of this terminal tells of. A refusal tells of none: what it answers has no
+/// transaction, and its key may be a hash of whatever was sent.
+#[must_use]
+pub fn told_of(stored: &[u8], terminal: &TerminalId) -> Option<TransactionId> {
+    let said = read(stored)?;
+    let of_a_transaction = said.terminal == terminal.as_str() && said.outcome() != wire::Outcome::Refused;
+    let key = said.key.as_slice().try_into().ok().filter(|_| of_a_transaction)?;
+    Some(TransactionId::of(terminal, RequestKey(key)))
+}
+
 /// The answer to bytes that are not carried out. `answers` names the bytes, `key` what could be read of them.
 #[must_use]
 pub fn refusal(

@@ -141,6 +141,13 @@ impl Refusal {
 pub const REQUEST_MAX: usize = 1024;
 
 impl Request {
+    /// The key alone, for whoever wants to know which transaction bytes are about: also of a request that will be refused,
+    /// but not of bytes in which none can be read.
+    #[must_use]
+    pub fn key_in(bytes: &[u8]) -> Option<RequestKey> {
+        Self::read(bytes).map_or_else(|malformed| malformed.key, |request| Some(request.key))
+    }
+
     /// Reads the bytes of an [`wire::Envelope`].
     ///
     /// # Errors
@@ -228,7 +235,12 @@ mod tests {
             (Refusal::NoPin, |r| r.card.as_mut().expect("card").pin_block.push(0)),
         ] {
             assert_eq!(spoil(change), Malformed { key: Some(RequestKey([7; 16])), refusal });
+            let mut request = good();
+            change(&mut request);
+            assert_eq!(Request::key_in(&sent(&request)), Some(RequestKey([7; 16])));
         }
+        assert_eq!(Request::key_in(&sent(&good())), Some(RequestKey([7; 16])));
+        assert_eq!(Request::key_in(b"4111111111111111"), None);
         assert_eq!(spoil(|r| r.key.clear()), Malformed { key: None, refusal: Refusal::Unreadable });
     }
 

@@ -8,6 +8,7 @@
 //! The digest is keyed, and the key is one tap's: two payloads can be told apart, and seen to be the same, but nobody can
 //! try all PINs or cards until one fits.
 
+mod joined;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -24,6 +25,7 @@ use zeroize::Zeroizing;
 
 use super::Version;
 use crate::id::ClientId;
+pub use joined::Joined;
 
 /// Data that is not shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
