@@ -82,10 +82,21 @@ enum Command {
     ///
     /// Packets in both directions, with their names, identifiers, QoS, topics and reason codes. What may be card data, a PIN or
     /// a password is never shown: a payload is a number of bytes and a digest that tells payloads of this tap apart and is of
-    /// no other use. It waits for a client that is away, and goes on when it connects again; it sees the node at admin.address
-    /// alone. A reader that is slow loses packets and is told how many; the client is never slowed. Who looked, at whom, when
-    /// and why is recorded (audit.admin_actions). With --json one document a line.
+    /// no other use. A terminal's requests and receipts, and their PUBACKs, name the transaction that they are about. It waits
+    /// for a client that is away, and goes on when it connects again; it sees the node at admin.address alone. A reader that is
+    /// slow loses packets and is told how many; the client is never slowed. Who looked, at whom, when and why is recorded
+    /// (audit.admin_actions). With --json one document a line.
+    ///
+    /// With --keep nobody need read: the same is stored, at whatever node the client is and over all restarts, and the command
+    /// returns at once with the trace's number. To read it: wakala traces show; to end it: wakala traces stop.
+    ///
+    ///   wakala tap T1 --for 10m --why "asks twice"
+    ///   wakala tap T1 --keep --for 2h --why "asks twice, nobody knows when"
+    #[command(verbatim_doc_comment)]
     Tap(cli::tap::Arguments),
+    /// What was kept of clients' packets (wakala tap --keep), by trace
+    #[command(subcommand)]
+    Traces(cli::traces::Command),
     /// Who may connect
     #[command(subcommand)]
     Terminals(cli::terminals::Command),
@@ -146,7 +157,8 @@ async fn obey(command: Command, config: Config, output: Output) -> anyhow::Resul
         Command::Status => cli::status::run(config.admin.address, output).await?,
         Command::Sessions(command) => cli::sessions::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Evacuate(arguments) => cli::evacuate::run(arguments, config.admin.address, output).await?,
-        Command::Tap(arguments) => cli::tap::run(arguments, config.admin.address, output).await?,
+        Command::Tap(arguments) => cli::tap::run(arguments, &config, &MonotonicClock::start(), output).await?,
+        Command::Traces(command) => cli::traces::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Terminals(command) => cli::terminals::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Bans(command) => cli::bans::run(command, &config, &MonotonicClock::start(), output).await?,
         Command::Told(command) => cli::told::run(command, &config, output).await?,

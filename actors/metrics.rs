@@ -288,16 +288,18 @@ pub struct Batches {
     pub marks: Arc<Batch>,
     pub ends: Arc<Batch>,
     pub requests: Arc<Batch>,
+    pub traces: Arc<Batch>,
 }
 
 impl Batches {
-    pub(crate) fn all(&self) -> [(&'static str, &Batch); 5] {
+    pub(crate) fn all(&self) -> [(&'static str, &Batch); 6] {
         [
             ("publishes", &*self.publishes),
             ("acknowledgements", &*self.acknowledgements),
             ("marks", &*self.marks),
             ("ends", &*self.ends),
             ("requests", &*self.requests),
+            ("traces", &*self.traces),
         ]
     }
 }

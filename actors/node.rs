@@ -306,6 +306,7 @@ async fn drain(node: &Node, listening: Listening, owner: &Addr<Owner>) {
     node.banks.end();
     // Ends gather for a while before they are stored. What is not stored is found by the node's next life, as if it had died.
     node.sessions.all_left().await;
+    node.sessions.all_traced().await;
 }
 
 /// Tells systemd that the node lives, as often as it wants to know, as long as the actors answer.

@@ -15,6 +15,7 @@ mod leaving;
 mod operator;
 mod overtaken;
 mod presence;
+mod traces;
 mod wills;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -236,6 +237,7 @@ struct Inner {
     router: Router,
     presence: Presence,
     taps: Taps,
+    traces: traces::Traces,
     connected: RwLock<BTreeMap<ClientId, Connected>>,
     barred: barred::Barred,
     agents: agents::Agents,
@@ -274,6 +276,7 @@ impl Sessions {
         let router = Router::new(&deps.open, &deps.store);
         let presence = Presence::new(&deps.presence, &deps.node);
         let taps = Taps::new(deps.tap.clone(), Arc::clone(&deps.clock));
+        let traces = traces::Traces::new(&deps.tap, &deps.store, &deps.node);
         deps.tree.set(PATH, BranchState::Running);
         Self(Arc::new(Inner {
             limits: Arc::new(deps.options.limits()),
@@ -286,6 +289,7 @@ impl Sessions {
             router,
             presence,
             taps,
+            traces,
             ends,
             agents: agents::Agents::new(deps.options.bounds.shares()),
             deps,
@@ -324,6 +328,7 @@ impl Sessions {
         self.look_for_moved();
         self.look_again_for_bans().await;
         self.look_for_kicks();
+        self.look_again_for_traces().await;
         let (sessions, every, batch_max) = (Arc::downgrade(&self.0), options.expire_every, options.expire_batch_max);
         store.handle().spawn(async move {
             loop {
@@ -332,6 +337,7 @@ impl Sessions {
                 let now = sessions.deps.clock.now();
                 sessions.forget_presence(now).await;
                 sessions.forget_told(now).await;
+                sessions.forget_traces(now).await;
                 match sessions.deps.store.expire_messages(now, batch_max).await {
                     Ok(0) => {}
                     Ok(count) => tracing::info!(count, "messages were deleted that had expired"),

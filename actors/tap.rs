@@ -4,43 +4,28 @@
 //! secrets ([`wakala::session::redacted`]) goes into the tap's channel, or is counted as lost where that is full: a reader
 //! that is slow slows nobody. A tap is of a client and not of a connection: it waits for one that is away, and goes on when
 //! it comes again.
+//!
+//! A trace ([`kept`]) is a tap that nobody reads: what it is shown goes into the database.
+
+pub mod kept;
+mod options;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use ntex_mqtt::v5::codec::{Connect, Packet};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use wakala::id::ClientId;
-use wakala::session::redacted::{Redactor, Summary, Whose};
+use wakala::id::{ClientId, TerminalId, TransactionId};
+use wakala::session::redacted::{Joined, Redactor, Summary, Whose};
 use wakala::session::{Event, Version};
 
 use crate::cli::rfc3339;
 use crate::ports::Clock;
 use crate::session::frames::Outbound;
-
-/// How much an operator may look at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Options {
-    /// Taps at the same time; one more is refused.
-    pub at_once_max: usize,
-    /// The longest that one may last.
-    #[serde(with = "humantime_serde")]
-    pub for_max: Duration,
-    /// Packets that one may show; then it ends.
-    pub packets_max: u64,
-    /// Packets that may wait for whoever reads; more are lost to him, and counted.
-    pub waiting_max: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { at_once_max: 4, for_max: Duration::from_secs(3600), packets_max: 1_000_000, waiting_max: 1024 }
-    }
-}
+use kept::Kept;
+pub use options::Options;
 
 /// Which way a packet went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +37,16 @@ pub enum Way {
     Out,
 }
 
+impl Way {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+        }
+    }
+}
+
 /// What a tap shows, a line each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -59,6 +54,9 @@ pub enum Line {
     Packet {
         at: String,
         way: Way,
+        /// That it is about, as far as can be seen.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        transaction: Option<TransactionId>,
         #[serde(flatten)]
         what: Summary,
     },
@@ -84,12 +82,18 @@ struct Inner {
     clock: Arc<dyn Clock>,
 }
 
-/// One operator's view.
+/// One view of a client.
 #[derive(Debug)]
 struct Tap {
     redactor: Redactor,
-    to: mpsc::Sender<(u64, Line)>,
-    lost: AtomicU64,
+    to: To,
+}
+
+/// Whose it is.
+#[derive(Debug)]
+enum To {
+    Reader { lines: mpsc::Sender<(u64, Line)>, lost: AtomicU64 },
+    Trace(Kept),
 }
 
 impl std::fmt::Debug for Taps {
@@ -111,50 +115,78 @@ pub enum NoTap {
 #[derive(Debug, Default)]
 pub struct Tapped {
     generation: u32,
-    taps: Option<Arc<Vec<Arc<Tap>>>>,
+    /// Made when somebody looks first.
+    looks: Option<Box<Looks>>,
+}
+
+/// Who looks, and what the connection has shown them.
+#[derive(Debug)]
+struct Looks {
+    taps: Vec<Arc<Tap>>,
+    joined: Joined,
+}
+
+/// Whose packets are shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Of<'a> {
+    pub(crate) client: &'a ClientId,
+    /// What a guest publishes becomes no transaction.
+    pub(crate) terminal: Option<&'a TerminalId>,
+    pub(crate) version: Version,
 }
 
 impl Tapped {
     /// Whether anybody looks. While nothing changes this is a load and a comparison.
-    fn by(&mut self, taps: &Taps, client: &ClientId) -> Option<&Arc<Vec<Arc<Tap>>>> {
+    fn by(&mut self, taps: &Taps, client: &ClientId) -> Option<&mut Looks> {
         let generation = taps.0.generation.load(Ordering::Relaxed);
         if generation != self.generation {
             self.generation = generation;
-            self.taps = taps.of(client);
+            let joined = self.looks.take().map(|looks| looks.joined);
+            let looks = |taps| Box::new(Looks { taps, joined: joined.unwrap_or_default() });
+            self.looks = taps.of(client).map(looks);
         }
-        self.taps.as_ref()
+        self.looks.as_deref_mut()
     }
 
     /// Something came of the client's doing.
-    pub(crate) fn heard(&mut self, taps: &Taps, client: &ClientId, version: Version, event: &Event) {
-        let Some(views) = self.by(taps, client) else { return };
-        for tap in views.iter() {
+    pub(crate) fn heard(&mut self, taps: &Taps, of: Of<'_>, event: &Event) {
+        let Some(looks) = self.by(taps, of.client) else { return };
+        let transaction = of.terminal.and_then(|terminal| match event {
+            Event::Packet(packet) => looks.joined.heard(packet),
+            Event::Publish(publish, payload) => looks.joined.asks(terminal, publish, payload),
+            _ => None,
+        });
+        for tap in &looks.taps {
             let what = match event {
-                Event::Packet(packet) => tap.redactor.packet(packet, version),
+                Event::Packet(packet) => tap.redactor.packet(packet, of.version),
                 Event::Publish(publish, payload) => tap.redactor.publish(publish, payload),
                 Event::End(reason, why) => Summary::refused(*reason, why),
                 _ => continue,
             };
-            taps.show(tap, Way::In, what);
+            taps.show(tap, Way::In, transaction, what);
         }
     }
 
     /// A packet goes to the client.
-    pub(crate) fn told(&mut self, taps: &Taps, client: &ClientId, version: Version, item: &Outbound) {
-        let Some(views) = self.by(taps, client) else { return };
-        for tap in views.iter() {
+    pub(crate) fn told(&mut self, taps: &Taps, of: Of<'_>, item: &Outbound) {
+        let Some(looks) = self.by(taps, of.client) else { return };
+        let transaction = of.terminal.and_then(|terminal| match item {
+            Outbound::Packet(packet) => looks.joined.said(packet),
+            Outbound::Publish(publish, payload) => looks.joined.tells(terminal, publish, payload),
+        });
+        for tap in &looks.taps {
             let what = match item {
-                Outbound::Packet(packet) => tap.redactor.packet(packet, version),
+                Outbound::Packet(packet) => tap.redactor.packet(packet, of.version),
                 Outbound::Publish(publish, payload) => tap.redactor.publish(publish, payload),
             };
-            taps.show(tap, Way::Out, what);
+            taps.show(tap, Way::Out, transaction, what);
         }
     }
 
     /// The connection has ended.
     pub(crate) fn ended(&mut self, taps: &Taps, client: &ClientId, why: &str) {
-        for tap in self.by(taps, client).into_iter().flat_map(|views| views.iter()) {
-            taps.show(tap, Way::Out, Summary::ended(why));
+        for tap in self.by(taps, client).into_iter().flat_map(|looks| &looks.taps) {
+            taps.show(tap, Way::Out, None, Summary::ended(why));
         }
     }
 }
@@ -171,19 +203,25 @@ impl Taps {
     /// # Errors
     /// When there are too many, or there is no randomness.
     pub fn begin(&self, client: &ClientId, whose: Whose) -> Result<View, NoTap> {
+        let (to, lines) = mpsc::channel(self.0.options.waiting_max.max(1));
+        let place = self.take_place(client, whose, To::Reader { lines: to, lost: AtomicU64::new(0) })?;
+        Ok(View { place, lines, waiting: None })
+    }
+
+    /// Gives a tap its place. Traces are counted where they begin, not here.
+    fn take_place(&self, client: &ClientId, whose: Whose, to: To) -> Result<Place, NoTap> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(|_| NoTap::NoKey)?;
-        let (to, lines) = mpsc::channel(self.0.options.waiting_max.max(1));
-        let redactor = Redactor::new(client.clone(), whose, key);
-        let tap = Arc::new(Tap { redactor, to, lost: AtomicU64::new(0) });
+        let tap = Arc::new(Tap { redactor: Redactor::new(client.clone(), whose, key), to });
         let mut by_client = self.by_client();
-        if by_client.values().map(Vec::len).sum::<usize>() >= self.0.options.at_once_max {
+        let read = by_client.values().flatten().filter(|tap| matches!(tap.to, To::Reader { .. })).count();
+        if matches!(tap.to, To::Reader { .. }) && read >= self.0.options.at_once_max {
             return Err(NoTap::TooMany);
         }
         by_client.entry(client.clone()).or_default().push(Arc::clone(&tap));
         self.changed();
         drop(by_client);
-        Ok(View { taps: self.clone(), client: client.clone(), tap, lines, waiting: None })
+        Ok(Place { taps: self.clone(), client: client.clone(), tap })
     }
 
     #[must_use]
@@ -206,9 +244,9 @@ impl Taps {
             return;
         }
         let views = ClientId::new(client).ok().and_then(|client| self.of(&client));
-        for tap in views.iter().flat_map(|views| views.iter()) {
+        for tap in views.iter().flatten() {
             let (way, what) = show(tap);
-            self.show(tap, way, what);
+            self.show(tap, way, None, what);
         }
     }
 
@@ -216,8 +254,8 @@ impl Taps {
         self.0.by_client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn of(&self, client: &ClientId) -> Option<Arc<Vec<Arc<Tap>>>> {
-        self.by_client().get(client).map(|taps| Arc::new(taps.clone()))
+    fn of(&self, client: &ClientId) -> Option<Vec<Arc<Tap>>> {
+        self.by_client().get(client).cloned()
     }
 
     /// With the map locked. A session that sees the number sees the map as it is after it.
@@ -226,21 +264,33 @@ impl Taps {
         let _ = self.0.generation.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 
-    fn show(&self, tap: &Tap, way: Way, what: Summary) {
-        let line = Line::Packet { at: rfc3339(self.0.clock.now()), way, what };
-        let lost = tap.lost.swap(0, Ordering::Relaxed);
-        if tap.to.try_send((lost, line)).is_err() {
-            tap.lost.fetch_add(lost + 1, Ordering::Relaxed);
+    fn show(&self, tap: &Tap, way: Way, transaction: Option<TransactionId>, what: Summary) {
+        let now = self.0.clock.now();
+        match &tap.to {
+            To::Reader { lines, lost } => {
+                let line = Line::Packet { at: rfc3339(now), way, transaction, what };
+                let before = lost.swap(0, Ordering::Relaxed);
+                if lines.try_send((before, line)).is_err() {
+                    lost.fetch_add(before + 1, Ordering::Relaxed);
+                }
+            }
+            To::Trace(kept) => kept.keep(now, way, transaction, what),
         }
     }
 }
 
-/// What the operator reads. The tap ends with it.
+/// A tap's place among those of its client. The tap ends with it.
 #[derive(Debug)]
-pub struct View {
+struct Place {
     taps: Taps,
     client: ClientId,
     tap: Arc<Tap>,
+}
+
+/// What the operator reads.
+#[derive(Debug)]
+pub struct View {
+    place: Place,
     lines: mpsc::Receiver<(u64, Line)>,
     /// Read, and behind what is said to be missing before it.
     waiting: Option<Line>,
@@ -266,17 +316,20 @@ impl View {
     /// What was lost after the last line.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        self.tap.lost.swap(0, Ordering::Relaxed)
+        match &self.place.tap.to {
+            To::Reader { lost, .. } => lost.swap(0, Ordering::Relaxed),
+            To::Trace(_) => 0,
+        }
     }
 
     /// Something to be said between the lines.
     #[must_use]
     pub fn note(&self, note: String) -> Line {
-        Line::Note { at: rfc3339(self.taps.0.clock.now()), note }
+        Line::Note { at: rfc3339(self.place.taps.0.clock.now()), note }
     }
 }
 
-impl Drop for View {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut by_client = self.taps.by_client();
         if let Some(taps) = by_client.get_mut(&self.client) {
@@ -294,8 +347,11 @@ impl std::fmt::Display for Line {
         // The hour is enough for whoever looks on.
         let hour = |at: &str| at.split_once('T').map_or(at, |(_, hour)| hour).trim_end_matches('Z').to_owned();
         match self {
-            Self::Packet { at, way: Way::In, what } => write!(f, "{:<12} <- {what}", hour(at)),
-            Self::Packet { at, way: Way::Out, what } => write!(f, "{:<12} -> {what}", hour(at)),
+            Self::Packet { at, way, transaction, what } => {
+                let arrow = if *way == Way::In { "<-" } else { "->" };
+                write!(f, "{:<12} {arrow} {what}", hour(at))?;
+                transaction.map_or(Ok(()), |transaction| write!(f, ", transaction {transaction}"))
+            }
             Self::Lost { lost } => {
                 write!(f, "             {lost} packets are missing here: they came faster than they were read")
             }
@@ -328,7 +384,11 @@ mod tests {
     }
 
     fn ping(tapped: &mut Tapped, taps: &Taps, name: &str) {
-        tapped.heard(taps, &client(name), Version::V5, &Event::Packet(Packet::PingRequest));
+        tapped.heard(taps, guest(&client(name)), &Event::Packet(Packet::PingRequest));
+    }
+
+    fn guest(client: &ClientId) -> Of<'_> {
+        Of { client, terminal: None, version: Version::V5 }
     }
 
     #[tokio::test]
@@ -340,14 +400,14 @@ mod tests {
         ping(&mut other, &taps, "d");
         // The next connection.
         let mut again = Tapped::default();
-        again.told(&taps, &client("c"), Version::V3, &Outbound::Packet(Packet::PingResponse));
+        again.told(&taps, guest(&client("c")), &Outbound::Packet(Packet::PingResponse));
         again.ended(&taps, &client("c"), "cut");
         let lines = [view.next().await, view.next().await, view.next().await].map(|line| line.to_string());
         assert_eq!(lines, ["01:23:45     <- PINGREQ", "01:23:45     -> PINGRESP", "01:23:45     -> ended       cut"]);
-        assert!(session.taps.is_some() && other.taps.is_none());
+        assert!(session.looks.is_some() && other.looks.is_none());
         drop(view);
         ping(&mut session, &taps, "c");
-        assert!(session.taps.is_none() && taps.by_client().is_empty());
+        assert!(session.looks.is_none() && taps.by_client().is_empty());
     }
 
     #[tokio::test]
@@ -383,7 +443,7 @@ mod tests {
         let mut view = taps.begin(&client("c"), Whose::Guest).expect("a tap");
         let publish = ntex_mqtt::v5::codec::Publish { topic: "t".into(), ..Default::default() };
         let mut session = Tapped::default();
-        session.told(&taps, &client("c"), Version::V5, &Outbound::Publish(publish, Bytes::from_static(b"x")));
+        session.told(&taps, guest(&client("c")), &Outbound::Publish(publish, Bytes::from_static(b"x")));
         for line in [view.next().await, Line::Lost { lost: 3 }, view.note("a note".to_owned())] {
             let json = serde_json::to_string(&line).expect("JSON");
             assert_eq!(serde_json::from_str::<Line>(&json).expect(&json), line);

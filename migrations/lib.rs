@@ -64,6 +64,7 @@ mod m0026_went;
 mod m0027_told;
 mod m0028_began;
 mod m0029_messages_told;
+mod m0030_traces;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -98,6 +99,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0027_told::Step),
             Box::new(m0028_began::Step),
             Box::new(m0029_messages_told::Step),
+            Box::new(m0030_traces::Step),
         ]
     }
 }

@@ -20,7 +20,8 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .route("/sessions/kick", web::post().to(kick))
         .route("/evacuation", web::post().to(evacuate))
         .route("/evacuation", web::delete().to(stay))
-        .route("/tap", web::get().to(tap));
+        .route("/tap", web::get().to(tap))
+        .route("/traces/look", web::post().to(look_for_traces));
 }
 
 /// Sessions of one answer, at most.
@@ -106,6 +107,13 @@ async fn stay(node: Data<dyn Node>, request: HttpRequest) -> HttpResponse {
         tracing::warn!(who, "an operator called off that clients are sent elsewhere");
     }
     super::found(was)
+}
+
+async fn look_for_traces(node: Data<dyn Node>) -> HttpResponse {
+    match node.sessions().look_for_traces().await {
+        Ok(carried_out) => HttpResponse::Ok().json(serde_json::json!({ "carried_out": carried_out })),
+        Err(_) => HttpResponse::ServiceUnavailable().body("the database is away\n"),
+    }
 }
 
 /// How long nothing may be said: then an empty line shows whether somebody still reads.

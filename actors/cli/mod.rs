@@ -11,6 +11,7 @@ pub mod tap;
 pub mod tell;
 pub mod terminals;
 pub mod told;
+pub mod traces;
 pub mod txn;
 
 use std::io::Write as _;

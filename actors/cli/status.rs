@@ -34,6 +34,14 @@ pub async fn look_for_bans(address: SocketAddr) -> Option<u64> {
     answer["ended"].as_u64()
 }
 
+/// Has the node that runs here look at once which traces there are: how many it carries out, or nothing if none answers.
+pub async fn look_for_traces(address: SocketAddr) -> Option<u64> {
+    let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
+    let mut answer = client.post(format!("http://{address}/traces/look")).send().await.ok()?;
+    let answer: Value = serde_json::from_slice(&answer.body().await.ok()?).ok()?;
+    answer["carried_out"].as_u64()
+}
+
 /// Has a terminal's session look at its queue, if a node runs here and has one.
 pub async fn wake(address: SocketAddr, terminal: &str) -> bool {
     let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();

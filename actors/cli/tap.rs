@@ -1,4 +1,4 @@
-//! `wakala tap`: what one client sends and is sent, as it happens.
+//! `wakala tap`: what one client sends and is sent, as it happens, or kept to be read later.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -10,16 +10,22 @@ use wakala::id::ClientId;
 
 use super::Output;
 use super::sessions::whoami;
+use super::traces::Asked;
+use crate::config::Config;
+use crate::ports::Clock;
 use crate::tap::Line;
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Its client identifier; a terminal's name
     client: String,
-    /// How long, such as 90s or 10m; no longer than tap.for_max
+    /// Store what it shows, and return at once: read it later with `wakala traces show`, also what this ssh link did not live to see
+    #[arg(long)]
+    keep: bool,
+    /// How long, such as 90s or 10m; no longer than tap.for_max, and with --keep than tap.trace_for_max
     #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     lasts: Duration,
-    /// At most so many packets; no more than tap.packets_max
+    /// At most so many packets; no more than tap.packets_max, and with --keep than tap.trace_rows_max
     #[arg(long)]
     packets: Option<u64>,
     /// Recorded, for whoever asks later
@@ -31,14 +37,25 @@ pub struct Arguments {
 const LINE_MAX: usize = 1024 * 1024;
 
 /// # Errors
-/// When no node answers, or it refuses, or goes away.
-pub async fn run(arguments: Arguments, admin: SocketAddr, output: Output) -> anyhow::Result<()> {
+/// When no node answers, or it refuses, or goes away; with --keep, when the database is away or there are too many traces.
+pub async fn run(arguments: Arguments, config: &Config, clock: &dyn Clock, output: Output) -> anyhow::Result<()> {
     let client = ClientId::new(&arguments.client)?;
+    let Arguments { keep, lasts, packets, why, .. } = arguments;
+    let asked = Asked { client, why, lasts, packets };
+    if keep {
+        super::traces::begin(asked, config, clock, output).await
+    } else {
+        live(asked, config.admin.address, output).await
+    }
+}
+
+async fn live(asked: Asked, admin: SocketAddr, output: Output) -> anyhow::Result<()> {
+    let Asked { client, why, lasts, packets } = asked;
     // What it lasts is the node's to end.
     let http = awc::Client::builder().disable_timeout().finish();
-    let (seconds, packets) = (arguments.lasts.as_secs().max(1).to_string(), arguments.packets.map(|n| n.to_string()));
+    let (seconds, packets) = (lasts.as_secs().max(1).to_string(), packets.map(|n| n.to_string()));
     let who = whoami();
-    let mut query = vec![("client", client.as_str()), ("who", &who), ("why", &arguments.why), ("seconds", &seconds)];
+    let mut query = vec![("client", client.as_str()), ("who", &who), ("why", &why), ("seconds", &seconds)];
     query.extend(packets.as_deref().map(|packets| ("packets", packets)));
     let asked = http.get(format!("http://{admin}/tap")).query(&query).context("the query")?;
     let sent = asked.insert_header((crate::admin::ASKED_BY, "tap")).send().await;

@@ -7,13 +7,20 @@ use wakala::id::{Rrn, TransactionId};
 use wakala::receipt::Stage;
 use wakala::wire;
 
+use super::traces::{row_text, row_value};
 use super::{Output, rfc3339 as at};
 use crate::config::Config;
 use crate::store::ledger::Shown;
+use crate::store::traces::Told;
+
+/// Traced packets of one transaction that are shown.
+const TRACED_MAX: u32 = 100;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Show a transaction with its ledger entries, receipts and late answers
+    /// Show a transaction with its ledger entries, receipts and late answers, and the packets about it that traces have kept
+    ///
+    /// Packets are kept only while somebody wants that: wakala tap TERMINAL --keep.
     Show {
         /// The transaction's identifier (a UUID), or the RRN that is on the receipt
         #[arg(value_parser = which)]
@@ -57,16 +64,18 @@ pub async fn run(command: Command, config: &Config, output: Output) -> anyhow::R
     };
     let mut shown = Vec::new();
     for id in ids {
-        shown.extend(store.transaction(id).await?);
+        if let Some(found) = store.transaction(id).await? {
+            shown.push((found, store.traced(id, TRACED_MAX).await?));
+        }
     }
     if shown.is_empty() {
         bail!("there is no transaction {which}");
     }
-    let values: Vec<Value> = shown.iter().map(value).collect::<anyhow::Result<_>>()?;
-    output.print(|| shown.iter().map(text).collect::<Vec<_>>().join("\n\n"), &values)
+    let values: Vec<Value> = shown.iter().map(|(shown, traced)| value(shown, traced)).collect::<anyhow::Result<_>>()?;
+    output.print(|| shown.iter().map(|(shown, traced)| text(shown, traced)).collect::<Vec<_>>().join("\n\n"), &values)
 }
 
-fn value(shown: &Shown) -> anyhow::Result<Value> {
+fn value(shown: &Shown, traced: &[Told]) -> anyhow::Result<Value> {
     let t = &shown.transaction;
     let entries = shown.entries.iter().map(|entry| {
         let postings = entry.postings.iter().map(|(account, minor)| json!({ "account": account, "minor": minor }));
@@ -93,11 +102,11 @@ fn value(shown: &Shown) -> anyhow::Result<Value> {
         "code": t.code.as_ref().map(|code| code.as_str()), "authorisation": t.authorisation,
         "reversals": t.reversals, "due": t.due.map(at), "updated_at": at(shown.updated_at),
         "entries": entries.collect::<Vec<_>>(), "receipts": receipts.collect::<anyhow::Result<Vec<_>>>()?,
-        "late_answers": late.collect::<Vec<_>>(),
+        "late_answers": late.collect::<Vec<_>>(), "traced": traced.iter().map(row_value).collect::<Vec<_>>(),
     }))
 }
 
-fn text(shown: &Shown) -> String {
+fn text(shown: &Shown, traced: &[Told]) -> String {
     let t = &shown.transaction;
     let mut lines = vec![
         format!("{} {} {:?} of {} · {}", t.id, t.state.as_str(), t.kind, t.amount, t.card.masked),
@@ -129,6 +138,9 @@ fn text(shown: &Shown) -> String {
     for (answer, code, time) in &shown.late {
         let code = code.as_deref().map_or_else(String::new, |code| format!(" {code}"));
         lines.push(format!("  the core said too late: {answer}{code} at {}", at(*time)));
+    }
+    for row in traced {
+        lines.push(format!("  trace {} · {} · {}", row.trace, row.node, row_text(row)));
     }
     lines.join("\n")
 }

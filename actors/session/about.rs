@@ -5,12 +5,14 @@ use ntex::io::IoRef;
 use ntex::io::types::{HttpProtocol, PeerAddr};
 use ntex::tls::rustls::PeerCert;
 use wakala::session::connect::Terms;
-use wakala::session::{Event, Version};
+use wakala::session::{Event, Session as Twin, Version};
 
 use super::Session;
 use super::frames::Outbound;
 use crate::listener::tls::fingerprint;
 use crate::store::presence::Connection;
+use crate::tap::Of;
+use crate::terminal::Who;
 
 impl Connection {
     /// Of a socket that has said CONNECT.
@@ -63,14 +65,23 @@ impl Session {
     /// What has come of the client's doing, for whoever taps it.
     #[inline]
     pub(super) fn heard(&mut self, event: &Event) {
-        let version = self.twin.terms().version;
-        self.tapped.heard(self.sessions.taps(), self.twin.client(), version, event);
+        let of = of(&self.twin, &self.who);
+        self.tapped.heard(self.sessions.taps(), of, event);
     }
 
     /// What goes to the client, for whoever taps it.
     #[inline]
     pub(super) fn told(&mut self, item: &Outbound) {
-        let version = self.twin.terms().version;
-        self.tapped.told(self.sessions.taps(), self.twin.client(), version, item);
+        let of = of(&self.twin, &self.who);
+        self.tapped.told(self.sessions.taps(), of, item);
     }
+}
+
+#[inline]
+fn of<'a>(twin: &'a Twin, who: &'a Who) -> Of<'a> {
+    let terminal = match who {
+        Who::Terminal(enrolled) => Some(&enrolled.terminal),
+        Who::Guest { .. } => None,
+    };
+    Of { client: twin.client(), terminal, version: twin.terms().version }
 }

@@ -27,6 +27,7 @@ pub mod subscriptions;
 pub mod tally;
 pub mod terminals;
 pub mod told;
+pub mod traces;
 mod transactions;
 pub mod wills;
 
