@@ -18,6 +18,7 @@ mod queue;
 mod storm;
 mod telling;
 mod tls;
+mod traces;
 mod websocket;
 mod wire;
 
