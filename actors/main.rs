@@ -85,16 +85,18 @@ enum Command {
     /// no other use. A terminal's requests and receipts, and their PUBACKs, name the transaction that they are about. It waits
     /// for a client that is away, and goes on when it connects again; it sees the node at admin.address alone. A reader that is
     /// slow loses packets and is told how many; the client is never slowed. Who looked, at whom, when and why is recorded
-    /// (audit.admin_actions). With --json one document a line.
+    /// (audit.admin_actions). With --json one document a line: wakala tap T1 --for 10m --why "asks twice"
     ///
     /// With --keep nobody need read: the same is stored, at whatever node the client is and over all restarts, and the command
-    /// returns at once with the trace's number. To read it: wakala traces show; to end it: wakala traces stop.
-    ///
-    ///   wakala tap T1 --for 10m --why "asks twice"
-    ///   wakala tap T1 --keep --for 2h --why "asks twice, nobody knows when"
-    #[command(verbatim_doc_comment)]
+    /// returns at once with the trace's number: wakala tap T1 --keep --for 2h --why "asks twice, nobody knows when". To read it:
+    /// wakala traces show; to end it: wakala traces stop.
     Tap(cli::tap::Arguments),
-    /// What was kept of clients' packets (wakala tap --keep), by trace
+    /// What was kept of clients' packets, by trace (wakala tap --keep)
+    ///
+    /// A trace is begun with wakala tap CLIENT --keep. It goes on without whoever began it: over the client's reconnects, at
+    /// whatever node, and over restarts of nodes, until its time is over, it is full, or it is stopped. What is stored is what
+    /// wakala tap shows, so no payload, PIN, card or password, and with it the transaction that a packet is about. A trace is
+    /// forgotten when it ended longer than tap.keep ago, or is among the oldest of more than tap.rows_max rows.
     #[command(subcommand)]
     Traces(cli::traces::Command),
     /// Who may connect

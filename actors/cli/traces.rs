@@ -12,9 +12,6 @@ use crate::config::Config;
 use crate::ports::Clock;
 use crate::store::traces::{Beginning, NewTrace, Said, Told, Trace};
 
-/// A trace is begun with `wakala tap CLIENT --keep`. It goes on without whoever began it: over the client's reconnects, at
-/// whatever node, and over restarts of nodes, until its time is over, it is full, or it is stopped. What is stored is what
-/// `wakala tap` shows, so no payload, PIN, card or password, and with it the transaction that a packet is about. Kept for tap.keep.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Show traces, the newest first

@@ -117,6 +117,8 @@ def test_a_client_is_tapped_and_its_secrets_are_not_shown(broker):
 
 def test_a_withdrawal_is_tapped_and_shows_neither_card_nor_pin(wakala):
     card, terminal = wakala.card(), wakala.terminal("TAPPED")
+    kept = typed(wakala, "--json", "tap", "TAPPED", "--keep", "--for", "2h", "--why", "a test of a withdrawal")
+    trace = str(json.loads(kept)["trace"])
     # Where scripts/secrets looks too.
     seen = wakala.output / "tap.jsonl"
     with open(seen, "w", encoding="utf-8") as out:
@@ -129,8 +131,27 @@ def test_a_withdrawal_is_tapped_and_shows_neither_card_nor_pin(wakala):
         tap.terminate()
         tap.wait(30)
     text = seen.read_text(encoding="utf-8")
-    topics = {each["topic"] for line in text.splitlines() if (each := json.loads(line)).get("packet") == "PUBLISH"}
-    assert topics == {"q/TAPPED", "r/TAPPED"}, text
-    low = text.lower()
+    publishes = [each for line in text.splitlines() if (each := json.loads(line)).get("packet") == "PUBLISH"]
+    assert {each["topic"] for each in publishes} == {"q/TAPPED", "r/TAPPED"}, text
+    (transaction,) = {each["transaction"] for each in publishes}
+
+    def traced():
+        return json.loads(typed(wakala, "--json", "traces", "show", trace))
+
+    until(lambda: traced()["packets"][-1:] and traced()["packets"][-1]["packet"] == "ENDED", "it is stored")
+    # What was seen live is what was stored, but for its numbers and digests.
+    live = [(each["way"], each["packet"]) for line in text.splitlines() if "packet" in (each := json.loads(line))]
+    assert [(each["way"], each["packet"]) for each in traced()["packets"]] == live
+    about = [("in", "PUBLISH"), ("out", "PUBACK"), ("out", "PUBLISH"), ("in", "PUBACK")]
+    (shown,) = json.loads(typed(wakala, "--json", "txn", "show", transaction))
+    assert sorted((each["way"], each["packet"]) for each in shown["traced"]) == sorted(about), shown
+    human = typed(wakala, "txn", "show", transaction) + typed(wakala, "traces", "show", trace)
+    assert f"trace {trace} · " in human and "q/TAPPED QoS 1" in human, human
+    joined = f"select distinct state from audit.traced_packets where transaction = '{transaction}'"
+    assert sql("auditor", joined) == [["APPROVED"]]
+    typed(wakala, "traces", "stop", trace)
+    assert "stopped by asha" in typed(wakala, "traces", "list", "--client", "TAPPED")
+    stored = sql("postgres", "select to_jsonb(r)::text from wakala.trace_row r")
+    low = (text + human + json.dumps(traced()) + json.dumps(stored)).lower()
     for kind, secret in [*wakala.secrets, ("password", terminal.password)]:
         assert secret.lower() not in low, kind

@@ -285,15 +285,17 @@ async fn a_database_that_is_slow_slows_no_client_and_what_is_lost_is_counted() {
 }
 
 #[tokio::test]
-async fn what_is_stored_again_is_there_once() {
+async fn what_is_stored_again_is_there_once_and_what_came_after_the_end_is_not() {
     let database = Database::new();
     let broker = broker(&database, "n1", Default::default()).await;
     broker.enrol("T1").await;
     let trace = begin(&broker.store, new("T1", 1000)).await;
+    let began = now();
     let row = |made| {
         let said = Said::Lost(made);
+        let at = began + Duration::from_secs(made);
         let made = i64::try_from(made).expect("small");
-        wakala_node::store::traces::Row { trace, look: 1, made, at: now(), said }
+        wakala_node::store::traces::Row { trace, look: 1, made, at, said }
     };
     for rows in [vec![row(1), row(2)], vec![row(1), row(2)], vec![row(2), row(3)]] {
         broker.store.add_to_traces("n1", rows).await.expect("stored");
@@ -301,4 +303,12 @@ async fn what_is_stored_again_is_there_once() {
     let there = "select string_agg(nth || ':' || made, ' ' order by nth) from wakala.trace_row";
     assert_eq!(database.rows(there), "1:1 2:2 3:3");
     assert_eq!(database.rows("select rows, lost from wakala.trace"), "3|6");
+    // Seen before it was stopped, and after.
+    assert_eq!(broker.store.stop_trace(trace, "juma", began + Duration::from_secs(5)).await, Ok(true));
+    broker.store.add_to_traces("n1", vec![row(4), row(5), row(6)]).await.expect("done");
+    assert_eq!(database.rows(there), "1:1 2:2 3:3 4:4");
+    // Of a trace that has been forgotten.
+    assert_eq!(broker.store.forget_traces(began + Duration::from_secs(6), 1000, 100).await, Ok(true));
+    broker.store.add_to_traces("n1", vec![row(7)]).await.expect("done");
+    assert_eq!(database.rows("select count(*) from wakala.trace_row"), "0");
 }
