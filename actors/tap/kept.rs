@@ -226,6 +226,10 @@ mod tests {
         (taps, writing, keeping)
     }
 
+    async fn stored(writing: &Writing) {
+        tokio::time::timeout(Duration::from_secs(10), writing.stored()).await.expect("as many as may wait");
+    }
+
     fn ping(tapped: &mut Tapped, taps: &Taps) {
         let client = ClientId::new("c").expect("short");
         let of = Of { client: &client, terminal: None, version: Version::V5 };
@@ -241,10 +245,10 @@ mod tests {
             ping(&mut session, &taps);
         }
         database.may.add_permits(2);
-        writing.stored().await;
+        stored(&writing).await;
         ping(&mut session, &taps);
         database.may.add_permits(2);
-        writing.stored().await;
+        stored(&writing).await;
         assert_eq!(database.said(), ["1 in PINGREQ", "2 in PINGREQ", "3 lost 3", "4 in PINGREQ"]);
         // Nothing comes after these: somebody has to ask.
         for _ in 0..3 {
@@ -252,10 +256,10 @@ mod tests {
         }
         keeping.own_up();
         database.may.add_permits(2);
-        writing.stored().await;
+        stored(&writing).await;
         keeping.own_up();
         database.may.add_permits(1);
-        writing.stored().await;
+        stored(&writing).await;
         assert_eq!(database.said()[4..], ["5 in PINGREQ", "6 in PINGREQ", "7 lost 1"]);
     }
 
@@ -267,7 +271,7 @@ mod tests {
         ping(&mut session, &taps);
         ping(&mut session, &taps);
         database.may.close();
-        writing.stored().await;
+        stored(&writing).await;
         let To::Trace(kept) = &keeping.0.tap.to else { panic!("a trace") };
         assert_eq!(kept.state.lost.load(Ordering::Relaxed), 2);
         drop(keeping);

@@ -216,9 +216,15 @@ async fn a_node_that_stops_stores_what_its_traces_were_shown() {
     let _ = begin(&database.store().await, new("T1", 1000)).await;
     let mut node = Node::start(&database).await;
     assert!(node.ask("POST /traces/look").await.ends_with("{\"carried_out\":1}"));
+    // Some is on its way into the database and some waits when the connection ends.
+    let holding = Holding::new(&database, "select from wakala.trace for update");
     let (mut wire, _) = Wire::connect(node.mqtt, true, "T1", true).await;
     wire.ping().await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     node.signal("-TERM");
+    assert_eq!(wire.receive().await.map(|(first, _)| first), Some(0xE0), "a DISCONNECT");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    holding.commit();
     assert_eq!(node.ended().await.code(), Some(0));
     assert_eq!(database.rows(SHOWN), "in CONNECT, out CONNACK, in PINGREQ, out PINGRESP, out DISCONNECT, out ENDED");
 }
