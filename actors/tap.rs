@@ -444,7 +444,15 @@ mod tests {
         let publish = ntex_mqtt::v5::codec::Publish { topic: "t".into(), ..Default::default() };
         let mut session = Tapped::default();
         session.told(&taps, guest(&client("c")), &Outbound::Publish(publish, Bytes::from_static(b"x")));
-        for line in [view.next().await, Line::Lost { lost: 3 }, view.note("a note".to_owned())] {
+        let about = Line::Packet {
+            at: rfc3339(Still.now()),
+            way: Way::Out,
+            transaction: Some(TransactionId(uuid::Uuid::from_u128(7))),
+            what: Summary::PingResp,
+        };
+        let said = "01:23:45     -> PINGRESP, transaction 00000000-0000-0000-0000-000000000007";
+        assert_eq!(about.to_string(), said);
+        for line in [view.next().await, about, Line::Lost { lost: 3 }, view.note("a note".to_owned())] {
             let json = serde_json::to_string(&line).expect("JSON");
             assert_eq!(serde_json::from_str::<Line>(&json).expect(&json), line);
         }

@@ -318,3 +318,32 @@ async fn what_is_stored_again_is_there_once_and_what_came_after_the_end_is_not()
     broker.store.add_to_traces("n1", vec![row(7)]).await.expect("done");
     assert_eq!(database.rows("select count(*) from wakala.trace_row"), "0");
 }
+
+#[tokio::test]
+async fn a_node_forgets_traces_by_age_and_by_number() {
+    let database = Database::new();
+    let store = database.store().await;
+    let rows_of = async |rows: u32| {
+        let trace = begin(&store, new("T1", rows)).await;
+        let row = |made| {
+            let said = Said::Lost(1);
+            wakala_node::store::traces::Row { trace, look: 1, made: i64::from(made), at: now(), said }
+        };
+        store.add_to_traces("n1", (1..=rows).map(row).collect()).await.expect("stored");
+        trace
+    };
+    let old = rows_of(5).await;
+    let _ = database.rows("update wakala.trace set ended_at = now() - interval '2 days' returning 1");
+    let (first, second, third) = (rows_of(5).await, rows_of(5).await, rows_of(5).await);
+    let open = begin(&store, new("T1", 5)).await;
+    let started = Broker::made(database.store().await, anywhere(), |deps| {
+        let day = Duration::from_secs(24 * 3600);
+        (deps.options.expire_every, deps.options.expire_batch_max) = (Duration::from_millis(50), 2);
+        (deps.tap.keep, deps.tap.rows_max) = (day, 12);
+    });
+    let _broker = started.await;
+    let left = "select string_agg(id::text, ' ' order by id) from wakala.trace";
+    until(&database, left, &format!("{second} {third} {open}")).await;
+    assert!(old < first, "both are gone");
+    assert_eq!(database.rows("select count(*) from wakala.trace_row"), "10");
+}
