@@ -98,8 +98,7 @@ impl Edge {
         let (edge, store) = (Arc::downgrade(self), store.clone());
         store.handle().clone().spawn(async move {
             while let Some(edge) = edge.upgrade() {
-                let kept = i64::try_from(edge.options.tries_kept.as_millis()).unwrap_or(i64::MAX);
-                let before = Time::from_millis(edge.clock.now().millis().saturating_sub(kept));
+                let before = edge.clock.now() - edge.options.tries_kept;
                 drop(edge);
                 // Some at a time: all that gather in an hour may take longer than a statement may.
                 loop {

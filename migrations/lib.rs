@@ -65,6 +65,7 @@ mod m0027_told;
 mod m0028_began;
 mod m0029_messages_told;
 mod m0030_traces;
+mod m0031_conservation;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -100,6 +101,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0028_began::Step),
             Box::new(m0029_messages_told::Step),
             Box::new(m0030_traces::Step),
+            Box::new(m0031_conservation::Step),
         ]
     }
 }

@@ -53,7 +53,7 @@ impl Inner {
     /// Forgets what was told long ago, but for what waits.
     pub(super) async fn forget_told(&self, now: Time) {
         let Deps { store, telling, options, .. } = &self.deps;
-        let until = ago(now, telling.keep);
+        let until = now - telling.keep;
         let forgotten = loop {
             match store.forget_told(until, telling.rows_max, options.expire_batch_max).await {
                 Ok(forgotten) if forgotten == u64::from(options.expire_batch_max) => {}
@@ -68,7 +68,7 @@ impl Inner {
     /// Forgets what is old of who came and went.
     pub(super) async fn forget_presence(&self, now: Time) {
         let Deps { store, presence, options, .. } = &self.deps;
-        let until = ago(now, presence.keep);
+        let until = now - presence.keep;
         loop {
             match store.forget_presence(until, presence.rows_max, options.expire_batch_max).await {
                 Ok(forgotten) if forgotten == u64::from(options.expire_batch_max) => {}
@@ -77,8 +77,4 @@ impl Inner {
             }
         }
     }
-}
-
-fn ago(now: Time, time: Duration) -> Time {
-    Time::from_millis(now.millis().saturating_sub(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
 }

@@ -87,8 +87,7 @@ impl Inner {
     /// Forgets traces that ended long ago, and the oldest where there are too many.
     pub(super) async fn forget_traces(&self, now: Time) {
         let Deps { store, tap, options, .. } = &self.deps;
-        let keep = i64::try_from(tap.keep.as_millis()).unwrap_or(i64::MAX);
-        let until = Time::from_millis(now.millis().saturating_sub(keep));
+        let until = now - tap.keep;
         loop {
             match store.forget_traces(until, tap.rows_max, options.expire_batch_max).await {
                 Ok(true) => {}

@@ -60,8 +60,7 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<TerminalId>, Error> {
         let node = node.to_owned();
-        let waited = i64::try_from(waited.as_millis()).unwrap_or(i64::MAX);
-        let before = timestamp(Time::from_millis(now.millis().saturating_sub(waited)));
+        let before = timestamp(now - waited);
         self.run(move |db| async move {
             // Terminals that are not connected cannot be woken; they read what waits when they connect. Of a session that
             // ends with its connection no subscriptions are stored.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use wakala::time::Time;
 use wakala_node::store::messages::{Class, Limits, Message, Queueing};
 use wakala_node::store::told::Which;
 use wakala_node::telling::http::{Http, serve};
@@ -25,10 +24,6 @@ async fn became(broker: &Broker, key: &str) -> String {
     assert_eq!(found.became, [(found.copies[0].became.clone(), 1)].into());
     assert_eq!(found.copies[0].at.is_none(), found.copies[0].became == "waiting", "{found:?}");
     found.copies[0].became.clone()
-}
-
-fn ago(seconds: i64) -> Time {
-    Time::from_millis(now().millis() - seconds * 1000)
 }
 
 async fn queue(broker: &Broker, class: Class, qos: u8, key: &str) -> Queueing {
@@ -83,9 +78,13 @@ async fn the_end_of_each_message_is_known_however_it_ended() {
     for key in ["configuration", "news"] {
         assert_eq!(became(&broker, key).await, "session_over");
     }
-    assert_eq!(broker.store.forget_told(ago(60), 1, 100).await, Ok(1), "one is kept, the later");
+    assert_eq!(broker.store.forget_told(now() - Duration::from_secs(60), 1, 100).await, Ok(1), "one is kept, the later");
     assert_eq!(became(&broker, "news").await, "session_over");
     assert_eq!(broker.store.tally().await.expect("counted").balance(), 0);
+    let ends = "select string_agg(became || ' ' || copies, ', ' order by became) from audit.conservation \
+                where copies_of = 'messages'";
+    let all = "addressed 8, connection_over 1, delivered 2, expired 1, full 1, replaced 1, session_over 2, waiting 0";
+    assert_eq!(database.rows(ends), all, "an auditor reads the same");
     wire.leave().await;
 }
 
@@ -146,8 +145,8 @@ async fn a_terminal_is_told_so_much_of_a_class_within_an_hour() {
     }
     until(&database, "select count(*) from wakala.session where expiry_s > 0 and not connected", "2").await;
     let limits = Limits { per_hour: [0, 1, 2], ..room(100) };
-    let tell = async |name: &str, class, before: i64| {
-        let message = Message { class, at: ago(before), ..told(name, 1, "x") };
+    let tell = async |name: &str, class, before: u64| {
+        let message = Message { class, at: now() - Duration::from_secs(before), ..told(name, 1, "x") };
         broker.store.queue_message(message, limits).await.expect("the database is there")
     };
     assert!(matches!(tell("T1", Class::News, 3000).await, Queueing::Queued(_)));
