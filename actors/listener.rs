@@ -202,6 +202,14 @@ impl Listening {
     }
 }
 
+/// Whoever forgets it wants nobody served any more: else its threads would go on, and all that looks at the database for them.
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // It is told so at once; nobody waits for it.
+        drop(self.server.stop(false));
+    }
+}
+
 /// Opens the addresses and starts the worker threads.
 ///
 /// # Errors

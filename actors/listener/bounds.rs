@@ -147,6 +147,9 @@ impl Options {
 }
 
 /// For all connections of this node. Clones are the same.
+/// What is over is of no use meanwhile; it only takes memory.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
+
 #[derive(Clone)]
 pub(super) struct Bounds {
     decided: Arc<Mutex<decided::Bounds>>,
@@ -161,7 +164,21 @@ fn address(io: &IoRef) -> IpAddr {
 impl Bounds {
     pub(super) fn new(options: &Options, workers: usize, sessions: Sessions) -> Self {
         let decided = decided::Bounds::new(options.limits(workers.max(1)), options.ranges());
-        Self { decided: Arc::new(Mutex::new(decided)), sessions }
+        let bounds = Self { decided: Arc::new(Mutex::new(decided)), sessions };
+        bounds.forget();
+        bounds
+    }
+
+    /// Forgets what is over, again and again, as long as the listener is there.
+    fn forget(&self) {
+        let (decided, clock) = (Arc::downgrade(&self.decided), self.sessions.clock());
+        self.sessions.store().handle().spawn(async move {
+            loop {
+                tokio::time::sleep(FORGET_EVERY).await;
+                let Some(decided) = decided.upgrade() else { break };
+                decided.lock().unwrap_or_else(PoisonError::into_inner).forget(clock.now());
+            }
+        });
     }
 
     fn decided(&self) -> MutexGuard<'_, decided::Bounds> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::Place;
 use super::kept::Kept;
+use super::sign::Sign;
 use crate::time::Time;
 
 /// How many wrong passwords are borne before the next one has to wait, and how long.
@@ -68,9 +69,9 @@ impl Strikes {
 #[derive(Debug)]
 pub(super) struct Guesses {
     patience: Patience,
-    clients: Kept<(Box<str>, Place), Strikes>,
+    clients: Kept<Sign, Strikes>,
     places: Kept<Place, Strikes>,
-    names: Kept<Box<str>, Strikes>,
+    names: Kept<Sign, Strikes>,
 }
 
 impl Guesses {
@@ -81,7 +82,7 @@ impl Guesses {
     /// Whether a password is to be verified. Then it counts as wrong for this name from this place until it is known to be
     /// right: nobody has more of them verified by sending them at once.
     pub(super) fn may(&mut self, name: &str, place: Place, known: bool, now: Time) -> bool {
-        let key = (Box::from(name), place);
+        let key = Sign::at(name, place);
         let client = self.clients.get(&key, now).copied().unwrap_or_default();
         let place_is_barred = || self.places.get(&place, now).is_some_and(|place| place.barred(now));
         if client.barred(now) || (!known && place_is_barred()) {
@@ -93,11 +94,11 @@ impl Guesses {
     }
 
     pub(super) fn right(&mut self, name: &str, place: Place) {
-        self.clients.remove(&(name.into(), place));
+        self.clients.remove(&Sign::at(name, place));
     }
 
     pub(super) fn unverified(&mut self, name: &str, place: Place, now: Time) {
-        let key = (Box::from(name), place);
+        let key = Sign::at(name, place);
         if let Some(mut client) = self.clients.remove(&key) {
             client.count = client.count.saturating_sub(1);
             client.barred_until = None;
@@ -112,16 +113,23 @@ impl Guesses {
             let here = here.struck(patience.per_place, &patience, now);
             self.places.set(place, here.until(patience.wait_max, now), here, now);
         }
-        let mut all = self.names.get(name, now).copied().unwrap_or_default();
+        let sign = Sign::of(name);
+        let mut all = self.names.get(&sign, now).copied().unwrap_or_default();
         all = all.forgiven(patience.per_name, patience.wait_max, now);
         all.count = all.count.saturating_add(1);
-        self.names.set(name.into(), now + patience.wait_max, all, now);
-        let client = self.clients.get(&(name.into(), place), now)?;
+        self.names.set(sign, now + patience.wait_max, all, now);
+        let client = self.clients.get(&Sign::at(name, place), now)?;
         client.barred_until.map(|until| until.since(now)).filter(|wait| !wait.is_zero())
     }
 
+    pub(super) fn forget(&mut self, now: Time) {
+        self.clients.forget(now);
+        self.places.forget(now);
+        self.names.forget(now);
+    }
+
     fn free(&self, name: &str, known: bool, now: Time) -> u32 {
-        let guessed_at = self.names.get(name, now).is_some_and(|all| all.count >= self.patience.per_name);
+        let guessed_at = self.names.get(&Sign::of(name), now).is_some_and(|all| all.count >= self.patience.per_name);
         if guessed_at && !known { 1 } else { self.patience.per_client }
     }
 }

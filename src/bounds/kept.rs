@@ -3,10 +3,12 @@
 //! In all that is kept here, who owes more is remembered for longer. So nobody is forgotten for the sake of newcomers
 //! before these owe more than he does, and there is one for each place of the table.
 
-use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::time::Time;
+
+/// What is forgotten at once.
+const FORGET_MAX: usize = 10_000;
 
 #[derive(Debug)]
 pub(super) struct Kept<K, V> {
@@ -21,10 +23,7 @@ impl<K: Ord + Clone, V> Kept<K, V> {
         Self { max: max.max(1), values: BTreeMap::new(), ends: BTreeSet::new() }
     }
 
-    pub(super) fn get<Q: Ord + ?Sized>(&self, key: &Q, now: Time) -> Option<&V>
-    where
-        K: Borrow<Q>,
-    {
+    pub(super) fn get(&self, key: &K, now: Time) -> Option<&V> {
         self.values.get(key).filter(|(until, _)| *until > now).map(|(_, value)| value)
     }
 
@@ -45,6 +44,18 @@ impl<K: Ord + Clone, V> Kept<K, V> {
         let (until, value) = self.values.remove(key)?;
         self.ends.remove(&(until, key.clone()));
         Some(value)
+    }
+
+    /// Forgets what is over, some of it at a time: whoever else wants the table waits no longer than a moment.
+    pub(super) fn forget(&mut self, now: Time) {
+        for _ in 0..FORGET_MAX {
+            if self.ends.first().is_none_or(|(end, _)| *end > now) {
+                break;
+            }
+            if let Some((_, forgotten)) = self.ends.pop_first() {
+                self.values.remove(&forgotten);
+            }
+        }
     }
 
     #[cfg(test)]

@@ -11,6 +11,7 @@ mod guesses;
 mod kept;
 mod ranges;
 mod rate;
+mod sign;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub use ranges::Range;
 use ranges::Ranges;
 use rate::Buckets;
 pub use rate::{Bucket, Rate};
+use sign::Sign;
 
 /// Where a connection comes from, as limits count it: an IPv4 address, or the 64 bits of an IPv6 address that one line has
 /// to itself.
@@ -45,6 +47,13 @@ impl Place {
             }
             four => four,
         })
+    }
+
+    fn octets(self) -> [u8; 16] {
+        match self.0 {
+            IpAddr::V4(four) => four.to_ipv6_mapped().octets(),
+            IpAddr::V6(six) => six.octets(),
+        }
     }
 }
 
@@ -91,12 +100,12 @@ pub enum Excess {
 pub struct Bounds {
     limits: Limits,
     strangers: BTreeMap<Place, usize>,
-    clients: Buckets<Box<str>>,
+    clients: Buckets<Sign>,
     places: Buckets<Place>,
     ranges: Ranges,
-    known: Kept<(Box<str>, Place), ()>,
+    known: Kept<Sign, ()>,
     guesses: Guesses,
-    told: Kept<Box<str>, ()>,
+    told: Kept<Sign, ()>,
 }
 
 /// Of one who comes too often it is said once in this time.
@@ -143,7 +152,7 @@ impl Bounds {
     /// # Errors
     /// When it is to be turned away at once.
     pub fn knock(&self, client: &str, place: Place, certificate: bool, now: Time) -> Result<(), Excess> {
-        if !client.is_empty() && self.clients.wait(client, now) > Duration::ZERO {
+        if !client.is_empty() && self.clients.wait(&Sign::of(client), now) > Duration::ZERO {
             return Err(Excess::Client);
         }
         let free = certificate || self.knows(client, place, now) || self.places.wait(&place, now).is_zero();
@@ -169,7 +178,7 @@ impl Bounds {
     /// # Errors
     /// When it has connected too often.
     pub fn proved(&mut self, client: &str, place: Place, now: Time) -> Result<(), Excess> {
-        self.known.set((client.into(), place), now + self.limits.known_for, (), now);
+        self.known.set(Sign::at(client, place), now + self.limits.known_for, (), now);
         self.count_client(client, now)
     }
 
@@ -214,22 +223,35 @@ impl Bounds {
 
     /// Whether this is to be logged: it was not for a while.
     pub fn is_news(&mut self, what: &str, now: Time) -> bool {
-        let news = self.told.get(what, now).is_none();
+        let sign = Sign::of(what);
+        let news = self.told.get(&sign, now).is_none();
         if news {
-            self.told.set(what.into(), now + TOLD_FOR, (), now);
+            self.told.set(sign, now + TOLD_FOR, (), now);
         }
         news
     }
 
+    /// Forgets what is over, so that an idle node has nothing of it. As it is used the tables empty themselves.
+    pub fn forget(&mut self, now: Time) {
+        let Self { limits: _, strangers: _, clients, places, ranges, known, guesses, told } = self;
+        clients.forget(now);
+        places.forget(now);
+        ranges.forget(now);
+        known.forget(now);
+        guesses.forget(now);
+        told.forget(now);
+    }
+
     fn knows(&self, client: &str, place: Place, now: Time) -> bool {
-        !client.is_empty() && self.known.get(&(client.into(), place), now).is_some()
+        !client.is_empty() && self.known.get(&Sign::at(client, place), now).is_some()
     }
 
     fn count_client(&mut self, client: &str, now: Time) -> Result<(), Excess> {
-        if self.clients.wait(client, now) > Duration::ZERO {
+        let sign = Sign::of(client);
+        if self.clients.wait(&sign, now) > Duration::ZERO {
             return Err(Excess::Client);
         }
-        self.clients.charge(client.into(), now);
+        self.clients.charge(sign, now);
         Ok(())
     }
 }

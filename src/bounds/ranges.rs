@@ -15,6 +15,7 @@ use core::net::IpAddr;
 
 use super::kept::Kept;
 use super::rate::{Bucket, Rate};
+use super::sign::Sign;
 use crate::ban::Network;
 use crate::time::Time;
 
@@ -33,7 +34,7 @@ pub(super) struct Ranges {
     /// The narrowest first.
     ranges: Vec<(Range, Bucket)>,
     /// When a client last proved who it is in this network.
-    known: Kept<(Box<str>, Network), Time>,
+    known: Kept<Sign, Time>,
     known_for: Duration,
 }
 
@@ -42,6 +43,10 @@ impl Ranges {
         ranges.sort_by_key(|range| std::cmp::Reverse(range.network.bits()));
         let ranges = ranges.into_iter().map(|range| (range, Bucket::default())).collect();
         Self { ranges, known: Kept::new(max), known_for }
+    }
+
+    pub(super) fn forget(&mut self, now: Time) {
+        self.known.forget(now);
     }
 
     fn around(&mut self, address: IpAddr) -> Option<(&Range, Rate, &mut Bucket)> {
@@ -57,13 +62,13 @@ impl Ranges {
             return Ok(());
         }
         let (network, every) = (range.network, range.known_every);
-        let proved = self.known.get(&(client.into(), network), now);
+        let proved = self.known.get(&Sign::within(client, network), now);
         if proved.is_some_and(|&proved| now >= proved + every) { Ok(()) } else { Err(network) }
     }
 
     /// This client has proved who it is.
     pub(super) fn proved(&mut self, client: &str, address: IpAddr, now: Time) {
         let Some((&Range { network, .. }, ..)) = self.around(address) else { return };
-        self.known.set((client.into(), network), now + self.known_for, now, now);
+        self.known.set(Sign::within(client, network), now + self.known_for, now, now);
     }
 }

@@ -1,7 +1,6 @@
 //! Token buckets, each as one moment: when all that was taken will have come back (the generic cell rate algorithm,
 //! ITU-T I.371 annex A). A bucket whose moment has passed is full, and as good as none.
 
-use std::borrow::Borrow;
 use std::time::Duration;
 
 use super::kept::Kept;
@@ -82,11 +81,12 @@ impl<K: Ord + Clone> Buckets<K> {
         Self { rate, kept: Kept::new(max) }
     }
 
+    pub(super) fn forget(&mut self, now: Time) {
+        self.kept.forget(now);
+    }
+
     /// How long there is no token.
-    pub(super) fn wait<Q: Ord + ?Sized>(&self, key: &Q, now: Time) -> Duration
-    where
-        K: Borrow<Q>,
-    {
+    pub(super) fn wait(&self, key: &K, now: Time) -> Duration {
         match (self.rate, self.kept.get(key, now)) {
             (Some(rate), Some(bucket)) => bucket.empty_until(rate).since(now),
             _ => Duration::ZERO,

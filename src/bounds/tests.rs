@@ -197,6 +197,44 @@ fn a_table_is_bounded_and_forgets_the_least_first() {
     kept.set(7, at(3000), (), at(2000));
     kept.set(8, at(3000), (), at(2000));
     assert!(kept.len() <= 8, "what is over makes room as the table is used: {}", kept.len());
+    kept.forget(at(2999));
+    assert_eq!(kept.len(), 2, "and when it is not");
+    kept.forget(at(3000));
+    assert_eq!(kept.len(), 0);
+}
+
+#[test]
+fn an_idle_node_has_forgotten_what_is_over_and_nothing_else() {
+    let mut bounds = bounds();
+    assert_eq!(bounds.proved("T1", place(1), at(0)), Ok(()));
+    assert_eq!(bounds.guest("c", place(2), at(0)), Ok(()));
+    assert!(guess(&mut bounds, "T1", place(3), at(0)) && bounds.is_news("a name", at(0)));
+    bounds.forget(at(2));
+    assert!(!bounds.is_news("a name", at(2)) && bounds.knows("T1", place(1), at(2)));
+    bounds.forget(at(3599));
+    assert!(bounds.knows("T1", place(1), at(3599)));
+    bounds.forget(at(3600));
+    let left = format!("{:?}", (&bounds.known, &bounds.clients, &bounds.places, &bounds.guesses, &bounds.told));
+    assert!(!left.contains("Sign(") && !left.contains("Place("), "{left}");
+}
+
+#[test]
+fn a_name_is_known_where_it_was_given_and_nowhere_else() {
+    let network = |text: &str| text.parse::<Network>().expect("a network");
+    let six = Place::of("::ffff:10.0.0.1".parse().expect("an address"));
+    assert_eq!(Sign::at("T1", place(1)), Sign::at("T1", six), "the same address");
+    let signs = [
+        Sign::of("T1"),
+        Sign::of("T2"),
+        Sign::at("T1", place(1)),
+        Sign::at("T1", place(2)),
+        Sign::at("T2", place(1)),
+        Sign::within("T1", network("10.0.0.0/8")),
+        Sign::within("T1", network("128.0.0.0/16")),
+        Sign::within("6 T1", network("128.0.0.0/1")),
+    ];
+    let different: std::collections::BTreeSet<_> = signs.into_iter().collect();
+    assert_eq!(different.len(), signs.len());
 }
 
 #[test]

@@ -254,7 +254,7 @@ async fn pain_07_a_terminal_that_came_and_went_leaves_a_node_its_name_and_no_mor
     // What the allocator and the pools keep for the next ones is there after the first.
     let before = used_after(1..2001).await;
     let each = used_after(2001..4001).await.saturating_sub(before) / 2000;
-    assert!(each < 768, "{each} bytes of each that is away");
+    assert!(each < 384, "{each} bytes of each that is away");
     println!("{each} bytes of each of 2,000 terminals that came and went");
 }
 

@@ -78,7 +78,11 @@ async fn the_end_of_each_message_is_known_however_it_ended() {
     for key in ["configuration", "news"] {
         assert_eq!(became(&broker, key).await, "session_over");
     }
-    assert_eq!(broker.store.forget_told(now() - Duration::from_secs(60), 1, 100).await, Ok(1), "one is kept, the later");
+    assert_eq!(
+        broker.store.forget_told(now() - Duration::from_secs(60), 1, 100).await,
+        Ok(1),
+        "one is kept, the later"
+    );
     assert_eq!(became(&broker, "news").await, "session_over");
     assert_eq!(broker.store.tally().await.expect("counted").balance(), 0);
     let ends = "select string_agg(became || ' ' || copies, ', ' order by became) from audit.conservation \
