@@ -49,7 +49,7 @@ pub struct Telling {
     other: Count,
 }
 
-const STATUSES: [u16; 12] = [200, 201, 400, 401, 404, 405, 408, 409, 413, 422, 429, 503];
+const STATUSES: [u16; 13] = [200, 201, 400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 503];
 
 impl Telling {
     pub fn answered(&self, status: u16) {

@@ -370,9 +370,15 @@ impl Router {
         Ok((self.0.publications.submit(publication).await?, direct))
     }
 
+    /// Whether nobody may publish on this topic.
+    #[must_use]
+    pub fn is_closed(&self, topic: &str) -> bool {
+        self.0.closed.iter().any(|closed| matches(closed, topic))
+    }
+
     /// Says something on a topic of the broker's own, to whoever subscribes now or later; once, as long as it is so.
     pub fn announce(&self, topic: &str, text: String) {
-        if self.0.closed.iter().any(|closed| matches(closed, topic)) {
+        if self.is_closed(topic) {
             return;
         }
         let mut announced = self.0.announced.write().unwrap_or_else(PoisonError::into_inner);

@@ -131,6 +131,10 @@ async fn publish(teller: Data<Teller>, request: HttpRequest, wanted: Query<Wante
             "topic={topic:?}: right would be a topic without wildcards that does not begin with $"
         )));
     }
+    if teller.sessions.router().is_closed(topic) {
+        let text = format!("nobody may publish on {topic} (open.closed)");
+        return Err(Problem::new(StatusCode::FORBIDDEN, text));
+    }
     if wanted.class.is_some() {
         return Err(bad("classes are of what terminals are told: no class here"));
     }

@@ -308,7 +308,11 @@ async fn what_a_program_asks_for_in_vain_is_said_and_nothing_is_told() {
 async fn in_a_general_broker_a_program_publishes_once_for_each_key() {
     let database = Database::new();
     let options = super::anywhere();
-    let broker = Broker::made(database.store().await, options, |deps| deps.open.anonymous = true).await;
+    let broker = Broker::made(database.store().await, options, |deps| {
+        deps.open.anonymous = true;
+        deps.open.closed = vec!["closed/#".to_owned()];
+    })
+    .await;
     let door = Door::open(&broker);
     let (mut kept, _) = Wire::connect(broker.plain(), true, "kept", false).await;
     let (mut clean, _) = Wire::connect(broker.plain(), false, "clean", true).await;
@@ -333,6 +337,7 @@ async fn in_a_general_broker_a_program_publishes_once_for_each_key() {
     for topic in ["", "a/%23", "%2B", "%24SYS/x"] {
         assert_eq!(door.ask(&format!("POST /publish?topic={topic}"), "", b"x").await.0, 400, "{topic}");
     }
+    assert_eq!(door.ask("POST /publish?topic=closed/a", "", b"x").await.0, 403);
     assert_eq!(door.ask("POST /publish?topic=nobody/hears", "", b"x").await.1["became"], serde_json::json!({}));
     assert_eq!(broker.store.tally().await.expect("counted").balance(), 0);
     assert!(broker.store.told_last(Some(terminal("T1")), None, 9).await.expect("asked").is_empty());
