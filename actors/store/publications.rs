@@ -291,32 +291,37 @@ async fn queue(
         }
     }
     let mut rows = Rows::default();
-    let (mut full, mut over) = (0, 0);
+    let (mut full, mut over, mut ends) = (0, 0, Vec::new());
     let stored = publications.iter().zip(new).map(|(publication, new)| {
         if !new {
             return Stored::Before;
         }
         let at = timestamp(publication.at);
         let latest = room.ttl_max.map(|ttl| timestamp(publication.at + ttl));
+        let told = publication.told.as_ref().map(|(asked, _)| asked.id);
+        let mut end = |client: &ClientId, fate| ends.extend(told.map(|told| (told, client.clone(), fate)));
         let places = publication.to.iter().map(|Recipient { client, epoch, addressed }| {
             let Some(drawn) = next.get_mut(client.as_str()).filter(|drawn| drawn.began <= *epoch) else {
                 over += 1;
+                end(client, Fate::SessionOver);
                 return None;
             };
             let place = drawn.next;
             // From the oldest row on; those in between that are gone count too.
             if place - *first.entry(client.as_str().to_owned()).or_insert(place) >= i64::from(room.max) {
                 full += 1;
+                end(client, Fate::Full);
                 return None;
             }
             rows.push(client, place, addressed, at, latest);
-            rows.told.push(publication.told.as_ref().map(|(asked, _)| asked.id));
+            rows.told.push(told);
             drawn.next += 1;
             Some(place)
         });
         Stored::At(places.collect())
     });
     let stored = stored.collect();
+    told::end(db, &ends).await?;
     let addressed = rows.clients.len() + full + over;
     let counts = [(tally::ADDRESSED, addressed), (Fate::Full.word(), full + dropped), (Fate::SessionOver.word(), over)];
     if rows.clients.is_empty() {

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use uuid::Uuid;
-use wakala::id::TerminalId;
+use wakala::conservation::Fate;
+use wakala::id::{ClientId, TerminalId};
 use wakala::message::Message;
 use wakala::time::Time;
 
@@ -126,6 +127,23 @@ async fn before(db: &mut PgConnection, entry: &Entry<'_>) -> Result<Option<Enter
     .fetch_optional(db)
     .await?;
     Ok(found.map(|(id, same)| if same { Entered::Again(id) } else { Entered::Other(id) }))
+}
+
+/// Says of copies that they ended before they were queued. They have no place; their numbers tell apart those of one client.
+pub(super) async fn end(db: &mut PgConnection, ends: &[(Uuid, ClientId, Fate)]) -> Result<(), Error> {
+    if ends.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "insert into wakala.told_end (told, client_id, seq, fate) select told, client_id, -nth, fate \
+         from unnest($1::uuid[], $2::text[], $3::text[]) with ordinality e (told, client_id, fate, nth)",
+    )
+    .bind(ends.iter().map(|(told, ..)| *told).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(_, client, _)| client.as_str().to_owned()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(.., fate)| fate.word()).collect::<Vec<_>>())
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// A message that was told, and what became of it.

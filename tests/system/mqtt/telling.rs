@@ -343,3 +343,24 @@ async fn in_a_general_broker_a_program_publishes_once_for_each_key() {
     assert!(broker.store.told_last(Some(terminal("T1")), None, 9).await.expect("asked").is_empty());
     assert_eq!(broker.store.told_last(None, None, 9).await.expect("asked").len(), 3);
 }
+
+#[tokio::test]
+async fn a_copy_that_finds_no_room_is_not_left_out() {
+    let database = Database::new();
+    let broker = Broker::made(database.store().await, super::anywhere(), |deps| {
+        deps.open.anonymous = true;
+        deps.open.queue_max = 1;
+    })
+    .await;
+    let door = Door::open(&broker);
+    let (mut away, _) = Wire::connect(broker.plain(), true, "away", false).await;
+    assert_eq!(away.subscribe("news", 1).await, 1);
+    away.leave().await;
+    broker.connected(0).await;
+    for (key, wanted) in [("n1", "waiting"), ("n2", "full")] {
+        let (status, said) = door.ask("POST /publish?topic=news", &format!("Idempotency-Key: {key}\r\n"), b"x").await;
+        assert_eq!(status, 201, "{said}");
+        assert_eq!(became(&broker, key).await, wanted);
+    }
+    assert_eq!(broker.store.tally().await.expect("counted").balance(), 0);
+}
