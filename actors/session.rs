@@ -28,7 +28,7 @@ use rustls::pki_types::UnixTime;
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala::session::pace::LATE;
-use wakala::session::{Beyond, Effect, Elsewhere, Event, Session as Twin, What};
+use wakala::session::{Beyond, Change, Effect, Elsewhere, Event, Session as Twin, What};
 use wakala::time::Time;
 
 use self::counted::Counted;
@@ -37,6 +37,7 @@ use self::inbox::{Arrivals, Inbox};
 use self::socket::Ear;
 use crate::sessions::{Purse, STOPPING, Sessions, Vouch};
 use crate::store::Error;
+use crate::store::again::{Backoff, insist};
 use crate::store::marks::{Mark, Remembered};
 use crate::store::queues::Wanted;
 use crate::store::sessions::{Acknowledged, Ended, Left};
@@ -97,10 +98,6 @@ thread_local! {
     /// Effects are carried out before the next event comes, so all sessions of a worker share the buffers.
     static TURN: RefCell<Turn> = RefCell::default();
 }
-
-/// The wait between tries while the database or the log is away.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
 
 impl Session {
     /// Starts the actor. The caller has registered nothing yet.
@@ -202,14 +199,7 @@ impl Session {
             }
             Effect::Unsubscribed { filter } => self.sessions.router().unsubscribe(self.twin.client(), &filter),
             Effect::Dropped => self.sessions.router().dropped(),
-            Effect::Store(change) => {
-                let changed = Changed { client: self.client(), epoch: self.epoch, change };
-                let changes = self.sessions.changes();
-                self.ask(ctx, Event::Stored, move || {
-                    let (changes, changed) = (changes.clone(), changed.clone());
-                    async move { changes.submit(changed).await?.then_some(()).ok_or_else(overtaken) }
-                });
-            }
+            Effect::Store(change) => self.store(change, ctx),
             Effect::Acked { seq, receipt, fate } => self.acked(seq, receipt, fate, ctx),
             Effect::Fetch { beyond, max } => self.fetch(beyond, max, ctx),
             Effect::TooLarge { seq } => {
@@ -244,15 +234,17 @@ impl Session {
         }
     }
 
-    /// Asks the database until it answers, and gives the twin `then`.
-    fn ask<F, W>(&self, ctx: &mut Context<Self>, then: Event, work: W)
-    where
-        W: Fn() -> F + 'static,
-        F: Future<Output = Result<(), Error>> + 'static,
-    {
-        let asked = insist(work).into_actor(self);
-        ctx.spawn(asked.map(move |answer, this, ctx| match answer {
-            Ok(()) => this.event(then, ctx),
+    /// Stores what is subscribed to. If the connection ends meanwhile, that is not given up ([`Sessions::ended`]).
+    fn store(&self, change: Change, ctx: &mut Context<Self>) {
+        let changed = Changed { client: self.client(), epoch: self.epoch, change };
+        let changes = self.sessions.changes();
+        let stored = insist(move || changes.clone().store(changed.clone())).into_actor(self);
+        ctx.spawn(stored.map(|answer, this, ctx| match answer {
+            Ok(()) => {
+                this.event(Event::Stored, ctx);
+                // What follows a SUBACK has waited for it.
+                this.wake();
+            }
             Err(error) => this.lost(&error, ctx),
         }));
     }
@@ -275,7 +267,7 @@ impl Session {
         let mark = Acknowledged { client: self.client(), epoch: self.epoch, seq, receipt, fate, at: self.now() };
         let addr = ctx.address();
         tokio::task::spawn_local(async move {
-            let mut wait = RETRY_MIN;
+            let mut backoff = Backoff::new();
             loop {
                 match marks.submit(mark.clone()).await {
                     Ok(true) => return,
@@ -289,10 +281,9 @@ impl Session {
                     }
                     Err(error) => {
                         tracing::debug!(client = %mark.client, seq, %error, "a delivery's mark waits");
-                        tokio::time::sleep(wait).await;
+                        backoff.wait().await;
                     }
                 }
-                wait = (wait * 2).min(RETRY_MAX);
             }
         });
     }
@@ -326,22 +317,6 @@ impl Session {
 }
 
 const TAKEN_OVER: &str = "the session was taken over";
-
-fn overtaken() -> Error {
-    Error::Fenced("the session has a later connection".to_owned())
-}
-
-/// Tries again while the database is away.
-async fn insist<T, F: Future<Output = Result<T, Error>>>(work: impl Fn() -> F) -> Result<T, Error> {
-    let mut wait = RETRY_MIN;
-    loop {
-        match work().await {
-            Err(Error::Away(_)) => tokio::time::sleep(wait).await,
-            answer => return answer,
-        }
-        wait = (wait * 2).min(RETRY_MAX);
-    }
-}
 
 /// Something that the actor started has been done.
 #[derive(Debug, Message)]
@@ -409,7 +384,7 @@ impl Drop for Session {
                 return;
             }
         }
-        self.sessions.ended(ended);
+        self.sessions.ended(ended, remains.change);
     }
 }
 

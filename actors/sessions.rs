@@ -40,7 +40,7 @@ use crate::session::{End, Hint, Panic, Resume, Session};
 use crate::store::Store;
 use crate::store::marks::Marks;
 use crate::store::queues::Pages;
-use crate::store::sessions::{Acknowledgements, Ended, Ends, Left};
+use crate::store::sessions::{Acknowledgements, Ends};
 use crate::store::subscriptions::Changes;
 use crate::supervision::{BranchState, Exit, Policy, Tree};
 use crate::tap::{self, Taps};
@@ -494,32 +494,6 @@ impl Sessions {
 
     fn show(&self) {
         self.0.deps.tree.note(PATH, format!("{} connected", self.len()));
-    }
-
-    /// Has the end of a connection stored. It is the database's to keep trying: whoever dropped is gone.
-    pub(crate) fn ended(&self, ended: Ended) {
-        let noticed = (ended.will == Left::Will).then(|| Arc::clone(&self.0.ended));
-        let leaves = self.0.leaving.leaves(&ended.client);
-        self.0.ends.hand_over(ended, move |stored| {
-            match stored {
-                Ok(_) => noticed.iter().for_each(|noticed| noticed.notify_one()),
-                // If it is lost, the session counts as cut: what was in flight goes out with DUP.
-                Err(error) => {
-                    let client = leaves.client();
-                    tracing::warn!(%client, %error, "the end of a connection could not be stored");
-                }
-            }
-        });
-    }
-
-    /// Done when the end of a client's connection to this node is stored, if it has just ended.
-    pub(crate) async fn left(&self, client: &ClientId) {
-        self.0.leaving.left(client).await;
-    }
-
-    /// Done when all connections that have ended are stored as ended.
-    pub async fn all_left(&self) {
-        self.0.leaving.all_left().await;
     }
 
     pub(crate) fn router(&self) -> &Router {

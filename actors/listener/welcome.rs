@@ -23,7 +23,6 @@ use crate::session::lease::Lease;
 use crate::session::{Session, say};
 use crate::sessions::Sessions;
 use crate::sessions::admission::NotOpened;
-use crate::store::Error;
 use crate::store::openings::Opening;
 use crate::store::presence::Connection;
 use crate::store::subscriptions::Changed;
@@ -319,11 +318,10 @@ impl Door {
         let lost: Vec<_> = loaded.subscriptions.extract_if(.., |subscription| lost(subscription)).collect();
         if !lost.is_empty() {
             tracing::info!(%client, count = lost.len(), "subscriptions ended to which a client has a right no longer");
-            let filters = lost.into_iter().map(|subscription| subscription.filter).collect();
-            let changed = Changed { client: client.clone(), epoch, change: Change::Unsubscribe(filters) };
-            if !self.sessions.changes().submit(changed).await? {
-                return Err(Error::Fenced(format!("the session of {client} has a later connection")).into());
-            }
+            let ended = lost.into_iter().map(|subscription| subscription.filter).collect();
+            let change = Change { ended, ..Change::default() };
+            let changed = Changed { client: client.clone(), epoch, change };
+            self.sessions.changes().store(changed).await?;
         }
         Ok((epoch, loaded))
     }

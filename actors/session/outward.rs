@@ -12,9 +12,10 @@ use wakala::session::{Addressed, Event};
 use wakala::time::Time;
 
 use super::inbox::Arrival;
-use super::{Done, End, RETRY_MAX, RETRY_MIN, Session, TAKEN_OVER};
+use super::{Done, End, Session, TAKEN_OVER};
 use crate::sessions::Away;
 use crate::store::Error;
+use crate::store::again::Backoff;
 use crate::store::marks::{Mark, Remembered};
 use crate::store::publications::{Publication, Recipient};
 use crate::terminal::Who;
@@ -32,14 +33,13 @@ impl Session {
         // ready, thousands where thousands come at once.
         let runtime = sessions.store().handle().clone();
         runtime.spawn(async move {
-            let mut wait = RETRY_MIN;
+            let mut backoff = Backoff::new();
             while let Err(Away(why)) = intake.take(&enrolled, payload.clone()).await {
                 if !addr.connected() {
                     return;
                 }
-                tracing::warn!(terminal = %enrolled.terminal, why, ?wait, "a request waits; its PUBACK is withheld");
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY_MAX);
+                tracing::warn!(terminal = %enrolled.terminal, why, "a request waits; its PUBACK is withheld");
+                backoff.wait().await;
             }
             if let Some(packet_id) = remember {
                 let remember = Some(Remembered { client, epoch, packet_id });
@@ -106,7 +106,7 @@ impl Session {
     pub(super) fn mark(&self, mark: Mark, then: Event, ctx: &mut Context<Self>) {
         let (marks, addr) = (self.sessions.marks(), ctx.address());
         tokio::task::spawn_local(async move {
-            let mut wait = RETRY_MIN;
+            let mut backoff = Backoff::new();
             loop {
                 match marks.submit(mark.clone()).await {
                     Ok(true) => {
@@ -120,8 +120,7 @@ impl Session {
                     Err(_) if !addr.connected() => return,
                     Err(error) => {
                         tracing::debug!(%error, "a mark of QoS 2 waits");
-                        tokio::time::sleep(wait).await;
-                        wait = (wait * 2).min(RETRY_MAX);
+                        backoff.wait().await;
                     }
                 }
             }

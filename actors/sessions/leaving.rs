@@ -8,9 +8,19 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use wakala::id::ClientId;
+use wakala::session::Change;
+
+use super::{Inner, Sessions};
+use crate::store::Error;
+use crate::store::again::insist;
+use crate::store::sessions::{Ended, Left};
+use crate::store::subscriptions::Changed;
 
 /// Longer nobody waits: somebody else may have the session locked, and then this end comes too late.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Longer a node that stops waits for nobody.
+const ALL_MAX: Duration = Duration::from_secs(5);
 
 /// Who is leaving. Clones are the same ones.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +61,55 @@ impl Leaving {
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<ClientId, watch::Receiver<()>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sessions {
+    /// Has the end of a connection stored, and before it what the client has changed that is not stored yet. It is the
+    /// database's to keep trying: whoever dropped is gone.
+    pub(crate) fn ended(&self, ended: Ended, change: Option<Change>) {
+        let (inner, leaves) = (Arc::clone(&self.0), self.0.leaving.leaves(&ended.client));
+        let Some(change) = change else { return inner.ended(ended, leaves) };
+        self.0.deps.store.handle().spawn(async move {
+            let changed = Changed { client: ended.client.clone(), epoch: ended.epoch, change };
+            match insist(|| inner.changes.clone().store(changed.clone())).await {
+                // Who came back asks for it again: it was not acknowledged.
+                Ok(()) | Err(Error::Fenced(_)) => {}
+                Err(error) => {
+                    let client = leaves.client();
+                    tracing::warn!(%client, %error, "what a client subscribed to before it left could not be stored");
+                }
+            }
+            inner.ended(ended, leaves);
+        });
+    }
+
+    /// Done when the end of a client's connection to this node is stored, if it has just ended.
+    pub(crate) async fn left(&self, client: &ClientId) {
+        self.0.leaving.left(client).await;
+    }
+
+    /// Done when all connections that have ended are stored as ended, or the database does not do it.
+    pub async fn all_left(&self) {
+        if tokio::time::timeout(ALL_MAX, self.0.leaving.all_left()).await.is_err() {
+            tracing::warn!(within = ?ALL_MAX, "not all ends of connections could be stored: those count as cut");
+        }
+    }
+}
+
+impl Inner {
+    fn ended(&self, ended: Ended, leaves: Leaves) {
+        let noticed = (ended.will == Left::Will).then(|| Arc::clone(&self.ended));
+        self.ends.hand_over(ended, move |stored| {
+            match stored {
+                Ok(_) => noticed.iter().for_each(|noticed| noticed.notify_one()),
+                // If it is lost, the session counts as cut: what was in flight goes out with DUP.
+                Err(error) => {
+                    let client = leaves.client();
+                    tracing::warn!(%client, %error, "the end of a connection could not be stored");
+                }
+            }
+        });
     }
 }
 

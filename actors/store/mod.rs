@@ -5,6 +5,7 @@
 //! its `JoinHandle`; a semaphore in front of the pool bounds how many are under way.
 
 mod accounts;
+pub(crate) mod again;
 pub mod bans;
 pub mod batch;
 pub mod cards;

@@ -8,7 +8,7 @@ use super::batch::{Batcher, one_each};
 use super::sessions::{nth_true, option_bits};
 use super::{Error, Store};
 
-/// What one packet changes.
+/// What one client changes.
 #[derive(Clone, Debug)]
 pub struct Changed {
     pub client: ClientId,
@@ -18,6 +18,18 @@ pub struct Changed {
 
 /// Stores changes, many in one commit. False when a later connection owns the session.
 pub type Changes = Batcher<Changed, bool>;
+
+impl Changes {
+    /// Stores one.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when a later connection owns the session; what the database said.
+    pub(crate) async fn store(self, changed: Changed) -> Result<(), Error> {
+        let client = changed.client.clone();
+        let owned = self.submit(changed).await?;
+        owned.then_some(()).ok_or_else(|| Error::Fenced(format!("the session of {client} has a later connection")))
+    }
+}
 
 impl Store {
     /// A batcher for changes: at most `room` wait, at most `max` go into one commit.
@@ -52,16 +64,11 @@ async fn store(pool: &sqlx::PgPool, changes: &[(usize, Changed)]) -> Result<Vec<
     let (mut places, mut new): (Vec<i64>, Vec<&Subscription>) = (Vec::new(), Vec::new());
     let (mut leaving, mut filters): (Vec<i64>, Vec<String>) = (Vec::new(), Vec::new());
     for (nth, (_, changed)) in (1..).zip(changes) {
-        match &changed.change {
-            Change::Subscribe(all) => {
-                places.extend(all.iter().map(|_| nth));
-                new.extend(all);
-            }
-            Change::Unsubscribe(all) => {
-                leaving.extend(all.iter().map(|_| nth));
-                filters.extend(all.iter().map(ToString::to_string));
-            }
-        }
+        let Change { begun, ended } = &changed.change;
+        places.extend(begun.iter().map(|_| nth));
+        new.extend(begun);
+        leaving.extend(ended.iter().map(|_| nth));
+        filters.extend(ended.iter().map(ToString::to_string));
     }
     let owned: Vec<(i64,)> = sqlx::query_as(
         // The lock that a later connection's opening waits for. It stands in nobody's way who queues for the client.

@@ -32,7 +32,6 @@ mod subscriptions;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -147,7 +146,7 @@ pub enum Effect {
     Forget {
         packet_id: NonZeroU16,
     },
-    /// Have the change stored; [`Event::Stored`] when it is. One at a time.
+    /// Have the change stored; [`Event::Stored`] when it is. One at a time. It has been made already.
     Store(Change),
     /// Messages that match are for this client from now on; and what is retained, as the subscription's options say
     /// (3.8.3.1).
@@ -193,6 +192,8 @@ pub struct Remains {
     pub sent_to: i64,
     /// The will, unless the client took its leave.
     pub will: Option<Box<mqtt::LastWill>>,
+    /// What has been changed and is not known to be stored, of a session that lives on.
+    pub change: Option<Change>,
 }
 
 /// One connected client's session.
@@ -207,16 +208,15 @@ pub struct Session {
     outgoing: Outgoing,
     subscriptions: Vec<Subscription>,
     limits: Arc<Limits>,
-    /// SUBSCRIBE and UNSUBSCRIBE packets whose changes are not durable yet, oldest first. Made when there is one.
-    #[expect(clippy::box_collection, reason = "an empty one is four words, and there is seldom any")]
-    pending: Option<Box<VecDeque<Pending>>>,
+    /// What SUBSCRIBE and UNSUBSCRIBE packets have changed that is not durable yet. Made when there is one.
+    pending: Option<Box<Pending>>,
     pacer: Pacer,
     heard: Time,
     closed: bool,
 }
 
 /// SUBSCRIBE and UNSUBSCRIBE packets that may wait for the database before the socket is left unread.
-const PENDING_MAX: usize = 4;
+const PENDING_MAX: usize = 16;
 
 impl Session {
     /// A session at its CONNECT.
@@ -282,7 +282,7 @@ impl Session {
     #[must_use]
     pub fn full(&self) -> bool {
         let full = self.incoming.as_ref().is_some_and(|incoming| incoming.full(self.terms.version));
-        full || self.pending().len() >= PENDING_MAX || self.pacer.held_by().is_some()
+        full || self.changes() >= PENDING_MAX || self.pacer.held_by().is_some()
     }
 
     /// Whether a publish of the client is not answered yet.
@@ -302,10 +302,15 @@ impl Session {
         self.pacer.partial(partial, now);
     }
 
-    /// Whether there is room for one more [`Event::Message`].
+    /// Whether there is room for one more [`Event::Message`]; while a SUBACK is owed, what follows it waits.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.outgoing.has_room()
+        self.pending.is_none() && self.outgoing.has_room()
+    }
+
+    /// How many SUBSCRIBE and UNSUBSCRIBE packets wait for the database.
+    fn changes(&self) -> usize {
+        self.pending.as_ref().map_or(0, |pending| pending.len())
     }
 
     /// When [`Event::Wake`] is wanted, if nothing else happens.
@@ -381,7 +386,8 @@ impl Session {
     /// What is to be stored of a connection that has ended.
     #[must_use]
     pub fn remains(&mut self) -> Remains {
-        Remains { expiry_s: self.terms.expiry_s, sent_to: self.outgoing.sent_to(), will: self.terms.will.take() }
+        let (expiry_s, sent_to) = (self.terms.expiry_s, self.outgoing.sent_to());
+        Remains { expiry_s, sent_to, will: self.terms.will.take(), change: self.unstored() }
     }
 
     fn packet(&mut self, packet: Packet, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
@@ -397,16 +403,8 @@ impl Session {
                 }
                 incoming.released(release.packet_id, effects);
             }
-            Packet::Subscribe(subscribe) => {
-                self.unused(subscribe.packet_id)?;
-                self.terms.may_answer(subscribe.topic_filters.len())?;
-                self.change(Asked::Subscribe(subscribe), effects);
-            }
-            Packet::Unsubscribe(unsubscribe) => {
-                self.unused(unsubscribe.packet_id)?;
-                self.terms.may_answer(unsubscribe.topic_filters.len())?;
-                self.change(Asked::Unsubscribe(unsubscribe), effects);
-            }
+            Packet::Subscribe(subscribe) => self.change(Asked::Subscribe(subscribe), effects)?,
+            Packet::Unsubscribe(unsubscribe) => self.change(Asked::Unsubscribe(unsubscribe), effects)?,
             Packet::Disconnect(disconnect) => self.disconnect(&disconnect, effects),
             Packet::Connect(_) => return Err(protocol("a second CONNECT [MQTT-3.1.0-2]")),
             Packet::Auth(_) => return Err(protocol("AUTH without a method")),
@@ -472,55 +470,10 @@ impl Session {
         Ok(())
     }
 
-    fn pending(&self) -> impl ExactSizeIterator<Item = &Pending> {
-        self.pending.as_deref().map(VecDeque::iter).unwrap_or_default()
-    }
-
-    fn unused(&self, packet_id: NonZeroU16) -> Result<(), Flaw> {
-        let used = self.pending().any(|pending| pending.packet_id() == packet_id)
-            || self.incoming.as_ref().is_some_and(|incoming| incoming.uses(packet_id));
-        if used { Err(protocol("packet identifier in use [MQTT-2.2.1-3]")) } else { Ok(()) }
-    }
-
-    fn change(&mut self, asked: Asked, effects: &mut Vec<Effect>) {
-        let pending = self.pending.get_or_insert_default();
-        pending.push_back(Pending::new(asked));
-        if pending.len() == 1 {
-            self.store_next(effects);
-        }
-    }
-
-    /// Has the oldest change stored, or applies it at once when there is nothing to keep.
-    fn store_next(&mut self, effects: &mut Vec<Effect>) {
-        while let Some(pending) = self.pending.as_mut().and_then(|pending| pending.front_mut()) {
-            pending.decide(&self.client, &self.rights, &self.subscriptions, self.limits.subscriptions_max);
-            if let Some(change) = pending.change()
-                && self.terms.expiry_s > 0
-            {
-                effects.push(Effect::Store(change.clone()));
-                return;
-            }
-            self.apply_front(effects);
-        }
-    }
-
-    fn stored(&mut self, effects: &mut Vec<Effect>) {
-        self.apply_front(effects);
-        self.store_next(effects);
-    }
-
-    fn apply_front(&mut self, effects: &mut Vec<Effect>) {
-        let Some(pending) = &mut self.pending else { return };
-        if let Some(first) = pending.pop_front() {
-            first.apply(&mut self.subscriptions, &self.terms, effects);
-        }
-        if pending.is_empty() {
-            self.pending = None;
-        }
-    }
-
     fn deliver(&mut self, effects: &mut Vec<Effect>) {
-        self.outgoing.deliver(&self.subscriptions, effects);
+        if self.pending.is_none() {
+            self.outgoing.deliver(&self.subscriptions, effects);
+        }
     }
 
     fn disconnect(&mut self, disconnect: &Disconnect, effects: &mut Vec<Effect>) {

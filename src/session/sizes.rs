@@ -28,7 +28,7 @@ impl Session {
         Sizes {
             arrived,
             received,
-            changes: self.pending().len(),
+            changes: self.changes(),
             subscriptions: self.subscriptions.len(),
             rows,
             direct,

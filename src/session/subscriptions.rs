@@ -1,5 +1,6 @@
 //! What a client subscribes to, and what it may.
 
+use std::collections::VecDeque;
 use std::num::{NonZeroU16, NonZeroU32};
 
 use ntex_bytes::ByteString;
@@ -8,9 +9,9 @@ use ntex_mqtt::v5::codec::{
     UnsubscribeAckReason,
 };
 
-use super::Effect;
-use super::connect::Terms;
 use super::rights::Rights;
+use super::strict::Flaw;
+use super::{Effect, Session, protocol};
 use crate::id::ClientId;
 
 /// One subscription.
@@ -23,26 +24,46 @@ pub struct Subscription {
     pub identifier: Option<NonZeroU32>,
 }
 
-/// What is to be stored of a SUBSCRIBE or an UNSUBSCRIBE before it is acknowledged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+/// What SUBSCRIBE and UNSUBSCRIBE packets change. It is stored before they are acknowledged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
     /// A subscription with the same filter is replaced [MQTT-3.8.4-3].
-    Subscribe(Vec<Subscription>),
-    Unsubscribe(Vec<ByteString>),
+    pub begun: Vec<Subscription>,
+    /// None of these is begun by it too.
+    pub ended: Vec<ByteString>,
 }
 
-/// A SUBSCRIBE or UNSUBSCRIBE, and the acknowledgement that waits for its change.
-#[derive(Debug)]
-pub(super) struct Pending {
-    packet_id: NonZeroU16,
-    state: State,
-}
+impl Change {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.begun.is_empty() && self.ended.is_empty()
+    }
 
-#[derive(Debug)]
-enum State {
-    /// Another is before it, whose change it is decided upon.
-    Asked(Asked),
-    Decided(Option<Change>, Answer),
+    /// Makes it one with what follows it.
+    fn followed_by(&mut self, later: Self) {
+        self.begun.retain(|earlier| {
+            later.begun.iter().all(|new| new.filter != earlier.filter) && !later.ended.contains(&earlier.filter)
+        });
+        self.ended
+            .retain(|earlier| later.begun.iter().all(|new| new.filter != *earlier) && !later.ended.contains(earlier));
+        self.begun.extend(later.begun);
+        self.ended.extend(later.ended);
+    }
+
+    /// Makes the change.
+    pub fn apply(self, subscriptions: &mut Vec<Subscription>) {
+        subscriptions.retain(|old| !self.ended.contains(&old.filter));
+        for new in self.begun {
+            match subscriptions.iter_mut().find(|old| old.filter == new.filter) {
+                Some(old) => *old = new,
+                None => {
+                    // Most have one, and a list that grows by itself makes room for four.
+                    subscriptions.reserve_exact(usize::from(subscriptions.is_empty()));
+                    subscriptions.push(new);
+                }
+            }
+        }
+    }
 }
 
 /// What a client asks for.
@@ -58,70 +79,113 @@ enum Answer {
     Unsubscribe(Vec<UnsubscribeAckReason>),
 }
 
+/// Changes that have been made and are not stored yet, with the acknowledgements that wait for that.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// Oldest first.
+    answers: VecDeque<(NonZeroU16, Answer)>,
+    /// What is being stored, and how many of the answers wait for it.
+    storing: Option<(Change, usize)>,
+    /// What the others wait for.
+    next: Change,
+}
+
 impl Pending {
-    pub(super) fn new(asked: Asked) -> Self {
-        let packet_id = match &asked {
-            Asked::Subscribe(subscribe) => subscribe.packet_id,
-            Asked::Unsubscribe(unsubscribe) => unsubscribe.packet_id,
+    pub(super) fn len(&self) -> usize {
+        self.answers.len()
+    }
+
+    fn uses(&self, packet_id: NonZeroU16) -> bool {
+        self.answers.iter().any(|&(used, _)| used == packet_id)
+    }
+}
+
+impl Session {
+    /// A change takes effect when it is read: a client may go to sleep before it hears that, and what others publish then is
+    /// for it. What the subscription brings may come before the SUBACK (3.8.4), and does not, for small clients have no ear
+    /// for it before.
+    pub(super) fn change(&mut self, asked: Asked, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
+        let (packet_id, filters) = match &asked {
+            Asked::Subscribe(subscribe) => (subscribe.packet_id, subscribe.topic_filters.len()),
+            Asked::Unsubscribe(unsubscribe) => (unsubscribe.packet_id, unsubscribe.topic_filters.len()),
         };
-        Self { packet_id, state: State::Asked(asked) }
-    }
-
-    pub(super) fn packet_id(&self) -> NonZeroU16 {
-        self.packet_id
-    }
-
-    /// Decides it upon what the client subscribes to now.
-    pub(super) fn decide(&mut self, client: &ClientId, rights: &Rights, has: &[Subscription], max: NonZeroU16) {
-        if let State::Asked(asked) = &mut self.state {
-            self.state = match asked {
-                Asked::Subscribe(subscribe) => decide::subscribe(client, rights, has, max, subscribe),
-                Asked::Unsubscribe(unsubscribe) => decide::unsubscribe(has, unsubscribe),
-            };
-        }
-    }
-
-    pub(super) fn change(&self) -> Option<&Change> {
-        match &self.state {
-            State::Decided(change, _) => change.as_ref(),
-            State::Asked(_) => None,
-        }
-    }
-
-    /// Makes the change and gives the acknowledgement. What others must know of it comes before.
-    pub(super) fn apply(self, subscriptions: &mut Vec<Subscription>, terms: &Terms, effects: &mut Vec<Effect>) {
-        let State::Decided(change, answer) = self.state else { return };
-        match change {
-            Some(Change::Subscribe(new)) => {
-                for subscription in new {
-                    let old = subscriptions.iter_mut().find(|old| old.filter == subscription.filter);
-                    effects.push(Effect::Subscribed { subscription: subscription.clone(), existed: old.is_some() });
-                    match old {
-                        Some(old) => *old = subscription,
-                        None => {
-                            // Most have one, and a list that grows by itself makes room for four.
-                            subscriptions.reserve_exact(usize::from(subscriptions.is_empty()));
-                            subscriptions.push(subscription);
-                        }
-                    }
-                }
+        self.unused(packet_id)?;
+        self.terms.may_answer(filters)?;
+        let has = &self.subscriptions;
+        let (mut change, answer) = match asked {
+            Asked::Subscribe(subscribe) => {
+                decide::subscribe(&self.client, &self.rights, has, self.limits.subscriptions_max, subscribe)
             }
-            Some(Change::Unsubscribe(filters)) => {
-                subscriptions.retain(|old| !filters.contains(&old.filter));
-                effects.extend(filters.into_iter().map(|filter| Effect::Unsubscribed { filter }));
-            }
-            None => {}
-        }
-        let (packet_id, properties) = (self.packet_id, Vec::new());
-        effects.push(Effect::Send(match answer {
-            Answer::Subscribe(status, why) => {
-                let reason_string = why.and_then(|why| terms.explain(why, status.len()));
-                Packet::SubscribeAck(SubscribeAck { packet_id, properties, reason_string, status })
-            }
-            Answer::Unsubscribe(status) => {
-                Packet::UnsubscribeAck(UnsubscribeAck { packet_id, properties, reason_string: None, status })
-            }
+            Asked::Unsubscribe(unsubscribe) => decide::unsubscribe(has, unsubscribe),
+        };
+        effects.extend(change.begun.iter().map(|new| Effect::Subscribed {
+            subscription: new.clone(),
+            existed: has.iter().any(|old| old.filter == new.filter),
         }));
+        effects.extend(change.ended.iter().map(|filter| Effect::Unsubscribed { filter: filter.clone() }));
+        change.clone().apply(&mut self.subscriptions);
+        if self.terms.expiry_s == 0 {
+            change = Change::default();
+        }
+        let pending = self.pending.get_or_insert_default();
+        pending.answers.push_back((packet_id, answer));
+        pending.next.followed_by(change);
+        if pending.storing.is_none() {
+            self.store_next(effects);
+        }
+        Ok(())
+    }
+
+    /// What was being stored is stored.
+    pub(super) fn stored(&mut self, effects: &mut Vec<Effect>) {
+        let storing = self.pending.as_mut().and_then(|pending| pending.storing.take());
+        if let Some((_, answers)) = storing {
+            self.acknowledge(answers, effects);
+            self.store_next(effects);
+        }
+    }
+
+    /// Has all that waits stored in one go; or acknowledges it, where there is nothing to store.
+    fn store_next(&mut self, effects: &mut Vec<Effect>) {
+        let Some(pending) = &mut self.pending else { return };
+        let (change, answers) = (std::mem::take(&mut pending.next), pending.answers.len());
+        if change.is_empty() {
+            self.acknowledge(answers, effects);
+            self.pending = None;
+        } else {
+            effects.push(Effect::Store(change.clone()));
+            pending.storing = Some((change, answers));
+        }
+    }
+
+    fn acknowledge(&mut self, count: usize, effects: &mut Vec<Effect>) {
+        let Some(pending) = &mut self.pending else { return };
+        effects.extend(pending.answers.drain(..count).map(|(packet_id, answer)| {
+            let properties = Vec::new();
+            Effect::Send(match answer {
+                Answer::Subscribe(status, why) => {
+                    let reason_string = why.and_then(|why| self.terms.explain(why, status.len()));
+                    Packet::SubscribeAck(SubscribeAck { packet_id, properties, reason_string, status })
+                }
+                Answer::Unsubscribe(status) => {
+                    Packet::UnsubscribeAck(UnsubscribeAck { packet_id, properties, reason_string: None, status })
+                }
+            })
+        }));
+    }
+
+    /// What has been changed and is not known to be stored, of a session that is kept.
+    pub(super) fn unstored(&mut self) -> Option<Change> {
+        let Pending { storing, next, .. } = *self.pending.take().filter(|_| self.terms.expiry_s > 0)?;
+        let mut change = storing.map(|(change, _)| change).unwrap_or_default();
+        change.followed_by(next);
+        Some(change)
+    }
+
+    pub(super) fn unused(&self, packet_id: NonZeroU16) -> Result<(), Flaw> {
+        let used = self.pending.as_ref().is_some_and(|pending| pending.uses(packet_id))
+            || self.incoming.as_ref().is_some_and(|incoming| incoming.uses(packet_id));
+        if used { Err(protocol("packet identifier in use [MQTT-2.2.1-3]")) } else { Ok(()) }
     }
 }
 
@@ -134,12 +198,12 @@ mod decide {
         rights: &Rights,
         subscriptions: &[Subscription],
         max: NonZeroU16,
-        subscribe: &mut Subscribe,
-    ) -> State {
+        subscribe: Subscribe,
+    ) -> (Change, Answer) {
         let mut room = usize::from(max.get()).saturating_sub(subscriptions.len());
         let mut granted: Vec<Subscription> = Vec::new();
         let mut why = None;
-        let status = std::mem::take(&mut subscribe.topic_filters).into_iter().map(|(filter, options)| {
+        let status = subscribe.topic_filters.into_iter().map(|(filter, options)| {
             let new = subscriptions.iter().chain(&granted).all(|subscription| subscription.filter != filter);
             let may = rights.subscribe(client, &filter, options.qos).and_then(|qos| {
                 let full = (SubscribeAckReason::QuotaExceeded, "no more subscriptions than a client may have");
@@ -167,13 +231,12 @@ mod decide {
             }
         });
         let status = status.collect();
-        let change = (!granted.is_empty()).then_some(Change::Subscribe(granted));
-        State::Decided(change, Answer::Subscribe(status, why))
+        (Change { begun: granted, ended: Vec::new() }, Answer::Subscribe(status, why))
     }
 
-    pub(super) fn unsubscribe(subscriptions: &[Subscription], unsubscribe: &mut Unsubscribe) -> State {
+    pub(super) fn unsubscribe(subscriptions: &[Subscription], unsubscribe: Unsubscribe) -> (Change, Answer) {
         let mut gone: Vec<ByteString> = Vec::new();
-        let status = std::mem::take(&mut unsubscribe.topic_filters).into_iter().map(|filter| {
+        let status = unsubscribe.topic_filters.into_iter().map(|filter| {
             if subscriptions.iter().any(|subscription| subscription.filter == filter) && !gone.contains(&filter) {
                 gone.push(filter);
                 UnsubscribeAckReason::Success
@@ -182,6 +245,6 @@ mod decide {
             }
         });
         let status = status.collect();
-        State::Decided((!gone.is_empty()).then_some(Change::Unsubscribe(gone)), Answer::Unsubscribe(status))
+        (Change { begun: Vec::new(), ended: gone }, Answer::Unsubscribe(status))
     }
 }

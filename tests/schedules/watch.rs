@@ -378,7 +378,7 @@ impl Watch {
         let unanswered = of(if self.version == Version::V3 { limits.unreleased_max } else { limits.inbound_max });
         assert!(sizes.arrived <= 2 * of(limits.inbound_max), "{sizes:?}");
         assert!(sizes.received <= unanswered.max(loaded), "{sizes:?}");
-        assert!(sizes.changes <= 4, "{sizes:?}");
+        assert!(sizes.changes <= 16, "{sizes:?}");
         assert!(sizes.rows <= of(limits.page) * 3 / 2, "{sizes:?}");
         assert!(sizes.direct <= of(limits.direct_max), "{sizes:?}");
         assert!(sizes.subscriptions <= of(limits.subscriptions_max), "{sizes:?}");

@@ -11,7 +11,7 @@ use ntex_mqtt::v5::codec::{ConnectAckReason, DisconnectReasonCode as Reason, Pac
 use wakala::session::connect::{Terms, refuse};
 use wakala::session::pace::Pace;
 use wakala::session::{
-    Beyond, Change, Delivery, Effect, Event as Twinned, Limits, Loaded, Rights, Session as Twin, Version, What,
+    Beyond, Change, Delivery, Effect, Event as Twinned, Limits, Loaded, Remains, Rights, Session as Twin, Version, What,
 };
 use wakala::time::Time;
 
@@ -300,8 +300,8 @@ impl Node {
         if self.registry.get(&terminal).is_some_and(|&(epoch, _)| epoch == session.epoch) {
             self.registry.remove(&terminal);
         }
-        let remains = twin.remains();
-        let ended = Ended { terminal, epoch: session.epoch, expiry_s: remains.expiry_s, sent_to: remains.sent_to };
+        let Remains { expiry_s, sent_to, change, .. } = twin.remains();
+        let ended = Ended { terminal, epoch: session.epoch, expiry_s, sent_to, change: change.unwrap_or_default() };
         stage.ask(self.home(), move |postgres, now| postgres.end_session(&ended, now), |_| node::Event::Done);
     }
 }

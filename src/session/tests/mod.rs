@@ -168,8 +168,7 @@ fn tell(effect: &Effect) -> String {
         }
         Effect::Unsubscribed { filter } => format!("left {filter}"),
         Effect::Dropped => "dropped".to_owned(),
-        Effect::Store(Change::Subscribe(new)) => format!("store +{}", new.len()),
-        Effect::Store(Change::Unsubscribe(gone)) => format!("store -{}", gone.len()),
+        Effect::Store(Change { begun, ended }) => format!("store +{} -{}", begun.len(), ended.len()),
         Effect::Acked { seq, .. } => format!("acked {seq}"),
         Effect::Fetch { beyond, .. } => match (beyond.receipts, beyond.messages) {
             (Some(receipts), None) => format!("fetch {receipts}"),
@@ -293,9 +292,11 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
         ("$share/g/r/T1", QoS::AtLeastOnce),
         ("$SYS/broker", QoS::AtLeastOnce),
     ];
-    assert_eq!(told(&handle(&mut session, subscribe(&all), 1)), ["store +2"]);
+    assert_eq!(told(&handle(&mut session, subscribe(&all), 1)), ["new r/T1", "new c/T1", "store +2 -0"]);
+    assert!(!session.has_room(), "what it brings waits for the SUBACK");
+    assert_eq!(told(&handle(&mut session, Event::Look, 1)), [""; 0]);
     let effects = handle(&mut session, Event::Stored, 1);
-    assert_eq!(told(&effects), ["new r/T1", "new c/T1", "suback [01, 83, 00, 87, 87, a2, 9e, 87]", "fetch r0 c0"]);
+    assert_eq!(told(&effects), ["suback [01, 83, 00, 87, 87, a2, 9e, 87]", "fetch r0 c0"]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![receipt(1, "a")], last: 1 }, 1);
     let Effect::Publish(publish, _) = &effects[0] else { panic!("{effects:?}") };
     assert_eq!(publish.properties.subscription_ids, [NonZeroU32::new(77).expect("not zero")]);
@@ -304,13 +305,13 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
         user_properties: vec![],
         topic_filters: vec!["r/T1".into(), "r/T9".into(), "r/T1".into()],
     };
-    assert_eq!(told(&handle(&mut session, Event::Packet(Packet::Unsubscribe(gone)), 1)), ["store -1"]);
-    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["left r/T1", "unsuback [00, 11, 11]"]);
+    assert_eq!(told(&handle(&mut session, Event::Packet(Packet::Unsubscribe(gone)), 1)), ["left r/T1", "store +0 -1"]);
+    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["unsuback [00, 11, 11]"]);
     let hint = Event::Hint { seq: 2, what: Some(What::Receipt(Bytes::from_static(b"b"))) };
     assert_eq!(told(&handle(&mut session, hint, 1)), ["fetch r-1 c1"], "kept while nobody subscribes to it");
     assert_eq!(told(&handle(&mut session, Event::Fetched { deliveries: vec![], last: 2 }, 1)), [""; 0]);
-    assert_eq!(told(&handle(&mut session, subscribe(&all[..1]), 1)), ["store +1"]);
-    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["new r/T1", "suback [01]", "fetch r1 c2"]);
+    assert_eq!(told(&handle(&mut session, subscribe(&all[..1]), 1)), ["new r/T1", "store +1 -0"]);
+    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["suback [01]", "fetch r1 c2"]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![receipt(2, "b")], last: 2 }, 1);
     assert_eq!(told(&effects), ["publish r/T1 2 b"]);
 }
@@ -322,7 +323,8 @@ fn a_clean_session_stores_no_subscription() {
     let subscribe = Subscribe { packet_id: id(1), id: None, user_properties: vec![], topic_filters };
     let effects = handle(&mut session, Event::Packet(Packet::Subscribe(subscribe)), 1);
     assert_eq!(told(&effects), ["new r/T1", "suback [01]", "fetch 0"]);
-    assert_eq!(session.remains().expiry_s, 0);
+    let remains = session.remains();
+    assert_eq!((remains.expiry_s, remains.change), (0, None));
 }
 
 #[test]

@@ -57,13 +57,44 @@ fn a_reason_is_given_in_words_where_it_fits() {
 fn subscriptions_that_follow_at_once_are_decided_each_upon_the_one_before() {
     let (mut session, _) = playing(open(), Version::V5, &asked(false), Loaded::default());
     // Three are the most.
-    assert_eq!(told(&handle(&mut session, subscribe(1, &["a", "b"]), 1)), ["store +2"]);
-    assert_eq!(told(&handle(&mut session, subscribe(2, &["c", "d"]), 1)), [""; 0]);
-    assert_eq!(told(&handle(&mut session, unsubscribe(3, "a"), 1)), [""; 0]);
-    let mut stored = || told(&handle(&mut session, Event::Stored, 1));
-    assert_eq!(stored(), ["new a", "new b", "suback [00, 00]", "store +1"]);
-    assert_eq!(stored(), ["new c", "suback [00, 97]", "store -1"]);
-    assert_eq!(stored(), ["left a", "unsuback [00]"], "it was not there yet when this was asked");
+    let mut does = |event| told(&handle(&mut session, event, 1));
+    assert_eq!(does(subscribe(1, &["a", "b"])), ["new a", "new b", "store +2 -0"]);
+    assert_eq!(does(subscribe(2, &["c", "d"])), ["new c"]);
+    assert_eq!(does(unsubscribe(3, "a")), ["left a"]);
+    assert_eq!(does(subscribe(4, &["e"])), ["new e"]);
+    assert_eq!(does(unsubscribe(5, "e")), ["left e"]);
+    assert_eq!(does(subscribe(6, &["b"])), ["again b"]);
+    assert_eq!(does(Event::Stored), ["suback [00, 00]", "store +2 -2"], "the rest goes together");
+    assert_eq!(does(unsubscribe(7, "x")), [""; 0], "an answer does not overtake another");
+    let answers = ["suback [00, 97]", "unsuback [00]", "suback [00]", "unsuback [00]", "suback [00]", "unsuback [11]"];
+    assert_eq!(does(Event::Stored), answers);
+    assert_eq!(session.remains().change, None);
+}
+
+#[test]
+fn what_is_not_stored_when_the_connection_ends_remains() {
+    for (expiry_s, kept) in [(None, true), (Some(0), false)] {
+        let (mut session, _) = playing(open(), Version::V5, &asked(false), Loaded::default());
+        handle(&mut session, subscribe(1, &["a", "b"]), 1);
+        handle(&mut session, unsubscribe(2, "a"), 1);
+        let leave =
+            Disconnect { session_expiry_interval_secs: expiry_s, ..Disconnect::new(Reason::NormalDisconnection) };
+        assert_eq!(told(&handle(&mut session, Event::Packet(Packet::Disconnect(leave)), 1)), ["close"]);
+        let change = session.remains().change.map(|change| (change.begun[0].filter.to_string(), change.ended));
+        assert_eq!(change, kept.then(|| ("b".to_owned(), vec!["a".into()])));
+    }
+}
+
+#[test]
+fn so_many_changes_wait_before_the_socket_is_left_unread() {
+    let (mut session, _) = playing(open(), Version::V5, &asked(false), Loaded::default());
+    for id in 1..=16 {
+        assert!(!session.full(), "{id}");
+        handle(&mut session, subscribe(id, &["a"]), 1);
+    }
+    assert!(session.full());
+    handle(&mut session, Event::Stored, 1);
+    assert!(!session.full());
 }
 
 /// A session that was kept, and whose client comes back to end it (Session Expiry Interval 0).

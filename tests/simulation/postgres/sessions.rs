@@ -65,6 +65,8 @@ pub(crate) struct Ended {
     pub(crate) epoch: i64,
     pub(crate) expiry_s: u32,
     pub(crate) sent_to: i64,
+    /// What was not stored before.
+    pub(crate) change: Change,
 }
 
 /// A request whose code is right.
@@ -112,13 +114,7 @@ impl Postgres {
     pub(crate) fn change_subscriptions(&mut self, terminal: &TerminalId, epoch: i64, change: &Change) -> Attempt<()> {
         let owned = self.sessions.get_mut(terminal).filter(|row| row.epoch == epoch);
         let Some(row) = owned else { return Attempt::Done(Err(Error::Fenced)) };
-        match change {
-            Change::Subscribe(new) => {
-                row.subscriptions.retain(|old| new.iter().all(|new| new.filter != old.filter));
-                row.subscriptions.extend(new.iter().cloned());
-            }
-            Change::Unsubscribe(filters) => row.subscriptions.retain(|old| !filters.contains(&old.filter)),
-        }
+        change.clone().apply(&mut row.subscriptions);
         Attempt::ok(())
     }
 
@@ -129,6 +125,7 @@ impl Postgres {
             (row.connected, row.node, row.expiry_s) = (false, None, ended.expiry_s);
             row.expires_at = Some(now + Duration::from_secs(ended.expiry_s.into()));
             row.sent_to = Some(ended.sent_to);
+            ended.change.clone().apply(&mut row.subscriptions);
             if ended.expiry_s == 0 {
                 row.subscriptions.clear();
             }

@@ -16,6 +16,7 @@ mod operators;
 mod presence;
 mod queue;
 mod storm;
+mod subscribing;
 mod telling;
 mod tls;
 mod traces;

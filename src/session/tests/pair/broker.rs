@@ -44,6 +44,12 @@ impl Broker {
         self.has[client] = with.to_vec();
     }
 
+    /// That what is for a client is what is stored of it.
+    pub(super) fn has_only(&self, client: usize, stored: &[Subscription]) {
+        let has = &self.has[client];
+        assert!(has.len() == stored.len() && has.iter().all(|one| stored.contains(one)), "{has:?}, stored {stored:?}");
+    }
+
     fn put(&mut self, client: usize, subscription: &Subscription) -> bool {
         let granted = Granted { options: subscription.options, identifier: subscription.identifier };
         self.subscriptions.subscribe(client, &subscription.filter, granted).expect("a filter")

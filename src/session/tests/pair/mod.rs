@@ -24,6 +24,7 @@
 //! - an alias is told that the client has no room for
 //! - UNSUBSCRIBE keeps the subscription
 //! - a subscription that replaces another is taken for new
+//! - what waits for another change to be stored is not left over at the end
 
 mod broker;
 mod client;
@@ -114,6 +115,8 @@ struct Tally {
     subscribed: u64,
     replaced: u64,
     unsubscribed: u64,
+    /// A connection ended before what it had changed was stored.
+    left_over: u64,
     retained: u64,
     shared: u64,
     over: u64,
@@ -140,6 +143,7 @@ impl Tally {
             self.subscribed,
             self.replaced,
             self.unsubscribed,
+            self.left_over,
             self.retained,
             self.shared,
             self.over,

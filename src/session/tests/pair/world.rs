@@ -188,6 +188,13 @@ impl World {
         let remains = link.session.remains();
         let own = &mut self.stored[client];
         own.sent_to = stored.then_some(remains.sent_to);
+        if let Some(change) = remains.change.filter(|_| stored) {
+            self.tally.left_over += 1;
+            change.apply(&mut own.subscriptions);
+        }
+        if stored && own.expiry_s > 0 {
+            self.broker.has_only(client, &own.subscriptions);
+        }
         own.over_at = Some(self.now + own.expiry_s);
         self.back_at[client] = self.now + i64::from(self.manners[client].away);
         if own.expiry_s == 0 {
@@ -363,6 +370,8 @@ impl World {
         self.tally.crashes += 1;
         for client in 0..2 {
             self.disconnected(client, false);
+            // The node that comes after it reads what is stored.
+            self.broker.only(client, &self.stored[client].subscriptions);
         }
         (self.publications, self.marks, self.acks) = Default::default();
     }
@@ -444,18 +453,7 @@ impl World {
 
     fn change(&mut self, client: usize) {
         let Some(change) = self.links[client].as_mut().and_then(|link| link.change.take()) else { return };
-        let stored = &mut self.stored[client];
-        match change {
-            Change::Subscribe(new) => {
-                for new in new {
-                    match stored.subscriptions.iter_mut().find(|old| old.filter == new.filter) {
-                        Some(old) => *old = new,
-                        None => stored.subscriptions.push(new),
-                    }
-                }
-            }
-            Change::Unsubscribe(gone) => stored.subscriptions.retain(|old| !gone.contains(&old.filter)),
-        }
+        change.apply(&mut self.stored[client].subscriptions);
         self.event(client, self.stored[client].epoch, Event::Stored);
     }
 
