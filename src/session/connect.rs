@@ -9,6 +9,7 @@ use super::rights::Rights;
 use super::strict::Flaw;
 use super::{Limits, Version};
 use crate::id::ClientId;
+use crate::topics;
 
 /// What holds for one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +68,9 @@ impl Terms {
             && !rights.offers().retained
         {
             return Err(ConnectAckReason::RetainNotSupported);
+        }
+        if connect.last_will.as_ref().is_some_and(|will| !topics::fits(&will.topic)) {
+            return Err(ConnectAckReason::TopicNameInvalid);
         }
         if connect.last_will.as_ref().is_some_and(|will| !rights.will(&will.topic)) {
             return Err(ConnectAckReason::NotAuthorized);

@@ -43,6 +43,7 @@ use crate::conservation::Fate;
 use crate::id::ClientId;
 use crate::message::Message;
 use crate::time::Time;
+use crate::topics;
 use connect::Terms;
 pub use elsewhere::Elsewhere;
 use incoming::{Incoming, Work};
@@ -423,6 +424,9 @@ impl Session {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Flaw> {
         self.incoming().aliases.resolve(&mut publish)?;
+        if !topics::fits(&publish.topic) {
+            return Err(Flaw { reason: Reason::TopicNameInvalid, why: TOO_LONG });
+        }
         if publish.retain && !self.rights.offers().retained {
             let why = "retained messages are not offered [MQTT-3.2.2-14]";
             return Err(Flaw { reason: Reason::RetainNotSupported, why });
@@ -524,6 +528,8 @@ impl Session {
         effects.push(Effect::Close(why));
     }
 }
+
+const TOO_LONG: &str = "a topic that is longer or deeper than is taken here";
 
 const fn protocol(why: &'static str) -> Flaw {
     Flaw { reason: Reason::ProtocolError, why }

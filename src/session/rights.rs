@@ -7,9 +7,9 @@ use std::sync::Arc;
 use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{QoS, SubscribeAckReason as Code};
 
-use super::Subscription;
+use super::{Subscription, TOO_LONG};
 use crate::id::ClientId;
-use crate::topics::{covers, matches, shared};
+use crate::topics::{covers, fits, matches, shared};
 pub use grants::{Grants, NoTemplate, TEMPLATE_MAX, Template, Templates};
 
 /// The part that a client plays.
@@ -114,6 +114,9 @@ impl Rights {
                 let Ok(shared) = shared(filter) else {
                     return Err((Code::TopicFilterInvalid, "no shared subscription"));
                 };
+                if !fits(filter) {
+                    return Err((Code::TopicFilterInvalid, TOO_LONG));
+                }
                 let inner = shared.map_or(filter, |shared| shared.filter);
                 if self.closed().iter().any(|closed| covers(closed, inner)) {
                     // The one code for it that MQTT 3.1.1 has, and so the one that all clients know.

@@ -300,10 +300,10 @@ fn is_noncharacter(c: char) -> bool {
     c & 0xFFFE == 0xFFFE || (0xFDD0..=0xFDEF).contains(&c)
 }
 
-/// Whether something can be published on this topic (3.3.2.1, 4.7.3).
+/// Whether something can be published on this topic (3.3.2.1, 4.7.3), here.
 #[must_use]
 pub fn is_topic_name(topic: &str) -> bool {
-    topic.len() <= usize::from(u16::MAX) && topic_name(topic.as_bytes()).is_ok()
+    crate::topics::fits(topic) && topic_name(topic.as_bytes()).is_ok()
 }
 
 fn topic_name(bytes: &[u8]) -> Checked {

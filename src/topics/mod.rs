@@ -12,6 +12,20 @@ pub use retained::Retained;
 pub use subscriptions::{Granted, Match, Subscriptions};
 pub use tree::Tree;
 
+/// Bytes of a topic name or a topic filter, at most. Postgres' indexes take 2,704 of a row, and a filter stands there with its
+/// client's name ([`crate::id::CLIENT_ID_MAX`]).
+pub const BYTES_MAX: usize = 2_048;
+
+/// Their levels, at most: each is a turn of whoever walks through the tree, and a node of it. Mosquitto takes 200.
+pub const LEVELS_MAX: usize = 128;
+
+/// Whether a name or a filter is no longer and no deeper than is taken here. The standard allows 65,535 bytes of anything
+/// (4.7.3), and an answer to who sends them.
+#[must_use]
+pub fn fits(topic: &str) -> bool {
+    topic.len() <= BYTES_MAX && (topic.len() < LEVELS_MAX || topic.split('/').count() <= LEVELS_MAX)
+}
+
 /// Whether a filter matches a topic name (4.7.1). Shared subscriptions are matched by the filter in them.
 #[must_use]
 pub fn matches(filter: &str, topic: &str) -> bool {
@@ -135,6 +149,13 @@ mod tests {
         ] {
             assert!(!covers(wide, narrow), "{wide} {narrow}");
         }
+    }
+
+    #[test]
+    fn a_topic_has_so_many_bytes_and_levels() {
+        let (deepest, longest) = (vec!["a"; LEVELS_MAX].join("/"), "a".repeat(BYTES_MAX));
+        assert!(fits("a") && fits(&deepest) && fits(&longest));
+        assert!(!fits(&format!("{deepest}/")) && !fits(&format!("{longest}a")) && !fits(&"/".repeat(LEVELS_MAX)));
     }
 
     #[test]

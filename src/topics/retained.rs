@@ -47,6 +47,11 @@ impl<V> Retained<V> {
             .filter(move |(topic, _)| matches(filter, topic))
     }
 
+    /// Those of all topics.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.by_topic.values()
+    }
+
     /// How many topics have one.
     #[must_use]
     pub fn len(&self) -> usize {
