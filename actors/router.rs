@@ -200,6 +200,9 @@ impl Shared {
     }
 }
 
+/// Retained messages that are forgotten while nobody else can look for one.
+const FORGOTTEN_PAGE: usize = 1000;
+
 impl Router {
     /// An empty one; [`Router::load`] fills it.
     #[must_use]
@@ -303,10 +306,24 @@ impl Router {
         }
     }
 
-    /// Messages that match are for this client from now on. Gives what is retained for it now (3.8.3.1).
+    /// Messages that match are for this client from now on, unless a later connection has its session. Gives what is retained
+    /// for it now (3.8.3.1).
     #[must_use]
-    pub fn subscribe(&self, client: &ClientId, new: &Subscription, existed: bool, now: Time) -> Vec<Addressed> {
-        self.0.table.write().subscribe(client, new);
+    pub fn subscribe(
+        &self,
+        client: &ClientId,
+        epoch: Epoch,
+        new: &Subscription,
+        existed: bool,
+        now: Time,
+    ) -> Vec<Addressed> {
+        {
+            let mut table = self.0.table.write();
+            if !table.is_of(client, epoch) {
+                return Vec::new();
+            }
+            table.subscribe(client, new);
+        }
         let wanted = match new.options.retain_handling {
             RetainHandling::AtSubscribe => true,
             RetainHandling::AtSubscribeNew => !existed,
@@ -328,8 +345,12 @@ impl Router {
         found.map(|(_, message)| addressed(message)).collect()
     }
 
-    pub fn unsubscribe(&self, client: &ClientId, filter: &ByteString) {
+    /// The opposite, of the same.
+    pub fn unsubscribe(&self, client: &ClientId, epoch: Epoch, filter: &ByteString) {
         let mut table = self.0.table.write();
+        if !table.is_of(client, epoch) {
+            return;
+        }
         table.subscriptions.unsubscribe(client, filter);
         if let Some(present) = table.clients.get_mut(client) {
             present.filters.retain(|other| other != filter);
@@ -348,8 +369,9 @@ impl Router {
         self.0.table.metrics.published.one();
         // At QoS 2 nobody has it before it is sure that it did not come before.
         let waits = remember.is_some();
-        let (to, then) = self.send(publisher, message, waits);
+        // Whoever subscribes meanwhile has it twice, and not not at all.
         let retain = (message.retain && self.retain(message)).then(|| Arc::clone(message));
+        let (to, then) = self.send(publisher, message, waits);
         let stored = !to.is_empty() || retain.is_some() || remember.is_some();
         stored.then_some(Publication { to, then, retain, remember, ..Publication::at(now) })
     }
@@ -362,12 +384,12 @@ impl Router {
     pub async fn tell(&self, message: Published, asked: Asked, now: Time) -> Result<(Stored, usize), Error> {
         self.0.table.metrics.published.one();
         let message = Arc::new(message);
-        let (to, then) = self.send(None, &message, true);
         let retain = (message.retain && self.retain(&message)).then(|| Arc::clone(&message));
+        let (to, then) = self.send(None, &message, true);
         let direct = then.len();
         let told = Some((asked, message));
         let publication = Publication { to, then, retain, told, ..Publication::at(now) };
-        Ok((self.0.publications.submit(publication).await?, direct))
+        Ok((self.0.publications.submit(publication).await??, direct))
     }
 
     /// Whether nobody may publish on this topic.
@@ -399,7 +421,7 @@ impl Router {
     /// # Errors
     /// What the database said.
     pub async fn store(&self, publication: Publication) -> Result<(), Error> {
-        self.0.publications.submit(publication).await.map(drop)
+        self.0.publications.submit(publication).await?.map(drop)
     }
 
     /// The same for whoever goes on meanwhile; `then` is told, on the database's threads.
@@ -408,7 +430,7 @@ impl Router {
         crowd.enter();
         self.0.publications.hand_over(publication, move |stored| {
             crowd.leave();
-            then(stored);
+            then(stored.and_then(|stored| stored));
         });
     }
 
@@ -450,6 +472,24 @@ impl Router {
         (to, then)
     }
 
+    /// Forgets retained messages that are over: their topics make room for others.
+    pub(crate) fn forget_retained(&self, now: Time) {
+        let over: Vec<ByteString> = {
+            let retained = self.0.retained.read().unwrap_or_else(PoisonError::into_inner);
+            let over = retained.values().filter(|message| message.is_over(now));
+            over.map(|message| message.topic.clone()).collect()
+        };
+        for page in over.chunks(FORGOTTEN_PAGE) {
+            let mut retained = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
+            for topic in page {
+                // There may be another by now.
+                if retained.get(topic).is_some_and(|message| message.is_over(now)) {
+                    retained.forget(topic);
+                }
+            }
+        }
+    }
+
     /// False when there is no room for one more.
     fn retain(&self, message: &Arc<Published>) -> bool {
         let mut retained = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
@@ -468,6 +508,10 @@ impl Router {
 impl Table {
     fn inbox(&self, client: &ClientId) -> Option<&Arc<Inbox>> {
         self.clients.get(client)?.inbox.as_ref()
+    }
+
+    fn is_of(&self, client: &ClientId, epoch: Epoch) -> bool {
+        self.clients.get(client).is_some_and(|present| present.epoch == epoch)
     }
 
     fn subscribe(&mut self, client: &ClientId, new: &Subscription) {

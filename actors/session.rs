@@ -192,12 +192,14 @@ impl Session {
             Effect::Subscribed { subscription, existed } => {
                 if let Who::Guest { .. } = self.who {
                     let router = self.sessions.router();
-                    let mut retained = router.subscribe(self.twin.client(), &subscription, existed, now);
+                    let mut retained = router.subscribe(self.twin.client(), self.epoch, &subscription, existed, now);
                     retained.extend(self.sessions.present(&subscription, existed));
                     self.deliver_retained(retained, now, ctx);
                 }
             }
-            Effect::Unsubscribed { filter } => self.sessions.router().unsubscribe(self.twin.client(), &filter),
+            Effect::Unsubscribed { filter } => {
+                self.sessions.router().unsubscribe(self.twin.client(), self.epoch, &filter);
+            }
             Effect::Dropped => self.sessions.router().dropped(),
             Effect::Store(change) => self.store(change, ctx),
             Effect::Acked { seq, receipt, fate } => self.acked(seq, receipt, fate, ctx),

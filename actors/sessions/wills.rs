@@ -43,7 +43,15 @@ impl Sessions {
                     router.route(Some(&will.client), &message, None, clock.now())
                 };
                 let publication = publication.unwrap_or_else(|| Publication::at(clock.now()));
-                router.store(Publication { will: Some((will.client, will.epoch)), ..publication }).await?;
+                let of = Some((will.client, will.epoch));
+                match router.store(Publication { will: of.clone(), ..publication }).await {
+                    Err(error @ Error::Broken(_)) => {
+                        // It would be the first of those that are due for ever.
+                        tracing::error!(client = ?of.as_ref().map(|(client, _)| client), %error, "a will is given up");
+                        router.store(Publication { will: of, ..Publication::at(clock.now()) }).await?;
+                    }
+                    stored => stored?,
+                }
                 store.metrics().wills.one();
             }
             if all {

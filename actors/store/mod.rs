@@ -9,6 +9,7 @@ pub(crate) mod again;
 pub mod bans;
 pub mod batch;
 pub mod cards;
+mod copies;
 mod decision;
 pub mod figures;
 pub mod keys;
@@ -207,6 +208,7 @@ struct Inner {
     waiting: Arc<Semaphore>,
     acquire_timeout: Duration,
     call_timeout: Duration,
+    statement_timeout: Duration,
     accounts: accounts::Numbers,
     metrics: Arc<Metrics>,
 }
@@ -279,6 +281,7 @@ impl Store {
                     waiting: Arc::new(Semaphore::new(options.waiting_max.max(1))),
                     acquire_timeout: options.acquire_timeout,
                     call_timeout: options.call_timeout,
+                    statement_timeout: options.statement_timeout,
                     accounts: Mutex::default(),
                     metrics: Arc::default(),
                 }),

@@ -1,28 +1,27 @@
 //! What clients publish, as far as it is to be stored: for sessions that outlive their connection, as retained messages,
 //! and packet identifiers of QoS 2. Many publishes go into one commit, in the order in which they came.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use uuid::Uuid;
-use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala::message::Message;
 use wakala::session::Addressed;
 use wakala::time::Time;
 
 use super::batch::Batcher;
-use super::decision::{Drawn, draw_existing};
+use super::copies::queue;
 use super::marks::{Remembered, remember};
 use super::messages::read_properties;
 use super::sessions::{discard, qos_of};
 use super::told::{self, Asked, Entered, Entry};
-use super::{Error, Store, tally, timestamp};
+use super::{Error, Store, timestamp};
 
 /// One publish, as far as it is to be stored.
 #[derive(Clone, Debug)]
@@ -94,8 +93,8 @@ pub enum Overflow {
     Oldest,
 }
 
-/// Stores publishes.
-pub type Publications = Batcher<Publication, Stored>;
+/// Stores publishes; each by itself may be one that the database does not take.
+pub type Publications = Batcher<Publication, Result<Stored, Error>>;
 
 /// The wait between tries while the database is away.
 const RETRY: Duration = Duration::from_millis(200);
@@ -104,7 +103,7 @@ type RetainedRow = (String, i16, Vec<u8>, Option<Vec<u8>>, Option<OffsetDateTime
 
 impl Store {
     /// A batcher that stores publishes, and then calls `stored` for each, in their order: at most `room`
-    /// wait, at most `max` go into one commit. While the database is away
+    /// wait, at most `max` go into one commit, and no more than it can take in its time. While the database is away
     /// it tries again with the same ones, so that none overtakes another.
     #[must_use]
     pub fn publications(
@@ -118,43 +117,99 @@ impl Store {
         let counts = Arc::clone(&self.metrics().batches.publishes);
         Batcher::counted(self.handle(), room, max, counts, move |publications| {
             let (store, stored) = (store.clone(), Arc::clone(&stored));
-            let publications = Arc::new(publications);
-            async move {
-                loop {
-                    match store.publish(Arc::clone(&publications), room_for_each).await {
-                        Err(Error::Away(why)) => {
-                            tracing::warn!(why, publishes = publications.len(), "publishes wait for the database");
-                            tokio::time::sleep(RETRY).await;
-                        }
-                        Ok(all) => {
-                            publications.iter().zip(&all).for_each(|(each, one)| stored(each, one));
-                            return Ok(all);
-                        }
-                        refused => return refused,
-                    }
-                }
-            }
+            async move { Ok(store.publish_all(Arc::new(publications), room_for_each, &*stored).await) }
         })
     }
 
-    async fn publish(&self, publications: Arc<Vec<Publication>>, room: Room) -> Result<Vec<Stored>, Error> {
+    /// Stores them in one commit, if they are not too many for that. Those of a commit that fails for what is in it, or takes
+    /// too long, are tried by halves: one that cannot be stored keeps no other from it.
+    async fn publish_all(
+        &self,
+        all: Arc<Vec<Publication>>,
+        room: Room,
+        stored: &(impl Fn(&Publication, &Stored) + Send + Sync),
+    ) -> Vec<Result<Stored, Error>> {
+        let (mut done, mut parts, mut slow) = (Vec::with_capacity(all.len()), parts(&all), 0);
+        while let Some(part) = parts.pop_front() {
+            let began = Instant::now();
+            let error = match self.publish(Arc::clone(&all), part.clone(), room).await {
+                Ok(taken) => {
+                    all.iter().skip(part.start).zip(&taken).for_each(|(each, one)| stored(each, one));
+                    done.extend(taken.into_iter().map(Ok));
+                    slow = 0;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let away = matches!(error, Error::Away(_));
+            slow += usize::from(away && began.elapsed() >= self.inner.statement_timeout);
+            // What takes too long is too much, unless all does.
+            let to_blame = !away || slow > SLOW_MAX && self.answers().await;
+            if !to_blame {
+                tracing::warn!(why = %error, publishes = part.len(), "publishes wait for the database");
+                tokio::time::sleep(RETRY).await;
+                parts.push_front(part);
+                continue;
+            }
+            slow = 0;
+            if part.len() == 1 {
+                tracing::error!(%error, "a publish cannot be stored");
+                done.push(Err(error));
+            } else {
+                let middle = part.start + part.len() / 2;
+                parts.push_front(middle..part.end);
+                parts.push_front(part.start..middle);
+            }
+        }
+        done
+    }
+
+    async fn answers(&self) -> bool {
+        let asked = self.run(|db| async move {
+            sqlx::query("select 1").execute(db.get_postgres_connection_pool()).await?;
+            Ok(())
+        });
+        asked.await.is_ok()
+    }
+
+    async fn publish(&self, all: Arc<Vec<Publication>>, part: Range<usize>, room: Room) -> Result<Vec<Stored>, Error> {
         self.run(move |db| async move {
+            let publications = all.get(part).unwrap_or_default();
             let mut opened = db.get_postgres_connection_pool().begin().await?;
-            lock_sessions(&mut opened, &publications).await?;
-            let wills = settle_wills(&mut opened, &publications).await?;
+            lock_sessions(&mut opened, publications).await?;
+            let wills = settle_wills(&mut opened, publications).await?;
             let remembered: Vec<_> = publications.iter().map(|each| each.remember.as_ref()).collect();
             let identifiers = remember(&mut opened, &remembered).await?;
-            let told = enter(&mut opened, &publications).await?;
+            let told = enter(&mut opened, publications).await?;
             let new: Vec<bool> = (wills.into_iter().zip(identifiers).zip(&told))
                 .map(|((will, identifier), told)| will && identifier && *told == Entered::New)
                 .collect();
-            let mut stored = queue(&mut opened, &publications, &new, room).await?;
-            retain(&mut opened, &publications, &new).await?;
+            let mut stored = queue(&mut opened, publications, &new, room).await?;
+            retain(&mut opened, publications, &new).await?;
             opened.commit().await?;
             for (stored, told) in stored.iter_mut().zip(told).filter(|(_, told)| *told != Entered::New) {
                 *stored = Stored::Told(told);
             }
             Ok(stored)
+        })
+        .await
+    }
+
+    /// Deletes at most `limit` retained messages that are over, and says how many.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn forget_retained(&self, now: Time, limit: u32) -> Result<u64, Error> {
+        self.run(move |db| async move {
+            let done = sqlx::query(
+                "delete from wakala.retained where topic in (select topic from wakala.retained where expires_at <= $1 \
+                 order by expires_at limit $2 for update skip locked)",
+            )
+            .bind(timestamp(now))
+            .bind(i64::from(limit))
+            .execute(db.get_postgres_connection_pool())
+            .await?;
+            Ok(done.rows_affected())
         })
         .await
     }
@@ -182,6 +237,30 @@ impl Store {
         })
         .await
     }
+}
+
+/// Copies in one commit and in one statement, at most, by number and by bytes: it is to be done in its time, and Postgres takes
+/// 1 GB in one message.
+pub(super) const ROWS_MAX: usize = 10_000;
+pub(super) const BYTES_MAX: usize = 32 << 20;
+
+/// How often publishes may take longer than a statement may, before they are tried by halves, and one by itself is given up.
+const SLOW_MAX: usize = 2;
+
+/// In their order, what goes into one commit; a publish that is too much by itself goes alone.
+fn parts(all: &[Publication]) -> VecDeque<Range<usize>> {
+    let (mut parts, mut start, mut rows, mut bytes) = (VecDeque::new(), 0, 0, 0);
+    for (nth, publication) in all.iter().enumerate() {
+        let copies = publication.to.len();
+        let copied = copies * publication.to.first().map_or(0, |to| to.addressed.message.payload.len());
+        if nth > start && (rows + copies > ROWS_MAX || bytes + copied > BYTES_MAX) {
+            parts.push_back(start..nth);
+            (start, rows, bytes) = (nth, 0, 0);
+        }
+        (rows, bytes) = (rows + copies, bytes + copied);
+    }
+    parts.push_back(start..all.len());
+    parts
 }
 
 /// Where packet identifiers of QoS 2 are remembered, nobody opens a session of their publishers until this commit: it would
@@ -254,197 +333,6 @@ async fn end_guests(db: &mut PgConnection, clients: &[(String, i64)]) -> Result<
     Ok(())
 }
 
-/// One message for one session, as a row.
-#[derive(Default)]
-struct Rows {
-    clients: Vec<String>,
-    seqs: Vec<i64>,
-    topics: Vec<String>,
-    qos: Vec<i16>,
-    retain: Vec<bool>,
-    payloads: Vec<Vec<u8>>,
-    properties: Vec<Option<Vec<u8>>>,
-    identifiers: Vec<String>,
-    expires: Vec<Option<OffsetDateTime>>,
-    at: Vec<OffsetDateTime>,
-    told: Vec<Option<Uuid>>,
-}
-
-async fn queue(
-    db: &mut PgConnection,
-    publications: &[Publication],
-    new: &[bool],
-    room: Room,
-) -> Result<Vec<Stored>, Error> {
-    let mut wanted: BTreeMap<&str, i64> = BTreeMap::new();
-    for (publication, _) in publications.iter().zip(new).filter(|(_, new)| **new) {
-        for to in &publication.to {
-            *wanted.entry(to.client.as_str()).or_default() += 1;
-        }
-    }
-    let (mut next, mut first, mut dropped) = (BTreeMap::new(), BTreeMap::new(), 0);
-    if !wanted.is_empty() {
-        next = draw_existing(db, &wanted).await?;
-        first = oldest(db, wanted.keys().copied()).await?;
-        if room.overflow == Overflow::Oldest {
-            dropped = make_room(db, &wanted, &next, &mut first, room.max).await?;
-        }
-    }
-    let mut rows = Rows::default();
-    let (mut full, mut over, mut ends) = (0, 0, Vec::new());
-    let stored = publications.iter().zip(new).map(|(publication, new)| {
-        if !new {
-            return Stored::Before;
-        }
-        let at = timestamp(publication.at);
-        let latest = room.ttl_max.map(|ttl| timestamp(publication.at + ttl));
-        let told = publication.told.as_ref().map(|(asked, _)| asked.id);
-        let mut end = |client: &ClientId, fate| ends.extend(told.map(|told| (told, client.clone(), fate)));
-        let places = publication.to.iter().map(|Recipient { client, epoch, addressed }| {
-            let Some(drawn) = next.get_mut(client.as_str()).filter(|drawn| drawn.began <= *epoch) else {
-                over += 1;
-                end(client, Fate::SessionOver);
-                return None;
-            };
-            let place = drawn.next;
-            // From the oldest row on; those in between that are gone count too.
-            if place - *first.entry(client.as_str().to_owned()).or_insert(place) >= i64::from(room.max) {
-                full += 1;
-                end(client, Fate::Full);
-                return None;
-            }
-            rows.push(client, place, addressed, at, latest);
-            rows.told.push(told);
-            drawn.next += 1;
-            Some(place)
-        });
-        Stored::At(places.collect())
-    });
-    let stored = stored.collect();
-    told::end(db, &ends).await?;
-    let addressed = rows.clients.len() + full + over;
-    let counts = [(tally::ADDRESSED, addressed), (Fate::Full.word(), full + dropped), (Fate::SessionOver.word(), over)];
-    if rows.clients.is_empty() {
-        tally::add(db, &counts).await?;
-    } else {
-        rows.insert(db, &counts).await?;
-    }
-    Ok(stored)
-}
-
-/// Drops the oldest rows of queues that would be too long, and says how many.
-///
-/// What is released stays, and of QoS 2 what may have been sent: its receiver remembers the identifier until a PUBREL comes
-/// (4.3.3), and would take another message under it for this one.
-async fn make_room(
-    db: &mut PgConnection,
-    wanted: &BTreeMap<&str, i64>,
-    next: &BTreeMap<String, Drawn>,
-    first: &mut BTreeMap<String, i64>,
-    max: u32,
-) -> Result<usize, Error> {
-    let full = wanted.iter().filter_map(|(client, count)| {
-        // Of a batch that is longer than the queue, what comes first finds room and the rest does not.
-        let last = next.get(*client)?.next + (*count).min(i64::from(max)) - 1;
-        (last - first.get(*client)? >= i64::from(max)).then_some(((*client).to_owned(), last - i64::from(max)))
-    });
-    let (clients, up_to): (Vec<String>, Vec<i64>) = full.unzip();
-    if clients.is_empty() {
-        return Ok(0);
-    }
-    let (dropped,): (i64,) = sqlx::query_as(
-        "with old as (select m.client_id, m.seq from unnest($1::text[], $2::bigint[]) f (client_id, up_to) \
-           join wakala.session s using (client_id) \
-           join wakala.message m on m.client_id = f.client_id and m.seq <= f.up_to \
-           where not m.released and (m.qos < 2 or (s.sent_seq is not null and m.seq > s.sent_seq)) \
-           order by m.client_id, m.seq for update of m), \
-         gone as (delete from wakala.message m using old where m.client_id = old.client_id and m.seq = old.seq \
-           returning m.client_id, m.seq, m.told), \
-         e as (insert into wakala.told_end (told, client_id, seq, fate) \
-           select told, client_id, seq, $3 from gone where told is not null) \
-         select count(*) from gone",
-    )
-    .bind(&clients)
-    .bind(up_to)
-    .bind(Fate::Full.word())
-    .fetch_one(&mut *db)
-    .await?;
-    for client in &clients {
-        first.remove(client);
-    }
-    first.extend(oldest(db, clients.iter().map(String::as_str)).await?);
-    Ok(usize::try_from(dropped).unwrap_or(usize::MAX))
-}
-
-/// The place of the oldest row of each queue that has one.
-async fn oldest<'a>(
-    db: &mut PgConnection,
-    clients: impl Iterator<Item = &'a str>,
-) -> Result<BTreeMap<String, i64>, Error> {
-    let rows: Vec<(String, i64)> = sqlx::query_as(
-        "select c, m.seq from unnest($1::text[]) c \
-         join lateral (select seq from wakala.message where client_id = c order by seq limit 1) m on true",
-    )
-    .bind(clients.collect::<Vec<_>>())
-    .fetch_all(db)
-    .await?;
-    Ok(rows.into_iter().collect())
-}
-
-impl Rows {
-    fn push(
-        &mut self,
-        client: &ClientId,
-        seq: i64,
-        addressed: &Addressed,
-        at: OffsetDateTime,
-        latest: Option<OffsetDateTime>,
-    ) {
-        let message = &addressed.message;
-        self.clients.push(client.as_str().to_owned());
-        self.seqs.push(seq);
-        self.topics.push(message.topic.to_string());
-        self.qos.push(message.qos.min(addressed.qos) as i16);
-        self.retain.push(addressed.retain);
-        self.payloads.push(message.payload.to_vec());
-        self.properties.push(message.properties.as_ref().map(|properties| properties.to_bytes()));
-        // An array of arrays would have to be rectangular.
-        let identifiers: Vec<String> = addressed.identifiers.iter().map(ToString::to_string).collect();
-        self.identifiers.push(format!("{{{}}}", identifiers.join(",")));
-        self.expires.push(message.expires_at.map(timestamp).into_iter().chain(latest).min());
-        self.at.push(at);
-    }
-
-    async fn insert(self, db: &mut PgConnection, counts: &[(&str, usize)]) -> Result<(), Error> {
-        let (what, copies) = tally::columns(counts);
-        sqlx::query(
-            "with t as (insert into wakala.tally select * from unnest($11::text[], $12::bigint[])) \
-             insert into wakala.message (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at, \
-               told) \
-             select client_id, seq, topic, qos, retain, payload, properties, identifiers::integer[], expires_at, at, told \
-             from unnest($1::text[], $2::bigint[], $3::text[], $4::smallint[], $5::bool[], $6::bytea[], $7::bytea[], \
-             $8::text[], $9::timestamptz[], $10::timestamptz[], $13::uuid[]) \
-             m (client_id, seq, topic, qos, retain, payload, properties, identifiers, expires_at, at, told)",
-        )
-        .bind(self.clients)
-        .bind(self.seqs)
-        .bind(self.topics)
-        .bind(self.qos)
-        .bind(self.retain)
-        .bind(self.payloads)
-        .bind(self.properties)
-        .bind(self.identifiers)
-        .bind(self.expires)
-        .bind(self.at)
-        .bind(what)
-        .bind(copies)
-        .bind(self.told)
-        .execute(db)
-        .await?;
-        Ok(())
-    }
-}
-
 async fn retain(db: &mut PgConnection, publications: &[Publication], new: &[bool]) -> Result<(), Error> {
     // Of several for one topic the last counts; sorted, so that two nodes lock in one order.
     let last: BTreeMap<&str, (&Message, Time)> = publications
@@ -476,4 +364,38 @@ async fn retain(db: &mut PgConnection, publications: &[Publication], new: &[bool
         .execute(db)
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use wakala::time::Time;
+
+    use super::*;
+
+    fn publication(copies: usize, bytes: usize) -> Publication {
+        let message = Arc::new(Message {
+            topic: "a".into(),
+            payload: vec![0; bytes].into(),
+            qos: ntex_mqtt::v5::codec::QoS::AtLeastOnce,
+            retain: false,
+            expires_at: None,
+            properties: None,
+        });
+        let addressed = Addressed { qos: message.qos, message, retain: false, identifiers: Vec::new() };
+        let client = ClientId::new("c").expect("short");
+        let to = vec![Recipient { client, epoch: Epoch(1), addressed }; copies];
+        Publication { to, ..Publication::at(Time::from_millis(0)) }
+    }
+
+    #[test]
+    fn what_is_too_much_for_one_commit_goes_into_several_in_its_order() {
+        let of = |each: &[(usize, usize)]| {
+            let all: Vec<_> = each.iter().map(|&(copies, bytes)| publication(copies, bytes)).collect();
+            parts(&all).into_iter().map(|part| part.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[(1, 256); 1000]), [1000]);
+        assert_eq!(of(&[(0, 256), (4_000, 1), (6_000, 1), (1, 1)]), [3, 1]);
+        assert_eq!(of(&[(20_000, 1), (20_000, 1)]), [1, 1], "one by itself goes alone");
+        assert_eq!(of(&[(1, 1), (600, 60_000), (1, 1)]), [1, 1, 1], "by bytes");
+    }
 }

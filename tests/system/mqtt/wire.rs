@@ -210,7 +210,7 @@ pub(super) fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn text(text: &str) -> Vec<u8> {
+pub(super) fn text(text: &str) -> Vec<u8> {
     let mut bytes = u16::try_from(text.len()).expect("short").to_be_bytes().to_vec();
     bytes.extend(text.as_bytes());
     bytes
