@@ -338,6 +338,12 @@ impl Sessions {
                 sessions.forget_presence(now).await;
                 sessions.forget_told(now).await;
                 sessions.forget_traces(now).await;
+                sessions.router.forget_retained(now);
+                match sessions.deps.store.forget_retained(now, batch_max).await {
+                    Ok(0) => {}
+                    Ok(count) => tracing::info!(count, "retained messages were deleted that had expired"),
+                    Err(error) => tracing::warn!(%error, "retained messages that have expired are kept for now"),
+                }
                 match sessions.deps.store.expire_messages(now, batch_max).await {
                     Ok(0) => {}
                     Ok(count) => tracing::info!(count, "messages were deleted that had expired"),

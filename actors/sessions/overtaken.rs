@@ -81,6 +81,8 @@ impl Sessions {
             Ok(ended) if ended.is_empty() => {}
             Ok(ended) => {
                 tracing::info!(count = ended.len(), "connections ended with another node's life");
+                let over: Vec<ClientId> = ended.iter().filter(|cut| cut.over).map(|cut| cut.client.clone()).collect();
+                self.0.router.over(&over);
                 self.0.presence.died(&ended, clock.now());
                 self.0.ended.notify_one();
             }

@@ -142,8 +142,11 @@ impl Store {
     pub async fn expire_messages(&self, now: Time, limit: u32) -> Result<u64, Error> {
         self.run(move |db| async move {
             let (expired,): (i64,) = sqlx::query_as(
-                "with gone as (delete from wakala.message where ctid in (select ctid from wakala.message where expires_at <= $1 \
-                 order by expires_at limit $2 for update skip locked) returning client_id, seq, told), \
+                // Of QoS 2 what may have been sent is none of these [MQTT-4.3.3-7]: its receiver remembers the identifier.
+                "with gone as (delete from wakala.message where ctid in (select m.ctid from wakala.message m \
+                 join wakala.session s using (client_id) where m.expires_at <= $1 and not m.released \
+                 and (m.qos < 2 or (s.sent_seq is not null and m.seq > s.sent_seq)) \
+                 order by m.expires_at limit $2 for update of m skip locked) returning client_id, seq, told), \
                  e as (insert into wakala.told_end (told, client_id, seq, fate) \
                    select told, client_id, seq, 'expired' from gone where told is not null), \
                  t as (insert into wakala.tally select 'expired', count(*) from gone having count(*) > 0) \

@@ -57,7 +57,8 @@ impl Store {
                    union all \
                    (select seq, payload, qos, topic, retain, properties, expires_at, released, identifiers \
                     from wakala.message \
-                    where client_id = w.client_id and seq > w.messages and (expires_at is null or expires_at > w.at) \
+                    where client_id = w.client_id and seq > w.messages \
+                    and (expires_at is null or expires_at > w.at or qos = 2) \
                     order by seq limit w.max) \
                    order by seq limit w.max) q on true \
                  order by w.nth, q.seq",

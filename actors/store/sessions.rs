@@ -61,6 +61,8 @@ pub struct Cut {
     pub client: ClientId,
     pub epoch: Epoch,
     pub guest: bool,
+    /// Its session ended with it.
+    pub over: bool,
 }
 
 /// Marks deliveries, many in one commit. False when a later connection owns the session.
@@ -337,21 +339,27 @@ async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Resul
         .execute(&mut *db)
         .await?;
     wills::node_died(db, node, now).await?;
-    let forgotten: Vec<(String, i64, bool)> = sqlx::query_as(
+    let forgotten: Vec<(String, i64, bool, bool)> = sqlx::query_as(
         "with cut as (update wakala.session \
              set connected = false, node = null, disconnected_at = $2, ended_why = 'its node died', \
                expires_at = $2 + make_interval(secs => expiry_s) \
-             where node = $1 and connected returning client_id, epoch, ended_why), \
+             where node = $1 and connected returning client_id, epoch, ended_why, expiry_s = 0 as over), \
          went as (insert into wakala.presence (client_id, epoch, online, at, node, why) \
            select client_id, epoch, false, $2, $1, ended_why from cut order by client_id) \
-         select client_id, epoch, not exists (select from wakala.terminal t where t.id = client_id) from cut",
+         select client_id, epoch, not exists (select from wakala.terminal t where t.id = client_id), over from cut",
     )
     .bind(node)
     .bind(now)
-    .fetch_all(db)
+    .fetch_all(&mut *db)
     .await?;
-    let named = |(client, epoch, guest): (String, i64, bool)| {
-        Some(Cut { client: ClientId::new(&client).ok()?, epoch: Epoch(epoch), guest })
+    // A session that had been kept, and was to end with this connection.
+    let over: Vec<String> = forgotten.iter().filter(|(.., over)| *over).map(|(client, ..)| client.clone()).collect();
+    if !over.is_empty() {
+        discard(db, &over).await?;
+        forget_guests(db, &over).await?;
+    }
+    let named = |(client, epoch, guest, over): (String, i64, bool, bool)| {
+        Some(Cut { client: ClientId::new(&client).ok()?, epoch: Epoch(epoch), guest, over })
     };
     Ok(forgotten.into_iter().filter_map(named).collect())
 }

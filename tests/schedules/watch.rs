@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ntex_bytes::{BytePages, ByteString};
 use ntex_codec::Encoder;
 use ntex_mqtt::v5::codec::{self as mqtt, Packet, QoS};
+use wakala::conservation::Fate;
 use wakala::session::{self, Effect, Limits, Sizes, Version};
 
 use crate::connection::Row;
@@ -225,6 +226,10 @@ impl Watch {
             Effect::Fetch { max, .. } => {
                 assert!(!std::mem::replace(&mut self.fetching, true), "two questions at once");
                 assert_eq!(*max, self.limits.page.get());
+            }
+            Effect::Acked { seq, fate: Fate::Expired, .. } => {
+                let flies = self.flights.values().any(|flight| flight.seq == Some(*seq));
+                assert!(!flies, "{seq} is in flight");
             }
             Effect::Acked { seq, .. } => assert!(self.may_be_done.remove(seq), "{seq} is not done with"),
             Effect::Received { seq } => {

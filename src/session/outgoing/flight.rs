@@ -71,9 +71,9 @@ impl Outgoing {
         let out = match self.out(&what, row) {
             Ok(out) => out,
             Err(Unsent::Over) => {
-                // [MQTT-3.3.2-5]: it must not be sent. A row is the housekeeping's to delete.
+                // [MQTT-3.3.2-5]: it must not be sent.
                 self.remove(place);
-                self.settled.expired += u32::from(row.is_none());
+                self.end(row, receipt, Fate::Expired, effects);
                 return Sent::Gone;
             }
             Err(Unsent::TooLarge) => {
@@ -140,7 +140,10 @@ impl Outgoing {
         let (topic, payload, qos, retain, mut properties) = match what {
             What::Receipt(payload) => (None, payload.clone(), QoS::AtLeastOnce, false, PublishProperties::default()),
             What::Message(Addressed { message, qos, retain, identifiers }) => {
-                if message.is_over(self.now) {
+                // [MQTT-4.3.3-7]: at QoS 2 what was sent is sent again all the same, for its receiver has the identifier.
+                let exactly_once = message.qos.min(*qos).min(granted) == QoS::ExactlyOnce;
+                let went = exactly_once && row.is_some_and(|seq| seq <= self.sent_before);
+                if message.is_over(self.now) && !went {
                     return Err(Unsent::Over);
                 }
                 let properties =
@@ -287,6 +290,7 @@ impl Outgoing {
         match (row, fate) {
             (Some(seq), fate) => effects.push(Effect::Acked { seq, receipt, fate }),
             (None, Fate::Declined) => self.settled.declined += 1,
+            (None, Fate::Expired) => self.settled.expired += 1,
             (None, _) => self.settled.delivered += 1,
         }
     }

@@ -175,7 +175,7 @@ fn an_expired_message_is_not_sent_and_the_rest_of_the_time_of_another_is_told() 
     let mut session = with(Version::V5, vec![messages(QoS::AtLeastOnce)], 0);
     let queue = vec![message(1, "a"), message(2, "b"), message(3, "c"), expiring(4, 20_000), message(5, "e")];
     assert_eq!(handle(&mut session, fetched(queue, 5), 1).len(), 3);
-    assert_eq!(told(&handle(&mut session, puback(1), 20)), ["acked 1", "publish c/T1 5 e"]);
+    assert_eq!(told(&handle(&mut session, puback(1), 20)), ["acked 1", "acked 4", "publish c/T1 5 e"]);
 }
 
 #[test]

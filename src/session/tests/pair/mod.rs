@@ -20,6 +20,7 @@
 //! - a page that was full is taken for all there is
 //! - PUBREC releases a row before that is stored
 //! - a message that is over is sent
+//! - one of QoS 2 that was sent, and is over, is not sent again
 //! - an alias of the client's is not replaced by a new topic
 //! - an alias is told that the client has no room for
 //! - UNSUBSCRIBE keeps the subscription
@@ -120,6 +121,8 @@ struct Tally {
     retained: u64,
     shared: u64,
     over: u64,
+    /// It was over, and sent again all the same.
+    over_again: u64,
     dropped: u64,
 }
 
@@ -147,6 +150,7 @@ impl Tally {
             self.retained,
             self.shared,
             self.over,
+            self.over_again,
             self.dropped,
         ];
         let mut each = each.into_iter().chain(self.published).chain(self.heard);

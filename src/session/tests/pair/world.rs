@@ -246,10 +246,15 @@ impl World {
                     self.tally.unsubscribed += 1;
                     self.broker.unsubscribe(client, &filter);
                 }
-                Effect::Publish(_, ref payload) => {
+                Effect::Publish(ref publish, ref payload) => {
                     let copy: usize = std::str::from_utf8(payload).expect("text").parse().expect("a number");
-                    let over_at = self.broker.copies[copy].over_at;
-                    assert!(over_at.is_none_or(|over_at| at(self.now) < over_at), "it is over [MQTT-3.3.2-5]");
+                    let copy = &mut self.broker.copies[copy];
+                    let over_at = copy.over_at;
+                    let again = publish.dup && publish.qos == QoS::ExactlyOnce;
+                    let over = over_at.is_some_and(|over_at| at(self.now) >= over_at);
+                    assert!(!over || again, "it is over [MQTT-3.3.2-5]");
+                    self.tally.over_again += u64::from(over);
+                    copy.late |= over;
                     link.down.push_back(effect);
                 }
                 Effect::Send(_) => link.down.push_back(effect),
@@ -432,9 +437,11 @@ impl World {
         let after = beyond.messages.expect("it hears all");
         let page = usize::from(limits().page.get());
         let now = at(self.now);
-        let is_over = |row: &Delivery| matches!(&row.what, What::Message(addressed) if addressed.message.is_over(now));
-        // What the client has is its own, whatever the time.
-        let rows = stored.rows.range(after + 1..).map(|(_, row)| row).filter(|row| row.released || !is_over(row));
+        let is_over = |row: &Delivery| {
+            matches!(&row.what, What::Message(addressed)
+            if addressed.message.is_over(now) && addressed.qos.min(addressed.message.qos) != QoS::ExactlyOnce)
+        };
+        let rows = stored.rows.range(after + 1..).map(|(_, row)| row).filter(|row| !is_over(row));
         let deliveries = rows.take(page).cloned().collect();
         self.event(client, stored.epoch, Event::Fetched { deliveries, last: self.stored[client].next });
     }
