@@ -39,6 +39,7 @@ pub mod receipts;
 pub mod adapters;
 pub mod clock;
 pub mod metrics;
+pub mod neighbours;
 pub mod ports;
 pub mod store;
 mod watched;

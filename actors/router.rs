@@ -6,6 +6,7 @@
 //! are its own, and its receipts are rows from the start.
 
 mod crowd;
+mod elsewhere;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
@@ -24,10 +25,12 @@ use wakala::topics::{Granted, Match, Retained, Subscriptions, matches, shared};
 
 use self::crowd::Crowd;
 use crate::metrics::Metrics;
+use crate::neighbours::Neighbours;
 use crate::session::inbox::Inbox;
 use crate::store::marks::Remembered;
 use crate::store::publications::{Overflow, Publication, Publications, Recipient, Room, Stored};
 use crate::store::told::Asked;
+use crate::store::words::Word;
 use crate::store::{Error, Store};
 
 /// A general broker, with no bank behind it.
@@ -125,6 +128,7 @@ struct Inner {
 struct Shared {
     table: RwLock<Table>,
     metrics: Arc<Metrics>,
+    neighbours: Arc<Neighbours>,
 }
 
 #[derive(Default)]
@@ -142,6 +146,8 @@ struct Client {
     kept: bool,
     /// Of its connection, or of its last one.
     epoch: Epoch,
+    /// That was, or is, here.
+    ours: bool,
     /// Of its connection.
     inbox: Option<Arc<Inbox>>,
 }
@@ -178,10 +184,15 @@ impl Shared {
     /// After a commit, in its order: whoever is there is told, and has the message already.
     fn stored(&self, publication: &Publication, stored: &Stored) {
         let Stored::At(places) = stored else { return };
+        if let Some(retained) = &publication.retain {
+            self.neighbours.tell(|| Word::Retained(retained.topic.to_string()));
+        }
         let table = self.read();
         for (Recipient { client, addressed, .. }, seq) in publication.to.iter().zip(places) {
-            if let (Some(seq), Some(inbox)) = (seq, table.inbox(client)) {
-                inbox.queued(*seq, What::Message(addressed.clone()));
+            match (seq, table.inbox(client)) {
+                (Some(seq), Some(inbox)) => inbox.queued(*seq, What::Message(addressed.clone())),
+                (Some(_), None) => self.neighbours.tell(|| Word::Queued(client.clone())),
+                (None, _) => {}
             }
         }
         for Recipient { client, epoch, addressed } in &publication.then {
@@ -206,9 +217,9 @@ const FORGOTTEN_PAGE: usize = 1000;
 impl Router {
     /// An empty one; [`Router::load`] fills it.
     #[must_use]
-    pub fn new(options: &Options, store: &Store) -> Self {
-        let metrics = Arc::clone(store.metrics());
-        let table = Arc::new(Shared { table: RwLock::default(), metrics });
+    pub fn new(options: &Options, store: &Store, neighbours: &Arc<Neighbours>) -> Self {
+        let (metrics, neighbours) = (Arc::clone(store.metrics()), Arc::clone(neighbours));
+        let table = Arc::new(Shared { table: RwLock::default(), metrics, neighbours });
         let hints: Weak<Shared> = Arc::downgrade(&table);
         let publications = store.publications(
             options.waiting_max,
@@ -231,11 +242,11 @@ impl Router {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn load(&self, store: &Store, now: Time) -> Result<(), Error> {
-        let (subscriptions, retained) = (store.guest_subscriptions().await?, store.retained(now).await?);
+        let (subscriptions, retained) = (store.guest_subscriptions(None).await?, store.retained(now, None).await?);
         let mut table = self.0.table.write();
         for (client, epoch, subscription) in subscriptions {
             if !table.clients.contains_key(&client) {
-                table.add(&client, Client { filters: Vec::new(), kept: true, epoch, inbox: None });
+                table.add(&client, Client { filters: Vec::new(), kept: true, epoch, ours: false, inbox: None });
             }
             table.subscribe(&client, &subscription);
         }
@@ -278,7 +289,7 @@ impl Router {
             return;
         }
         table.remove(client);
-        table.add(client, Client { filters: Vec::new(), kept, epoch, inbox: Some(inbox) });
+        table.add(client, Client { filters: Vec::new(), kept, epoch, ours: true, inbox: Some(inbox) });
         for subscription in with {
             table.subscribe(client, subscription);
         }

@@ -240,7 +240,13 @@ impl Session {
     fn store(&self, change: Change, ctx: &mut Context<Self>) {
         let changed = Changed { client: self.client(), epoch: self.epoch, change };
         let changes = self.sessions.changes();
-        let stored = insist(move || changes.clone().store(changed.clone())).into_actor(self);
+        let sessions = self.sessions.clone();
+        let stored = async move {
+            insist(|| changes.clone().store(changed.clone())).await?;
+            sessions.tell_changed(&changed.client).await;
+            Ok(())
+        };
+        let stored = stored.into_actor(self);
         ctx.spawn(stored.map(|answer, this, ctx| match answer {
             Ok(()) => {
                 this.event(Event::Stored, ctx);

@@ -12,10 +12,12 @@ pub mod bounds;
 mod elsewhere;
 pub mod evacuation;
 mod leaving;
+mod neighbours;
 mod operator;
 mod overtaken;
 mod presence;
 mod traces;
+mod wakes;
 mod wills;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -29,19 +31,21 @@ use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use wakala::ban::Traits;
-use wakala::id::{AgentId, ClientId, Epoch, TerminalId};
-use wakala::session::{Limits, What};
+use wakala::id::{AgentId, ClientId, Epoch};
+use wakala::session::Limits;
 
 use crate::listener::tls::Papers;
+use crate::neighbours::Neighbours;
 use crate::ports::{Clock, Wait};
 use crate::presence::{self as told, Presence};
 use crate::router::{self, Router};
-use crate::session::{End, Hint, Panic, Resume, Session};
+use crate::session::{End, Panic, Resume, Session};
 use crate::store::Store;
 use crate::store::marks::Marks;
 use crate::store::queues::Pages;
 use crate::store::sessions::{Acknowledgements, Ends};
 use crate::store::subscriptions::Changes;
+use crate::store::words::Word;
 use crate::supervision::{BranchState, Exit, Policy, Tree};
 use crate::tap::{self, Taps};
 use crate::terminal::Enrolled;
@@ -235,6 +239,7 @@ struct Inner {
     leaving: leaving::Leaving,
     admission: admission::Admission,
     router: Router,
+    neighbours: Arc<Neighbours>,
     presence: Presence,
     taps: Taps,
     traces: traces::Traces,
@@ -273,7 +278,8 @@ impl Sessions {
         let marks = deps.store.marks(room, max);
         let (changes, pages) = (deps.store.changes(room, max), deps.store.pages(room, deps.options.pages_batch_max));
         let admission = admission::Admission::new(&deps.options.admission, &deps.store, &deps.clock);
-        let router = Router::new(&deps.open, &deps.store);
+        let neighbours = Arc::new(Neighbours::new(deps.store.words(&deps.node, room, max)));
+        let router = Router::new(&deps.open, &deps.store, &neighbours);
         let presence = Presence::new(&deps.presence, &deps.node);
         let taps = Taps::new(deps.tap.clone(), Arc::clone(&deps.clock));
         let traces = traces::Traces::new(&deps.tap, &deps.store, &deps.node);
@@ -287,6 +293,7 @@ impl Sessions {
             admission,
             leaving: leaving::Leaving::default(),
             router,
+            neighbours,
             presence,
             taps,
             traces,
@@ -316,6 +323,7 @@ impl Sessions {
         if !ended.is_empty() {
             tracing::info!(count = ended.len(), "connections ended with the node's last life");
         }
+        self.hear_neighbours().await;
         if self.open().is_open() {
             while let Err(error) = self.0.router.load(store, clock.now()).await {
                 tracing::warn!(%error, "waiting for the database: what is subscribed and retained");
@@ -354,30 +362,13 @@ impl Sessions {
                     Ok(over) => {
                         sessions.router.over(&over);
                         sessions.presence.over(&over);
+                        over.iter().for_each(|client| sessions.neighbours.tell(|| Word::Changed(client.clone())));
                         tracing::info!(count = over.len(), "sessions ended whose time was over");
                     }
                     Err(error) => tracing::warn!(%error, "sessions whose time is over are kept for now"),
                 }
             }
         });
-    }
-
-    /// A receipt was queued for a terminal at this place. From any thread; lossy, and nothing if it is not connected
-    /// here. With the bytes, and if nothing else waits before it, the database is not read.
-    pub fn hint(&self, terminal: &TerminalId, seq: i64, envelope: Option<Vec<u8>>) {
-        if let Some(addr) = self.addr(&terminal.into()) {
-            // A full mailbox: the sweeper looks again.
-            let what = envelope.map(|envelope| What::Receipt(Bytes::from(envelope)));
-            let _ = addr.try_send(Hint(Some((seq, what))));
-        }
-    }
-
-    /// Something may be queued for a terminal. From any thread; lossy. False when it is not connected here.
-    #[expect(clippy::must_use_candidate, reason = "who wakes need not know")]
-    pub fn wake(&self, terminal: &str) -> bool {
-        let addr = ClientId::new(terminal).ok().and_then(|terminal| self.addr(&terminal));
-        // A full mailbox: the sweeper looks again.
-        addr.is_some_and(|addr| !matches!(addr.try_send(Hint(None)), Err(SendError::Closed(_))))
     }
 
     /// Has a session panic, of this terminal or, with an empty name, of any. False when there is none, or when this

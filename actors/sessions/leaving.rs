@@ -72,7 +72,9 @@ impl Sessions {
         let Some(change) = change else { return inner.ended(ended, leaves) };
         self.0.deps.store.handle().spawn(async move {
             let changed = Changed { client: ended.client.clone(), epoch: ended.epoch, change };
-            match insist(|| inner.changes.clone().store(changed.clone())).await {
+            let stored = insist(|| inner.changes.clone().store(changed.clone())).await;
+            Self(Arc::clone(&inner)).tell_changed(&changed.client).await;
+            match stored {
                 // Who came back asks for it again: it was not acknowledged.
                 Ok(()) | Err(Error::Fenced(_)) => {}
                 Err(error) => {

@@ -32,6 +32,7 @@ pub mod told;
 pub mod traces;
 mod transactions;
 pub mod wills;
+pub mod words;
 
 pub use name::NotHeld;
 

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::{self, Connection as _, PgConnection};
 
 use super::{Error, Store, in_time};
@@ -121,18 +122,23 @@ async fn take(store: &Store, name: &str, mine: Option<i32>) -> Result<Held, NotH
 /// A connection that Postgres gives up within half a minute when the machine at this end is gone without a word: the
 /// name must not wait for the two hours of TCP's own keep-alive.
 async fn connect(store: &Store) -> Result<PgConnection, Error> {
-    let options = store.inner.db.get_postgres_connection_pool().connect_options();
-    let options = (*options).clone().options([
-        ("tcp_keepalives_idle", "10"),
-        ("tcp_keepalives_interval", "5"),
-        ("tcp_keepalives_count", "3"),
-        ("tcp_user_timeout", "25000"),
-    ]);
+    let options = lasting(store);
     let connecting = PgConnection::connect_with(&options);
     match tokio::time::timeout(store.inner.acquire_timeout, connecting).await {
         Ok(connected) => Ok(connected?),
         Err(_) => Err(Error::Away("no connection in time".to_owned())),
     }
+}
+
+/// For such a connection.
+pub(super) fn lasting(store: &Store) -> PgConnectOptions {
+    let options = store.inner.db.get_postgres_connection_pool().connect_options();
+    (*options).clone().options([
+        ("tcp_keepalives_idle", "10"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "25000"),
+    ])
 }
 
 /// Who has it: Postgres' process, and what it tells this role of the other end.

@@ -214,17 +214,18 @@ impl Store {
         .await
     }
 
-    /// All retained messages that are not over.
+    /// All retained messages that are not over, or those of these topics.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn retained(&self, now: Time) -> Result<Vec<Message>, Error> {
+    pub async fn retained(&self, now: Time, of: Option<Vec<String>>) -> Result<Vec<Message>, Error> {
         self.run(move |db| async move {
             let rows: Vec<RetainedRow> = sqlx::query_as(
                 "select topic, qos, payload, properties, expires_at from wakala.retained \
-                 where expires_at is null or expires_at > $1",
+                 where (expires_at is null or expires_at > $1) and ($2::text[] is null or topic = any($2))",
             )
             .bind(timestamp(now))
+            .bind(of)
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
             let read = |(topic, qos, payload, properties, expires_at): RetainedRow| {

@@ -184,18 +184,24 @@ impl Store {
         .await
     }
 
-    /// The subscriptions of all clients that are not enrolled, with the session's epoch: whoever publishes must reach them,
+    /// The subscriptions of all clients that are not enrolled, or of these, with the session's epoch: whoever publishes must reach them,
     /// there or not.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn guest_subscriptions(&self) -> Result<Vec<(ClientId, Epoch, Subscription)>, Error> {
+    pub async fn guest_subscriptions(
+        &self,
+        of: Option<Vec<ClientId>>,
+    ) -> Result<Vec<(ClientId, Epoch, Subscription)>, Error> {
+        let of = of.map(|of| of.iter().map(|client| client.as_str().to_owned()).collect::<Vec<_>>());
         self.run(|db| async move {
             let rows: Vec<(String, i64, String, i16, i16, Option<i32>)> = sqlx::query_as(
                 "select client_id, epoch, filter, qos, options, identifier \
                  from wakala.subscription join wakala.session s using (client_id) \
-                 where not exists (select from wakala.terminal t where t.id = s.client_id)",
+                 where not exists (select from wakala.terminal t where t.id = s.client_id) \
+                 and ($1::text[] is null or client_id = any($1)) order by client_id",
             )
+            .bind(of)
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
             let read = |(client, epoch, filter, qos, options, identifier): (String, _, _, _, _, _)| {

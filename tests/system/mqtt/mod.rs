@@ -12,6 +12,7 @@ mod identity;
 mod idle;
 mod killed;
 mod messages;
+mod neighbours;
 mod openssl;
 mod operators;
 mod presence;

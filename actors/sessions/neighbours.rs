@@ -1,0 +1,133 @@
+//! What other nodes tell: what guests subscribe to there, what is retained, for whom something is queued.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use wakala::id::ClientId;
+
+use super::{Inner, Sessions};
+use crate::neighbours::HERE_EVERY;
+use crate::store::Error;
+use crate::store::again::Backoff;
+use crate::store::words::{Ear, Heard, Word};
+
+/// How often it is looked whether there are sessions still, and who there is to be greeted.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// As long as there are others, all is read again so often: a word may have been lost.
+const READ_EVERY: Duration = Duration::from_secs(60);
+
+impl Sessions {
+    /// Tells other nodes that what a guest subscribes to is another.
+    pub(crate) async fn tell_changed(&self, client: &ClientId) {
+        if self.open().is_open() {
+            self.0.neighbours.have_told(Word::Changed(client.clone())).await;
+        }
+    }
+
+    /// Listens before anything is read, so that nothing is missed, and then for ever.
+    pub(super) async fn hear_neighbours(&self) {
+        let store = self.store().clone();
+        let (inner, node) = (Arc::downgrade(&self.0), self.node().to_owned());
+        let (began, begins) = tokio::sync::oneshot::channel();
+        let mut began = Some(began);
+        self.store().handle().spawn(async move {
+            let mut backoff = Backoff::new();
+            loop {
+                let listening = store.listen(&node).await;
+                // Whoever waits for it need not wait for the database: without, all that is there is told of.
+                let first = began.take().is_some_and(|began| began.send(()).is_ok());
+                if inner.strong_count() == 0 {
+                    break;
+                }
+                let heard = match listening {
+                    Ok(mut ear) => {
+                        backoff = Backoff::new();
+                        listen(&inner, &mut ear, first).await
+                    }
+                    Err(error) => Err(error),
+                };
+                let Some(sessions) = inner.upgrade() else { break };
+                sessions.neighbours.listening(false);
+                drop(sessions);
+                match heard {
+                    Ok(()) => break,
+                    Err(error) => tracing::debug!(%error, "other nodes are not heard for now"),
+                }
+                backoff.wait().await;
+            }
+        });
+        let _ = begins.await;
+    }
+
+    async fn hear(&self, words: Vec<Word>) -> Result<(), Error> {
+        if words.is_empty() {
+            return Ok(());
+        }
+        if self.0.neighbours.heard() {
+            // Who has just begun is to know that it is not alone.
+            self.0.neighbours.greet();
+        }
+        let (mut clients, mut topics) = (BTreeSet::new(), BTreeSet::new());
+        for word in words {
+            match word {
+                Word::Here => {}
+                Word::Changed(client) => drop(clients.insert(client)),
+                Word::Retained(topic) => drop(topics.insert(topic)),
+                Word::Queued(client) => drop(self.wake(client.as_str())),
+            }
+        }
+        if !self.open().is_open() {
+            return Ok(());
+        }
+        let (router, store) = (self.router(), self.store());
+        if !clients.is_empty() {
+            let names = clients.iter().cloned().collect();
+            router.adopt(Some(&clients), store.guest_subscriptions(Some(names)).await?);
+        }
+        if !topics.is_empty() {
+            let names = topics.iter().cloned().collect();
+            router.adopt_retained(Some(&topics), store.retained(self.clock().now(), Some(names)).await?);
+        }
+        Ok(())
+    }
+
+    /// Reads all that others may have told of.
+    async fn catch_up(&self) -> Result<(), Error> {
+        if self.open().is_open() {
+            let (router, store) = (self.router(), self.store());
+            router.adopt(None, store.guest_subscriptions(None).await?);
+            router.adopt_retained(None, store.retained(self.clock().now(), None).await?);
+            self.wake_all();
+        }
+        Ok(())
+    }
+}
+
+/// Until the sessions are gone, or the connection is.
+async fn listen(inner: &Weak<Inner>, ear: &mut Ear, first: bool) -> Result<(), Error> {
+    // What is there is read once more when others have heard that this node is there.
+    let (mut greeted, mut read) = (None::<Instant>, None::<Instant>);
+    let mut behind = !first;
+    loop {
+        let heard = ear.hear(PATIENCE).await;
+        let Some(sessions) = inner.upgrade().map(Sessions) else { return Ok(()) };
+        let neighbours = &sessions.0.neighbours;
+        neighbours.listening(true);
+        if greeted.is_none_or(|at| at.elapsed() >= HERE_EVERY) {
+            greeted = Some(Instant::now());
+            neighbours.greet();
+        }
+        match heard? {
+            Heard::Words(words) => sessions.hear(words).await?,
+            Heard::Anything => behind = true,
+            Heard::Nothing => {}
+        }
+        let known = neighbours.are_known();
+        if behind || known && read.is_none_or(|at| at.elapsed() >= READ_EVERY) {
+            sessions.catch_up().await?;
+            (behind, read) = (false, Some(Instant::now()));
+        }
+    }
+}

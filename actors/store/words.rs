@@ -1,0 +1,148 @@
+//! What the nodes of one database tell each other at once (NOTIFY). Words may be lost: what counts is in the tables, and
+//! whoever has not listened for a while reads those.
+
+use std::time::Duration;
+
+use sea_orm::sqlx;
+use sea_orm::sqlx::postgres::{PgListener, PgPoolOptions};
+use wakala::id::ClientId;
+
+use super::batch::Batcher;
+use super::{Error, Store, name};
+
+/// One of them. Nothing in it has a line's end: neither names of nodes and clients nor topics may (1.5.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// A node is there.
+    Here,
+    /// What a client that is no terminal subscribes to is another, or its session is over.
+    Changed(ClientId),
+    /// A topic's retained message is another, or gone.
+    Retained(String),
+    /// Something was queued for a client who is not connected where that was done.
+    Queued(ClientId),
+}
+
+/// Tells words, many in one statement.
+pub type Words = Batcher<Word, ()>;
+
+/// What was heard.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    Words(Vec<Word>),
+    /// The connection was lost: anything may have been said meanwhile.
+    Anything,
+    /// Nothing for a while.
+    Nothing,
+}
+
+/// Hears what other nodes say.
+#[derive(Debug)]
+pub struct Ear {
+    listener: PgListener,
+    node: String,
+}
+
+const CHANNEL: &str = "wakala";
+
+impl Store {
+    /// A batcher for this node's words: at most `room` wait, at most `max` go into one statement.
+    #[must_use]
+    pub fn words(&self, node: &str, room: usize, max: usize) -> Words {
+        let node: std::sync::Arc<str> = node.into();
+        self.batches(room, max, move |store, words: Vec<Word>| {
+            let node = std::sync::Arc::clone(&node);
+            async move {
+                let texts: Vec<String> = words.iter().map(|word| word.text(&node)).collect();
+                store.say(texts).await?;
+                Ok(vec![(); words.len()])
+            }
+        })
+    }
+
+    async fn say(&self, texts: Vec<String>) -> Result<(), Error> {
+        self.run(move |db| async move {
+            sqlx::query("select pg_notify($1, word) from unnest($2::text[]) word")
+                .bind(CHANNEL)
+                .bind(texts)
+                .execute(db.get_postgres_connection_pool())
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Listens from now on, on a connection of its own. To be called, and listened with, on runtime D.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn listen(&self, node: &str) -> Result<Ear, Error> {
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(self.inner.acquire_timeout)
+            .connect_lazy_with(name::lasting(self));
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Ear { listener, node: node.to_owned() })
+    }
+}
+
+impl Ear {
+    /// What other nodes say next, all that is there; or that nobody said anything for so long.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn hear(&mut self, patience: Duration) -> Result<Heard, Error> {
+        let Ok(received) = tokio::time::timeout(patience, self.listener.try_recv()).await else {
+            return Ok(Heard::Nothing);
+        };
+        let Some(first) = received? else { return Ok(Heard::Anything) };
+        let mut words: Vec<Word> = Vec::new();
+        let mut next = Some(first);
+        while let Some(said) = next {
+            // What a later version says besides is for later versions.
+            words.extend(Word::read(said.payload()).filter(|(node, _)| *node != self.node).map(|(_, word)| word));
+            next = self.listener.next_buffered();
+        }
+        Ok(Heard::Words(words))
+    }
+}
+
+impl Word {
+    fn text(&self, node: &str) -> String {
+        let (kind, what) = match self {
+            Self::Here => ("here", ""),
+            Self::Changed(client) => ("changed", client.as_str()),
+            Self::Retained(topic) => ("retained", topic.as_str()),
+            Self::Queued(client) => ("queued", client.as_str()),
+        };
+        format!("{node}\n{kind}\n{what}")
+    }
+
+    fn read(text: &str) -> Option<(&str, Self)> {
+        let (node, said) = text.split_once('\n')?;
+        let (kind, what) = said.split_once('\n')?;
+        let word = match kind {
+            "here" => Self::Here,
+            "changed" => Self::Changed(ClientId::new(what).ok()?),
+            "retained" => Self::Retained(what.to_owned()),
+            "queued" => Self::Queued(ClientId::new(what).ok()?),
+            _ => return None,
+        };
+        Some((node, word))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_read_as_it_was_said() {
+        let client = || ClientId::new("a client").expect("short");
+        for word in [Word::Here, Word::Changed(client()), Word::Retained("a/b".to_owned()), Word::Queued(client())] {
+            assert_eq!(Word::read(&word.text("n1")), Some(("n1", word)));
+        }
+        assert_eq!((Word::read("n1\nlater\nx"), Word::read("n1")), (None, None));
+    }
+}
