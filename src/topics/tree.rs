@@ -187,18 +187,6 @@ mod tests {
         assert!(tree.is_empty());
     }
 
-    #[test]
-    fn the_deepest_filter_there_may_be_needs_little_stack() {
-        let deepest = "/".repeat(super::super::LEVELS_MAX - 1);
-        let walk = move || {
-            let mut tree = Tree::default();
-            tree.insert(&deepest, 1, 1);
-            assert_eq!((found(&tree, &deepest), tree.remove(&deepest, &1)), (vec![1], Some(1)));
-        };
-        // A thread of the runtime has 2 MiB, and others are on it too.
-        std::thread::Builder::new().stack_size(256 << 10).spawn(walk).expect("a thread").join().expect("room");
-    }
-
     fn level() -> impl Strategy<Value = &'static str> {
         prop::sample::select(vec!["", "a", "b", "$x"])
     }
