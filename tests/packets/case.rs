@@ -2,8 +2,6 @@
 
 use wakala::session::Version;
 
-use crate::seen::{self, Seen};
-
 /// More than any case is long.
 pub(crate) const BYTES_MAX: u32 = 300_000_000;
 
@@ -45,16 +43,6 @@ impl Wanted {
             Some(_) => panic!("no verdict: {text}"),
         }
     }
-
-    pub(crate) fn is(&self, seen: &Seen) -> bool {
-        match (self, seen) {
-            (Self::Packet(wanted), Seen::Packet(packet)) => wanted == packet,
-            (Self::Refused(codes), Seen::Refused(code, _)) => codes.contains(code),
-            (Self::Connack(wanted), Seen::Connack(code)) => wanted == code,
-            (Self::Closed, Seen::Closed) | (Self::More, Seen::More) => true,
-            _ => false,
-        }
-    }
 }
 
 /// A refusal in the words of a version.
@@ -75,39 +63,5 @@ impl Case {
             Version::V3 => 3,
             Version::V5 => 5,
         }
-    }
-
-    /// What is wrong with what Wakala makes of it, if anything is.
-    pub(crate) fn fault(&self) -> Option<String> {
-        let look = |bytes: &[u8]| {
-            if self.first { seen::first(bytes, self.bytes_max) } else { seen::seen(self.by, bytes, self.bytes_max) }
-        };
-        let (alone, rest) = look(&self.bytes);
-        let told = |what: &str| {
-            let shown = hex::encode(&self.bytes[..self.bytes.len().min(60)]);
-            Some(format!(
-                "{}: {} (MQTT {}): {what}\n    bytes  {shown}\n    wanted {:?} by {}\n    came   {alone:?}",
-                self.place,
-                self.name,
-                self.version(),
-                self.wanted,
-                self.rule
-            ))
-        };
-        if !self.wanted.is(&alone) {
-            return told("another verdict");
-        }
-        let taken = matches!(alone, Seen::Packet(_));
-        if taken && rest != 0 {
-            return told("bytes of the packet are left over");
-        }
-        if self.wanted != Wanted::More {
-            // What follows in the buffer is another packet, and changes nothing.
-            let followed = look(&[self.bytes.as_slice(), &[0xC0, 0]].concat());
-            if followed.0 != alone || (taken && followed.1 != 2) {
-                return told("another verdict when a PINGREQ follows");
-            }
-        }
-        None
     }
 }

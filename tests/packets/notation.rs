@@ -21,7 +21,7 @@ use std::str::Chars;
 
 use wakala::session::Version;
 
-use crate::case::{BYTES_MAX, Case, Wanted};
+use super::case::{BYTES_MAX, Case, Wanted};
 
 pub(crate) fn table(file: &str, text: &str) -> Vec<Case> {
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.is_empty() && !line.starts_with('#'));

@@ -7,7 +7,7 @@ use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec as v5;
 use v5::{Packet, RetainHandling};
 
-use crate::frames::Inbound;
+use super::frames::Inbound;
 
 pub(crate) fn packet(inbound: &Inbound) -> String {
     match inbound {

@@ -4,8 +4,9 @@ use ntex_bytes::BytesMut;
 use ntex_codec::Decoder;
 use wakala::session::{Version, strict};
 
-use crate::frames::Frames;
-use crate::render;
+use super::case::{Case, Wanted};
+use super::frames::Frames;
+use super::render;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
@@ -63,5 +64,53 @@ fn connect(buffer: &mut BytesMut, bytes_max: u32) -> Seen {
         Ok(Ok(version)) => frame(&Frames::new(version, bytes_max), buffer),
         Ok(Err(level)) => Seen::Connack(if level > 5 { 0x84 } else { 1 }),
         Err(_) => Seen::Closed,
+    }
+}
+
+impl Wanted {
+    pub(crate) fn is(&self, seen: &Seen) -> bool {
+        match (self, seen) {
+            (Self::Packet(wanted), Seen::Packet(packet)) => wanted == packet,
+            (Self::Refused(codes), Seen::Refused(code, _)) => codes.contains(code),
+            (Self::Connack(wanted), Seen::Connack(code)) => wanted == code,
+            (Self::Closed, Seen::Closed) | (Self::More, Seen::More) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Case {
+    /// What is wrong with what Wakala makes of it, if anything is.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let look = |bytes: &[u8]| {
+            if self.first { first(bytes, self.bytes_max) } else { seen(self.by, bytes, self.bytes_max) }
+        };
+        let (alone, rest) = look(&self.bytes);
+        let told = |what: &str| {
+            let shown = hex::encode(&self.bytes[..self.bytes.len().min(60)]);
+            Some(format!(
+                "{}: {} (MQTT {}): {what}\n    bytes  {shown}\n    wanted {:?} by {}\n    came   {alone:?}",
+                self.place,
+                self.name,
+                self.version(),
+                self.wanted,
+                self.rule
+            ))
+        };
+        if !self.wanted.is(&alone) {
+            return told("another verdict");
+        }
+        let taken = matches!(alone, Seen::Packet(_));
+        if taken && rest != 0 {
+            return told("bytes of the packet are left over");
+        }
+        if self.wanted != Wanted::More {
+            // What follows in the buffer is another packet, and changes nothing.
+            let followed = look(&[self.bytes.as_slice(), &[0xC0, 0]].concat());
+            if followed.0 != alone || (taken && followed.1 != 2) {
+                return told("another verdict when a PINGREQ follows");
+            }
+        }
+        None
     }
 }

@@ -4,8 +4,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use wakala::session::Version;
 
-use crate::notation::variable;
-use crate::stranger::is_packet;
+use super::notation::variable;
+use super::stranger::is_packet;
 
 /// Spoils the corpus at random, as often as it is told; says how often it was a packet all the same.
 pub(crate) fn all(corpus: &[Vec<u8>], times: usize) -> usize {

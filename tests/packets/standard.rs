@@ -1,7 +1,7 @@
 //! The tables of the standards, written down once. MQTT 5: table 2-1 and 2-2 (packet types and flags), table 2-4
 //! (properties), tables 3-4 to 3-7 and 3-10 (reason codes, by who may send them).
 
-use crate::notation::{bytes, framed};
+use super::notation::{bytes, framed};
 
 /// A place for properties that a client can write to. A will's are in the CONNECT, behind its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use ntex_codec::{Decoder, Encoder};
 use ntex_mqtt::v5::codec::Packet;
 use wakala::session::{Version, strict};
 
-use crate::frames::{Frames, Inbound, Outbound};
+use super::frames::{Frames, Inbound, Outbound};
 
 /// A terminal sends nothing longer.
 const BYTES_MAX: u32 = 1 << 20;

@@ -1,7 +1,7 @@
 //! The tables that are written by hand.
 
-use crate::case::Case;
-use crate::notation;
+use super::case::Case;
+use super::notation;
 
 /// The tables, and the fewest cases that each has: none gets lost.
 const TABLES: [(&str, &str, usize); 9] = [

@@ -2,9 +2,9 @@
 
 use wakala::session::Version::{self, V3, V5};
 
+use super::super::case::{Case, Wanted};
+use super::super::notation::{bytes, framed};
 use super::case;
-use crate::case::{Case, Wanted};
-use crate::notation::{bytes, framed};
 
 /// A whole packet, and the shorter bodies that are one as well, or are wrong in another way than being cut.
 struct Whole {

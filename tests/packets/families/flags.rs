@@ -2,10 +2,10 @@
 
 use wakala::session::Version;
 
+use super::super::case::{Case, Wanted, refused};
+use super::super::notation::{bytes, framed};
+use super::super::standard::{KINDS, OPEN, Place, reason_codes};
 use super::{VERSIONS, case};
-use crate::case::{Case, Wanted, refused};
-use crate::notation::{bytes, framed};
-use crate::standard::{KINDS, OPEN, Place, reason_codes};
 
 pub(super) fn all() -> Vec<Case> {
     [first_bytes(), connect_flags(), subscription_options(), reasons(), packet_identifiers()].concat()

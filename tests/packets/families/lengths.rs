@@ -2,10 +2,10 @@
 
 use wakala::session::Version;
 
+use super::super::case::{Case, Wanted, refused};
+use super::super::notation::{bytes, framed, variable};
+use super::super::standard::{OPEN, PLACES};
 use super::{VERSIONS, case};
-use crate::case::{Case, Wanted, refused};
-use crate::notation::{bytes, framed, variable};
-use crate::standard::{OPEN, PLACES};
 
 pub(super) fn all() -> Vec<Case> {
     [payloads(), remaining(), properties()].concat()

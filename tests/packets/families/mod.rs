@@ -8,7 +8,7 @@ mod texts;
 
 use wakala::session::Version;
 
-use crate::case::{BYTES_MAX, Case, Wanted};
+use super::case::{BYTES_MAX, Case, Wanted};
 
 pub(crate) const VERSIONS: [Version; 2] = [Version::V3, Version::V5];
 

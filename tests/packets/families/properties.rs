@@ -2,10 +2,10 @@
 
 use wakala::session::Version;
 
+use super::super::case::{Case, Wanted, refused};
+use super::super::notation::{bytes, variable};
+use super::super::standard::{OPEN, PLACES, PROPERTIES, Place, Property, Rule, Twice, is_default};
 use super::case;
-use crate::case::{Case, Wanted, refused};
-use crate::notation::{bytes, variable};
-use crate::standard::{OPEN, PLACES, PROPERTIES, Place, Property, Rule, Twice, is_default};
 
 pub(super) fn all() -> Vec<Case> {
     let mut cases = undefined();

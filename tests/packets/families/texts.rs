@@ -2,10 +2,10 @@
 
 use wakala::session::Version;
 
+use super::super::case::{Case, Wanted, refused};
+use super::super::notation::{bytes, counted, framed};
+use super::super::render::text;
 use super::case;
-use crate::case::{Case, Wanted, refused};
-use crate::notation::{bytes, counted, framed};
-use crate::render::text;
 
 /// First byte, what is before the string, what is after it, and how the packet reads with `{}` for the string.
 type Field = (&'static str, u8, &'static str, &'static str, &'static str);
@@ -122,7 +122,7 @@ pub(super) fn all() -> Vec<Case> {
         let (start, end) = around(*first);
         let frame = |text: &[u8]| {
             let property = [bytes(before), counted(text), bytes(after)].concat();
-            let properties = [crate::notation::variable(property.len()), property].concat();
+            let properties = [super::super::notation::variable(property.len()), property].concat();
             framed(*first, &[bytes(start), properties, bytes(end)].concat())
         };
         cases.extend(of_field(Version::V5, name, reads, frame));

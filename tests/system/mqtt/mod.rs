@@ -15,6 +15,7 @@ mod messages;
 mod neighbours;
 mod openssl;
 mod operators;
+mod packets;
 mod presence;
 mod queue;
 mod refused;
