@@ -39,6 +39,7 @@ use crate::sessions::{Purse, STOPPING, Sessions, Vouch};
 use crate::store::Error;
 use crate::store::again::{Backoff, insist};
 use crate::store::marks::{Mark, Remembered};
+use crate::store::openings::WhenLocked;
 use crate::store::queues::Wanted;
 use crate::store::sessions::{Acknowledged, Ended, Left};
 use crate::store::subscriptions::Changed;
@@ -382,6 +383,7 @@ impl Drop for Session {
             },
             why: self.link.reason().to_owned(),
             at: self.now(),
+            when_locked: WhenLocked::Wait,
         };
         if let Who::Guest { stored } = self.who {
             let kept = remains.expiry_s > 0;

@@ -1,19 +1,23 @@
 //! Ends of connections that are on their way into the database. Who comes back at once waits for the end of its own earlier
 //! connection: else that would count as taken over, its will be sent although the client took its leave, and a session go on
 //! that was to end.
+//!
+//! An end is tried again until the database has an answer: nobody else says it of a node that lives. A later end of the same
+//! client takes its place, for the database would find the earlier one fenced.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use wakala::id::ClientId;
+use wakala::id::{ClientId, Epoch};
 use wakala::session::Change;
 
 use super::{Inner, Sessions};
 use crate::store::Error;
-use crate::store::again::insist;
-use crate::store::sessions::{Ended, Left};
+use crate::store::again::{Backoff, insist};
+use crate::store::openings::WhenLocked;
+use crate::store::sessions::{Closed, Ended, Left};
 use crate::store::subscriptions::Changed;
 
 /// Longer nobody waits: somebody else may have the session locked, and then this end comes too late.
@@ -24,29 +28,41 @@ const ALL_MAX: Duration = Duration::from_secs(5);
 
 /// Who is leaving. Clones are the same ones.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Leaving(Arc<Mutex<BTreeMap<ClientId, watch::Receiver<()>>>>);
+pub(super) struct Leaving(Arc<Mutex<BTreeMap<ClientId, Waits>>>);
+
+/// The end that is waited for.
+#[derive(Clone, Debug)]
+struct Waits {
+    epoch: Epoch,
+    stored: watch::Receiver<()>,
+}
 
 /// Held until the end is stored, or cannot be.
 #[derive(Debug)]
 pub(super) struct Leaves {
     leaving: Leaving,
     client: ClientId,
+    epoch: Epoch,
     /// Closed with this.
-    stored: watch::Sender<()>,
+    _stored: watch::Sender<()>,
 }
 
 impl Leaving {
-    /// A client leaves; of two ends of one client the later is waited for, which is stored last.
-    pub(super) fn leaves(&self, client: &ClientId) -> Leaves {
-        let (stored, hears) = watch::channel(());
-        self.all().insert(client.clone(), hears);
-        Leaves { leaving: self.clone(), client: client.clone(), stored }
+    /// A client leaves. Of two ends of one client that of the later connection is waited for: the other changes nothing.
+    pub(super) fn leaves(&self, client: &ClientId, epoch: Epoch) -> Leaves {
+        let (told, stored) = watch::channel(());
+        let mut all = self.all();
+        if all.get(client).is_none_or(|waits| waits.epoch < epoch) {
+            all.insert(client.clone(), Waits { epoch, stored });
+        }
+        drop(all);
+        Leaves { leaving: self.clone(), client: client.clone(), epoch, _stored: told }
     }
 
     /// Done when the end of this client's connection is stored.
     pub(super) async fn left(&self, client: &ClientId) {
         let leaving = self.all().get(client).cloned();
-        if let Some(mut stored) = leaving {
+        if let Some(Waits { mut stored, .. }) = leaving {
             let _ = tokio::time::timeout(WAIT_MAX, stored.changed()).await;
         }
     }
@@ -59,7 +75,7 @@ impl Leaving {
         }
     }
 
-    fn all(&self) -> MutexGuard<'_, BTreeMap<ClientId, watch::Receiver<()>>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<ClientId, Waits>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -68,8 +84,8 @@ impl Sessions {
     /// Has the end of a connection stored, and before it what the client has changed that is not stored yet. It is the
     /// database's to keep trying: whoever dropped is gone.
     pub(crate) fn ended(&self, ended: Ended, change: Option<Change>) {
-        let (inner, leaves) = (Arc::clone(&self.0), self.0.leaving.leaves(&ended.client));
-        let Some(change) = change else { return inner.ended(ended, leaves) };
+        let (inner, leaves) = (Arc::clone(&self.0), self.0.leaving.leaves(&ended.client, ended.epoch));
+        let Some(change) = change else { return inner.ended(ended, leaves, Backoff::new()) };
         self.0.deps.store.handle().spawn(async move {
             let changed = Changed { client: ended.client.clone(), epoch: ended.epoch, change };
             let stored = insist(|| inner.changes.clone().store(changed.clone())).await;
@@ -82,7 +98,7 @@ impl Sessions {
                     tracing::warn!(%client, %error, "what a client subscribed to before it left could not be stored");
                 }
             }
-            inner.ended(ended, leaves);
+            inner.ended(ended, leaves, Backoff::new());
         });
     }
 
@@ -100,16 +116,32 @@ impl Sessions {
 }
 
 impl Inner {
-    fn ended(&self, ended: Ended, leaves: Leaves) {
-        let noticed = (ended.will == Left::Will).then(|| Arc::clone(&self.ended));
-        self.ends.hand_over(ended, move |stored| {
-            match stored {
-                Ok(_) => noticed.iter().for_each(|noticed| noticed.notify_one()),
-                // If it is lost, the session counts as cut: what was in flight goes out with DUP.
-                Err(error) => {
-                    let client = leaves.client();
-                    tracing::warn!(%client, %error, "the end of a connection could not be stored");
-                }
+    fn ended(self: Arc<Self>, ended: Ended, leaves: Leaves, backoff: Backoff) {
+        let inner = Arc::clone(&self);
+        self.ends.hand_over(ended.clone(), move |stored| match stored {
+            Ok(Closed::Stored) if ended.will == Left::Will => inner.ended.notify_one(),
+            Ok(Closed::Stored | Closed::Fenced) => {}
+            Ok(Closed::Locked) => inner.again(ended, leaves, backoff),
+            Err(Error::Away(why)) => {
+                let client = leaves.client();
+                tracing::debug!(%client, why, "the end of a connection waits for the database");
+                inner.again(ended, leaves, backoff);
+            }
+            // If it is lost, the session counts as cut: what was in flight goes out with DUP.
+            Err(error) => {
+                let client = leaves.client();
+                tracing::warn!(%client, %error, "the end of a connection could not be stored");
+            }
+        });
+    }
+
+    /// Tries once more, after a while. A row that somebody has locked must not be in the way of the others then.
+    fn again(self: Arc<Self>, ended: Ended, leaves: Leaves, mut backoff: Backoff) {
+        let (inner, handle) = (Arc::downgrade(&self), self.deps.store.handle().clone());
+        handle.spawn(async move {
+            backoff.wait().await;
+            if let Some(inner) = inner.upgrade().filter(|_| leaves.is_waited_for()) {
+                inner.ended(Ended { when_locked: WhenLocked::PassOver, ..ended }, leaves, backoff);
             }
         });
     }
@@ -119,12 +151,17 @@ impl Leaves {
     pub(super) fn client(&self) -> &ClientId {
         &self.client
     }
+
+    /// That no later connection of the client has ended since.
+    fn is_waited_for(&self) -> bool {
+        self.leaving.all().get(&self.client).is_some_and(|waits| waits.epoch == self.epoch)
+    }
 }
 
 impl Drop for Leaves {
     fn drop(&mut self) {
         let mut all = self.leaving.all();
-        if all.get(&self.client).is_some_and(|hears| hears.same_channel(&self.stored.subscribe())) {
+        if all.get(&self.client).is_some_and(|waits| waits.epoch == self.epoch) {
             all.remove(&self.client);
         }
     }
@@ -138,7 +175,7 @@ mod tests {
     async fn who_comes_back_waits_for_the_end_of_its_own_connection() {
         let (leaving, a, b) =
             (Leaving::default(), ClientId::new("a").expect("short"), ClientId::new("b").expect("short"));
-        let (first, second) = (leaving.leaves(&a), leaving.leaves(&a));
+        let (first, second) = (leaving.leaves(&a, Epoch(1)), leaving.leaves(&a, Epoch(2)));
         leaving.left(&b).await;
         let waits = tokio::spawn({
             let (leaving, a) = (leaving.clone(), a.clone());
@@ -148,11 +185,14 @@ mod tests {
         drop(first);
         tokio::task::yield_now().await;
         assert!(!waits.is_finished(), "the later end is not stored");
+        // One that was taken over ends later than its successor.
+        let late = leaving.leaves(&a, Epoch(1));
+        assert!(second.is_waited_for() && !late.is_waited_for());
         drop(second);
         waits.await.expect("no panic");
         assert!(leaving.all().is_empty(), "nothing is kept");
         leaving.all_left().await;
-        let (first, second) = (leaving.leaves(&a), leaving.leaves(&b));
+        let (first, second) = (leaving.leaves(&a, Epoch(3)), leaving.leaves(&b, Epoch(1)));
         let waits = tokio::spawn({
             let leaving = leaving.clone();
             async move { leaving.all_left().await }
@@ -164,7 +204,7 @@ mod tests {
         }
         waits.await.expect("no panic");
         // Somebody who never gets through keeps nobody out.
-        let _stuck = leaving.leaves(&a);
+        let _stuck = leaving.leaves(&a, Epoch(4));
         leaving.left(&a).await;
     }
 }

@@ -16,6 +16,7 @@ use wakala::session::Subscription;
 use wakala::time::Time;
 
 use super::batch::Batcher;
+use super::openings::WhenLocked;
 use super::{Error, Store, name, timestamp, wills};
 
 /// A delivery that a client is done with.
@@ -42,6 +43,18 @@ pub struct Ended {
     pub will: Left,
     pub why: String,
     pub at: Time,
+    /// A batch in which one end passes over what is locked waits for no lock.
+    pub when_locked: WhenLocked,
+}
+
+/// What became of the end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    Stored,
+    /// A later connection owns the session.
+    Fenced,
+    /// Somebody else has the session locked; nothing was done.
+    Locked,
 }
 
 /// What a connection leaves of its will.
@@ -68,8 +81,8 @@ pub struct Cut {
 /// Marks deliveries, many in one commit. False when a later connection owns the session.
 pub type Acknowledgements = Batcher<Acknowledged, bool>;
 
-/// Stores ends of connections, many in one commit. False when a later connection owns the session.
-pub type Ends = Batcher<Ended, bool>;
+/// Stores ends of connections, many in one commit.
+pub type Ends = Batcher<Ended, Closed>;
 
 /// How long an end may wait for others. Nobody waits for it but its own client's next connection, and where many come and go
 /// it is a commit for each few of them that is saved.
@@ -139,27 +152,26 @@ impl Store {
         })
     }
 
-    async fn end_sessions(&self, ended: Vec<Ended>) -> Result<Vec<bool>, Error> {
+    async fn end_sessions(&self, ended: Vec<Ended>) -> Result<Vec<Closed>, Error> {
         self.run(move |db| async move {
             let pool = db.get_postgres_connection_pool();
-            let nth_of = |owned: &[(i64, String, i64)]| owned.iter().map(|(nth, ..)| (*nth,)).collect::<Vec<_>>();
             if ended.iter().all(|each| each.expiry_s > 0 && each.will == Left::Nothing) {
                 // Nothing follows it, so the statement is the commit.
-                let mut connection = pool.acquire().await?;
-                let owned = end(&mut connection, &ended).await?;
-                return Ok(nth_true(ended.len(), &nth_of(&owned)));
+                return end(&mut *pool.acquire().await?, &ended).await;
             }
             let mut opened = pool.begin().await?;
-            let owned = end(&mut opened, &ended).await?;
-            wills::end(&mut opened, &ended).await?;
-            let over: Vec<String> =
-                owned.iter().filter(|(_, _, expiry_s)| *expiry_s == 0).map(|(_, client, _)| client.clone()).collect();
+            let closed = end(&mut opened, &ended).await?;
+            let with = || ended.iter().zip(&closed);
+            wills::end(&mut opened, with().filter(|(_, closed)| **closed != Closed::Locked).map(|(each, _)| each))
+                .await?;
+            let over = with().filter(|(each, closed)| each.expiry_s == 0 && **closed == Closed::Stored);
+            let over: Vec<String> = over.map(|(each, _)| each.client.as_str().to_owned()).collect();
             if !over.is_empty() {
                 discard(&mut opened, &over).await?;
                 forget_guests(&mut opened, &over).await?;
             }
             opened.commit().await?;
-            Ok(nth_true(ended.len(), &nth_of(&owned)))
+            Ok(closed)
         })
         .await
     }
@@ -303,15 +315,16 @@ pub(super) fn nth_true(count: usize, true_ones: &[(i64,)]) -> Vec<bool> {
     results
 }
 
-/// Says of connections that they have ended; of those that owned their session, which one, whose, and how long that lives on.
-async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<Vec<(i64, String, i64)>, Error> {
-    let owned = sqlx::query_as(
+/// Says of connections that they have ended, where they owned their session.
+async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<Vec<Closed>, Error> {
+    let pass_over = ended.iter().any(|each| each.when_locked == WhenLocked::PassOver);
+    let text = format!(
         "with e as materialized ( \
            select client_id, epoch, s.connected, s.node, e.expiry_s, e.sent_to, e.at, e.why, e.nth \
            from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::text[]) \
            with ordinality e (client_id, epoch, expiry_s, sent_to, at, why, nth) \
            join (select client_id, epoch, connected, node from wakala.session where client_id = any($1) \
-                 order by client_id for update) s using (client_id, epoch)), \
+                 order by client_id for update{}) s using (client_id, epoch)), \
          lost as (select m.client_id, m.seq from e join wakala.message m using (client_id) where m.qos = 0 \
            order by m.client_id, m.seq for update of m), \
          gone as (delete from wakala.message m using lost where m.client_id = lost.client_id \
@@ -325,17 +338,36 @@ async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<Vec<(i64, String,
            from e where s.client_id = e.client_id and s.epoch = e.epoch returning e.*), \
          went as (insert into wakala.presence (client_id, epoch, online, at, node, why) \
            select client_id, epoch, false, at, node, why from ended where connected) \
-         select nth, client_id, expiry_s from ended",
-    )
-    .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
-    .bind(ended.iter().map(|e| e.epoch.0).collect::<Vec<_>>())
-    .bind(ended.iter().map(|e| i64::from(e.expiry_s)).collect::<Vec<_>>())
-    .bind(ended.iter().map(|e| e.sent_to).collect::<Vec<_>>())
-    .bind(ended.iter().map(|e| timestamp(e.at)).collect::<Vec<_>>())
-    .bind(ended.iter().map(|e| e.why.clone()).collect::<Vec<_>>())
-    .fetch_all(db)
-    .await?;
-    Ok(owned)
+         select nth from ended",
+        if pass_over { " skip locked" } else { "" }
+    );
+    let stored: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
+        .bind(ended.iter().map(|e| e.epoch.0).collect::<Vec<_>>())
+        .bind(ended.iter().map(|e| i64::from(e.expiry_s)).collect::<Vec<_>>())
+        .bind(ended.iter().map(|e| e.sent_to).collect::<Vec<_>>())
+        .bind(ended.iter().map(|e| timestamp(e.at)).collect::<Vec<_>>())
+        .bind(ended.iter().map(|e| e.why.clone()).collect::<Vec<_>>())
+        .fetch_all(&mut *db)
+        .await?;
+    let (stored, mut locked) = (nth_true(ended.len(), &stored), Vec::new());
+    if pass_over && !stored.iter().all(|stored| *stored) {
+        // Whose session is its own still, and yet was not to be had.
+        locked = sqlx::query_as(
+            "select e.nth from unnest($1::text[], $2::bigint[]) with ordinality e (client_id, epoch, nth) \
+             join wakala.session s using (client_id, epoch)",
+        )
+        .bind(ended.iter().map(|e| e.client.as_str().to_owned()).collect::<Vec<_>>())
+        .bind(ended.iter().map(|e| e.epoch.0).collect::<Vec<_>>())
+        .fetch_all(db)
+        .await?;
+    }
+    let closed = stored.into_iter().zip(nth_true(ended.len(), &locked)).map(|each| match each {
+        (true, _) => Closed::Stored,
+        (false, true) => Closed::Locked,
+        (false, false) => Closed::Fenced,
+    });
+    Ok(closed.collect())
 }
 
 async fn forget(db: &mut PgConnection, node: &str, now: OffsetDateTime) -> Result<Vec<Cut>, Error> {

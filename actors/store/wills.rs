@@ -127,8 +127,8 @@ pub(super) async fn keep(db: &mut PgConnection, wills: &[(&ClientId, Epoch, &Las
 }
 
 /// Connections have ended: their wills fall due, or are gone with the client's leave.
-pub(super) async fn end(db: &mut PgConnection, ended: &[Ended]) -> Result<(), Error> {
-    let ended: Vec<&Ended> = ended.iter().filter(|each| each.will != Left::Nothing).collect();
+pub(super) async fn end<'a>(db: &mut PgConnection, ended: impl Iterator<Item = &'a Ended>) -> Result<(), Error> {
+    let ended: Vec<&Ended> = ended.filter(|each| each.will != Left::Nothing).collect();
     if ended.is_empty() {
         return Ok(());
     }

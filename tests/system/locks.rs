@@ -10,7 +10,8 @@ use wakala::id::Epoch;
 use wakala_node::store::Store;
 use wakala_node::store::batch::Batcher;
 use wakala_node::store::cards::{Card, Reference};
-use wakala_node::store::sessions::{Acknowledged, Ended, Left};
+use wakala_node::store::openings::WhenLocked;
+use wakala_node::store::sessions::{Acknowledged, Closed, Ended, Left};
 use wakala_system_tests::{Database, now, terminal};
 
 /// Somebody's database transaction that holds locks until this is dropped.
@@ -76,14 +77,18 @@ const QUEUES: &str = "insert into wakala.session (client_id, epoch, node, connec
      select 'T' || i, 2, 'c/T' || i, 0, 'x', now() from generate_series(4, 1, -1) i";
 
 /// Submits for each terminal; what comes while the first is under way is committed together.
-async fn submit<T: Send + 'static>(batcher: Batcher<T, bool>, things: [T; 4]) {
+async fn submit<T, R>(batcher: Batcher<T, R>, things: [T; 4], wanted: R)
+where
+    T: Send + 'static,
+    R: Copy + std::fmt::Debug + PartialEq + Send + 'static,
+{
     let mut submitted = tokio::task::JoinSet::new();
     for thing in things {
         let batcher = batcher.clone();
         submitted.spawn(async move { batcher.submit(thing).await });
     }
     for done in submitted.join_all().await {
-        assert_eq!(done, Ok(true));
+        assert_eq!(done, Ok(wanted));
     }
 }
 
@@ -96,7 +101,7 @@ fn acknowledge(store: &Store, receipt: bool, order: [u8; 4]) -> impl Future<Outp
         fate: Fate::Delivered,
         at: now(),
     });
-    submit(store.acknowledgements(16, 16), each)
+    submit(store.acknowledgements(16, 16), each, true)
 }
 
 async fn queues() -> (Database, Store) {
@@ -133,8 +138,9 @@ async fn of_messages_too_when_sessions_end() {
         will: Left::Nothing,
         why: "the test says so".to_owned(),
         at: now(),
+        when_locked: WhenLocked::Wait,
     };
-    let call = submit(store.ends(16), [1, 4, 3, 2].map(end));
+    let call = submit(store.ends(16), [1, 4, 3, 2].map(end), Closed::Stored);
     keeps_to_the_order(&database, "message", ["client_id = 'T2'", "client_id = 'T3'"], call).await;
     assert_eq!(database.rows("select count(*) from wakala.message"), "0");
 }

@@ -11,6 +11,7 @@ mod foreign;
 mod identity;
 mod idle;
 mod killed;
+mod leaving;
 mod messages;
 mod neighbours;
 mod openssl;
