@@ -68,7 +68,8 @@ pub struct Options {
     /// Passwords that are verified at the same time. Each takes a thread and, with the usual parameters of argon2id,
     /// 19 MiB.
     pub passwords_at_once: usize,
-    /// The longest that a CONNECT waits for its password to be verified; then the server says that it is busy.
+    /// The longest that a CONNECT waits for its password to be verified; then the server says that it is busy. The addresses
+    /// that connections come from take turns.
     #[serde(with = "humantime_serde")]
     pub password_within: Duration,
     /// Tokens as passwords.

@@ -24,7 +24,8 @@ use crate::sessions::Sessions;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Connections of one address, per worker, that have not sent a whole CONNECT; the next one is closed.
+    /// Connections of one address, per worker, of which it is not known yet who they are: they have not sent a whole CONNECT, or
+    /// wait for their password to be verified. The next one is closed.
     pub strangers_per_address_max: usize,
     /// Connects of one client that may follow each other at once, the successful ones too. On 2G a terminal takes its own
     /// session over again and again. 0 is no limit.
@@ -201,7 +202,7 @@ impl Bounds {
         if !entered {
             counts.crowded.one();
             self.tell(&format!("crowd {place}"), || {
-                tracing::warn!(%place, "connections are closed: too many from there have not sent a CONNECT");
+                tracing::warn!(%place, "connections are closed: too many from there have not said who they are");
             });
         }
         entered.then(|| Entered { bounds: self.clone(), place })
@@ -277,6 +278,11 @@ pub(super) struct Caller {
 }
 
 impl Caller {
+    /// Where it comes from, as limits count it.
+    pub(super) const fn place(&self) -> Place {
+        self.place
+    }
+
     fn now(&self) -> Time {
         self.bounds.sessions.clock().now()
     }

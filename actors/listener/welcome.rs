@@ -46,7 +46,6 @@ pub(super) struct Door {
 /// A place among those who have not proved yet who they are.
 pub(super) struct Stranger {
     _place: OwnedSemaphorePermit,
-    /// Until its CONNECT has come.
     entered: Entered,
 }
 
@@ -100,21 +99,18 @@ impl Door {
         let Some(stranger) = stranger.or_else(|| self.stranger(&io.get_ref())) else {
             return connections.crowded.one();
         };
-        let Stranger { _place, entered } = stranger;
         let Ok(read) = tokio::time::timeout(self.connect_within, self.read_connect(&io)).await else {
             tracing::debug!("no CONNECT in time");
             connections.slow.one();
-            entered.failed();
+            stranger.failed();
             return io.terminate();
         };
-        if read.is_none() {
-            entered.failed();
-        }
-        drop(entered);
         if let Some((frames, connect)) = read {
-            // On the heap for as long as it takes: the session itself does not need this much.
+            // On the heap for as long as it takes: the session itself does not need this much. It is a stranger until it is
+            // known who it is, however long its password waits for its turn.
             Box::pin(self.admit(io, frames, connect, handshake)).await;
         } else {
+            stranger.failed();
             connections.unread.one();
             end(&io).await;
         }

@@ -9,6 +9,7 @@
 
 mod guesses;
 mod kept;
+mod line;
 mod ranges;
 mod rate;
 mod sign;
@@ -26,6 +27,7 @@ use crate::time::Time;
 use guesses::Guesses;
 pub use guesses::Patience;
 use kept::Kept;
+pub use line::Line;
 pub use ranges::Range;
 use ranges::Ranges;
 use rate::Buckets;
@@ -69,7 +71,7 @@ impl std::fmt::Display for Place {
 /// The limits, each with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections of one place that have not sent a whole CONNECT.
+    /// Connections of one place that have not said who they are.
     pub strangers_per_place_max: usize,
     /// Connects of one client; none is no limit.
     pub client_connects: Option<Rate>,
@@ -136,7 +138,7 @@ impl Bounds {
         room
     }
 
-    /// A stranger has sent its CONNECT, or is gone.
+    /// It is known who a stranger is, or it is gone.
     pub fn leave(&mut self, place: Place) {
         if let Some(here) = self.strangers.get_mut(&place) {
             *here = here.saturating_sub(1);

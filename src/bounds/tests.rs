@@ -62,6 +62,22 @@ fn a_bucket_gives_its_burst_and_then_one_token_at_a_time() {
     assert!(wait > Duration::from_millis(800) && wait <= Duration::from_secs(1), "{wait:?}");
 }
 
+#[test]
+fn each_place_has_its_turn_however_many_wait_from_another() {
+    let mut line = Line::default();
+    (0..4).for_each(|n| line.push(place(1), n, |_| false));
+    assert_eq!(line.pop(), Some(0));
+    (10..12).for_each(|n| line.push(place(2), n, |_| false));
+    line.push(place(3), 20, |_| false);
+    let rest: Vec<i32> = std::iter::from_fn(|| line.pop()).collect();
+    assert_eq!(rest, [1, 10, 20, 2, 11, 3]);
+    for n in 0..4 {
+        line.push(place(1), n, |waits| *waits < 2);
+    }
+    let rest: Vec<i32> = std::iter::from_fn(|| line.pop()).collect();
+    assert_eq!(rest, [2, 3], "who has gone is not kept");
+}
+
 /// screentinker #146: a device that connected successfully, again and again, took the server down.
 #[test]
 fn pain_13_a_device_that_connects_in_a_loop_successfully_is_slowed_down() {

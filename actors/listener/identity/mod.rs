@@ -211,7 +211,7 @@ impl Identity {
         let hash = row.as_ref().and_then(|terminal| terminal.password_hash.clone());
         let came = match (&inner.hook, password) {
             (_, Some(password)) if hash.is_some() || inner.hook.is_none() => {
-                let verified = inner.by_password(connect.username.is_some(), row, hash, password).await;
+                let verified = inner.by_password(connect.username.is_some(), row, hash, password, caller).await;
                 verified.and_then(|terminal| inner.terminal(terminal, papers, &connect.client_id, None))
             }
             (None, _) => Err(Refusal::NotAuthorized),
@@ -277,11 +277,12 @@ impl Inner {
         terminal: Option<Terminal>,
         hash: Option<String>,
         Secret(password): Secret,
+        caller: &Caller,
     ) -> Result<Terminal, Refusal> {
         if !named {
             return Err(Refusal::NotAuthorized);
         }
-        match (self.passwords.verify(hash, password).await, terminal) {
+        match (self.passwords.verify(caller.place(), hash, password).await, terminal) {
             (Verdict::Right, Some(terminal)) => Ok(terminal),
             (Verdict::Busy, _) => Err(Refusal::ServerBusy),
             (Verdict::Right | Verdict::Wrong, _) => Err(Refusal::BadUserNameOrPassword),

@@ -1,12 +1,13 @@
 //! Passwords: argon2id, never on an event loop, a bounded number at once.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Argon2, PasswordVerifier as _};
 use ntex_bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use wakala::bounds::{Line, Place};
 
 /// What came of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub(super) enum Verdict {
 #[derive(Clone, Debug)]
 pub(super) struct Passwords {
     room: Arc<Semaphore>,
+    /// No more than there are strangers.
+    line: Arc<Mutex<Line<oneshot::Sender<OwnedSemaphorePermit>>>>,
     within: Duration,
 }
 
@@ -31,23 +34,49 @@ const NOBODY: &str =
 
 impl Passwords {
     pub(super) fn new(at_once: usize, within: Duration) -> Self {
-        Self { room: Arc::new(Semaphore::new(at_once.max(1))), within }
+        Self { room: Arc::new(Semaphore::new(at_once.max(1))), line: Arc::default(), within }
     }
 
-    /// Verifies a password against a PHC string; where there is none, takes as long and says no.
-    pub(super) async fn verify(&self, hash: Option<String>, password: Bytes) -> Verdict {
-        let Ok(Ok(permit)) = tokio::time::timeout(self.within, Arc::clone(&self.room).acquire_owned()).await else {
+    /// Verifies a password that came from there against a PHC string; where there is none, takes as long and says no.
+    pub(super) async fn verify(&self, from: Place, hash: Option<String>, password: Bytes) -> Verdict {
+        let (told, turn) = oneshot::channel();
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).push(from, told, oneshot::Sender::is_closed);
+        self.next();
+        let Ok(Ok(permit)) = tokio::time::timeout(self.within, turn).await else {
+            // Its turn may have come just then.
+            self.next();
             return Verdict::Busy;
         };
+        let after = self.clone();
         let verified = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
             let right = verify(hash.as_deref().unwrap_or(NOBODY), &password);
+            drop(permit);
+            // Not by whoever waits for this: its thread may have much to do.
+            after.next();
             right && hash.is_some()
         });
         match verified.await {
             Ok(true) => Verdict::Right,
             Ok(false) => Verdict::Wrong,
-            Err(_) => Verdict::Busy,
+            Err(_) => {
+                self.next();
+                Verdict::Busy
+            }
+        }
+    }
+
+    /// Gives what room there is to those whose turn it is.
+    fn next(&self) {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Ok(mut permit) = Arc::clone(&self.room).try_acquire_owned() {
+            loop {
+                let Some(next) = line.pop() else { return };
+                match next.send(permit) {
+                    Ok(()) => break,
+                    // It waits no longer.
+                    Err(back) => permit = back,
+                }
+            }
         }
     }
 }
@@ -62,13 +91,17 @@ mod tests {
 
     use super::*;
 
+    fn place(last: u8) -> Place {
+        Place::of(std::net::IpAddr::from([10, 0, 0, last]))
+    }
+
     #[tokio::test]
     async fn only_the_right_password_of_somebody_is_right() {
         let hash = Argon2::default().hash_password(b"kanga").expect("hashed").to_string();
         let passwords = Passwords::new(2, Duration::from_secs(30));
-        assert_eq!(passwords.verify(Some(hash.clone()), Bytes::from_static(b"kanga")).await, Verdict::Right);
-        assert_eq!(passwords.verify(Some(hash), Bytes::from_static(b"kitenge")).await, Verdict::Wrong);
-        assert_eq!(passwords.verify(None, Bytes::from_static(b"kanga")).await, Verdict::Wrong);
+        assert_eq!(passwords.verify(place(1), Some(hash.clone()), Bytes::from_static(b"kanga")).await, Verdict::Right);
+        assert_eq!(passwords.verify(place(1), Some(hash), Bytes::from_static(b"kitenge")).await, Verdict::Wrong);
+        assert_eq!(passwords.verify(place(1), None, Bytes::from_static(b"kanga")).await, Verdict::Wrong);
         assert!(PasswordHash::new(NOBODY).is_ok(), "nobody's hash costs as much as anybody's");
     }
 
@@ -76,6 +109,35 @@ mod tests {
     async fn who_waits_too_long_hears_that_the_server_is_busy() {
         let passwords = Passwords::new(1, Duration::from_millis(10));
         let _held = Arc::clone(&passwords.room).acquire_owned().await.expect("open");
-        assert_eq!(passwords.verify(None, Bytes::from_static(b"x")).await, Verdict::Busy);
+        assert_eq!(passwords.verify(place(1), None, Bytes::from_static(b"x")).await, Verdict::Busy);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_from_one_address_keeps_nobody_from_another_waiting() {
+        let passwords = Passwords::new(1, Duration::from_secs(30));
+        let held = Arc::clone(&passwords.room).acquire_owned().await.expect("open");
+        let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+        let mut tasks = Vec::new();
+        for from in std::iter::repeat_n(1, 40).chain([2]) {
+            let (passwords, told) = (passwords.clone(), told.clone());
+            tasks.push(tokio::spawn(async move {
+                // Not a hash: this is quick.
+                let verdict = passwords.verify(place(from), Some(String::new()), Bytes::from_static(b"x")).await;
+                told.send((from, verdict)).expect("it hears");
+            }));
+            tokio::task::yield_now().await;
+        }
+        // Who waits no longer has no turn.
+        tasks[0].abort();
+        tokio::task::yield_now().await;
+        drop(held);
+        passwords.next();
+        let mut order = Vec::new();
+        for _ in 0..40 {
+            order.push(hears.recv().await.expect("each has its turn"));
+        }
+        let first = order.iter().position(|(from, _)| *from == 2).expect("verified");
+        // They are told on another thread than they are verified on.
+        assert!(first < 20 && order.iter().all(|(_, verdict)| *verdict == Verdict::Wrong), "{order:?}");
     }
 }

@@ -254,6 +254,41 @@ async fn silent_connections_of_one_address_leave_places_for_others() {
     assert_eq!(broker.sessions.bounds_report().crowded, 1);
 }
 
+/// A password is dear: whole CONNECTs of one address under made-up names keep nobody else out.
+#[tokio::test]
+async fn passwords_of_one_address_keep_nobody_else_waiting() {
+    const MANY: u64 = 24;
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| {
+        tuned.listener.strangers_max = 20;
+        tuned.listener.bounds.strangers_per_address_max = 8;
+        tuned.listener.passwords_at_once = 1;
+    })
+    .await;
+    broker.enrol("T1").await;
+    let mut strangers = Vec::new();
+    for n in 0..MANY {
+        let mut wire = Wire::open_from([127, 0, 0, 9], broker.plain(), true).await;
+        wire.say_hello(&format!("made-up-{n}"), true).await;
+        strangers.push(wire);
+        // Its CONNECT is read meanwhile.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let before = broker.sessions.bounds_report();
+    assert!(before.crowded > 0, "{before:?}");
+    let (_wire, connack) = Wire::connect(broker.plain(), true, "T1", true).await;
+    let after = broker.sessions.bounds_report();
+    assert_eq!(connack, [0, 0]);
+    assert!(after.wrong_passwords - before.wrong_passwords <= 3, "{before:?} {after:?}");
+    // Those who are within the limit are all answered.
+    let mut answered = 0;
+    for wire in &mut strangers {
+        answered += u64::from(wire.receive().await.is_some());
+    }
+    let crowded = broker.sessions.bounds_report().crowded;
+    assert_eq!(answered + crowded, MANY);
+}
+
 /// Slow loris, after CONNECT.
 #[tokio::test]
 async fn a_packet_that_dribbles_in_ends_its_connection_and_an_idle_one_stays() {
