@@ -79,9 +79,9 @@ name!(
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(Arc<str>);
 
-/// A client identifier that is empty or longer than [`CLIENT_ID_MAX`].
+/// A client identifier that is empty, longer than [`CLIENT_ID_MAX`], or has the character U+0000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a client identifier has 1 to {CLIENT_ID_MAX} bytes")]
+#[error("a client identifier has 1 to {CLIENT_ID_MAX} bytes, and none of them is 0")]
 pub struct NoClientId;
 
 /// The longest client identifier, in bytes. The standard would have 65,535 of them kept in memory and in every row.
@@ -89,9 +89,11 @@ pub const CLIENT_ID_MAX: usize = 256;
 
 impl ClientId {
     /// # Errors
-    /// When the text is empty or too long.
+    /// When the text is empty, too long, or has U+0000: that is in no string of MQTT (MQTT-1.5.4-2) and in no text of the
+    /// database, which would refuse whatever else is asked together with it.
     pub fn new(text: &str) -> Result<Self, NoClientId> {
-        if (1..=CLIENT_ID_MAX).contains(&text.len()) { Ok(Self(text.into())) } else { Err(NoClientId) }
+        let fits = (1..=CLIENT_ID_MAX).contains(&text.len()) && !text.contains('\0');
+        if fits { Ok(Self(text.into())) } else { Err(NoClientId) }
     }
 
     #[must_use]
@@ -257,6 +259,16 @@ mod tests {
         }
         for bad in ["", "a/b", "a+b", "#", "$SYS", "a b", "é", "a\0", &"x".repeat(NAME_MAX + 1)] {
             assert!(TerminalId::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_client_identifier_is_a_text_that_mqtt_and_the_database_can_hold() {
+        for good in ["T1", "a/b", "é", "a b", &"x".repeat(CLIENT_ID_MAX)] {
+            assert!(ClientId::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "\0", "a\0b", &"x".repeat(CLIENT_ID_MAX + 1)] {
+            assert_eq!(ClientId::new(bad), Err(NoClientId), "{bad:?}");
         }
     }
 

@@ -182,6 +182,10 @@ fn read(mut claims: Map<String, Value>, policy: &Policy, now: Time) -> Result<To
     let publish = templates(&mut claims, &policy.publish_claim)?;
     let subscribe = templates(&mut claims, &policy.subscribe_claim)?;
     match claims.remove(&policy.name_claim) {
+        // As in a CONNECT (MQTT 5, 1.5.4): no client could say it, and no ban name it.
+        Some(Value::String(name)) if name.contains(char::is_control) => {
+            Err(Objection::Claim("there is a control character in the bearer's name"))
+        }
         Some(Value::String(name)) if !name.is_empty() => Ok(Token { name, until, publish, subscribe }),
         _ => Err(Objection::Claim("none of them names the bearer")),
     }

@@ -207,6 +207,11 @@ fn claims_are_what_is_configured_or_the_token_is_not_taken() {
     ] {
         assert_eq!(judge(saying(claims).as_bytes(), &secret(), &policy, at(1000)), Err(wanted), "{claims}");
     }
+    for name in [r"\u0000", r"d\u00001", r"d\n1", r"d\u0085"] {
+        let claims = format!(r#"{{"sub":"{name}","exp":2000}}"#);
+        let judged = judge(saying(&claims).as_bytes(), &secret(), &named_by_sub(), at(0)).map(|token| token.name);
+        assert_eq!(judged, Err(Claim("there is a control character in the bearer's name")), "{name}");
+    }
     // RFC 7519 §4.1.3: whoever does not find himself in `aud` must not take it.
     let anybodys = judge(saying(r#"{"sub":"d1","aud":"x","exp":2000}"#).as_bytes(), &secret(), &named_by_sub(), at(0));
     assert_eq!(anybodys, Err(Audience));
