@@ -227,13 +227,7 @@ impl Bounds {
             ("", Some(user)) => user.clone(),
             (client, _) => client.into(),
         };
-        if let Some(ban) = self.sessions.bans().on(&client, &traits, now) {
-            self.sessions.counts().banned.one();
-            self.tell(&format!("ban {ban} {client}"), || {
-                tracing::info!(client = %client.escape_debug(), ban, "a CONNECT was refused: banned");
-            });
-            return Err(Refusal::Banned);
-        }
+        self.let_by(&client, &traits, now)?;
         let place = Place::of(address);
         let knocked = {
             let mut decided = self.decided();
@@ -242,6 +236,16 @@ impl Bounds {
         };
         knocked.map_err(|excess| self.refuse(excess, &client, place))?;
         Ok(Caller { bounds: self.clone(), traits, place })
+    }
+
+    /// Whoever is banned is not let by.
+    fn let_by(&self, client: &str, traits: &Traits, now: Time) -> Result<(), Refusal> {
+        let Some(ban) = self.sessions.bans().on(client, traits, now) else { return Ok(()) };
+        self.sessions.counts().banned.one();
+        self.tell(&format!("ban {ban} {client}"), || {
+            tracing::info!(client = %client.escape_debug(), ban, "a CONNECT was refused: banned");
+        });
+        Err(Refusal::Banned)
     }
 
     fn refuse(&self, excess: Excess, client: &str, place: Place) -> Refusal {
@@ -285,6 +289,11 @@ impl Caller {
 
     fn now(&self) -> Time {
         self.bounds.sessions.clock().now()
+    }
+
+    /// Its name is known, which it need not have said: a token or a certificate may have.
+    pub(super) fn named(&self, client: &str) -> Result<(), Refusal> {
+        self.bounds.let_by(client, &self.traits, self.now())
     }
 
     /// It has proved who it is.

@@ -193,6 +193,7 @@ impl Door {
             Bearer::Terminal(terminal, _) => (ClientId::from(&terminal.id), Rights::Terminal),
             Bearer::Guest(client, rights) => (client.clone(), rights.clone()),
         };
+        caller.named(client.as_str())?;
         let terms = Terms::of(connect, frames.version(), self.sessions.limits(), &rights)?;
         // Where anybody may connect, a name proves nothing.
         match self.sessions.open().anonymous {

@@ -9,7 +9,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use rcgen::{KeyPair, SigningKey as _};
 use wakala::token::Algorithm;
 use wakala_node::listener::identity::JwtOptions;
-use wakala_system_tests::{Database, terminal};
+use wakala_node::store::bans::NewBan;
+use wakala_system_tests::{Database, now, terminal};
 
 use super::*;
 use crate::mqtt::PASSWORD;
@@ -106,6 +107,7 @@ async fn a_guest_is_who_its_token_names_and_may_what_it_says() {
         ("unsigned", "d1", unsigned, DENIED),
         ("no template", "d1", issuer.names("d1", 60, r##","publish":["a#"]"##), NOT_AUTHORISED),
         ("too many templates", "d1", issuer.names("d1", 60, r#","publish":["a","b","c"]"#), NOT_AUTHORISED),
+        ("a name with U+0000", "", issuer.names("d\\u0000", 60, ""), DENIED),
         ("no token", "d1", "kanga".to_owned(), DENIED),
     ] {
         assert_eq!(hello(client, "d1", &password).code(&broker).await, told, "{what}");
@@ -118,6 +120,28 @@ async fn a_guest_is_who_its_token_names_and_may_what_it_says() {
         };
         assert_eq!(Hello { v5: false, ..hello(client, "d1", &password) }.code(&broker).await, three, "{what}");
     }
+}
+
+#[tokio::test]
+async fn a_guest_that_is_banned_does_not_get_in_by_leaving_its_name_to_its_token() {
+    let database = Database::new();
+    let (issuer, file) = (Issuer::new("k1"), tempfile::NamedTempFile::new().expect("a file"));
+    write_set(file.path(), &[&issuer]);
+    let broker = taking(&database, file.path(), |jwt, _| jwt.terminals = true).await;
+    broker.enrol("T1").await;
+    for name in ["d1", "T1"] {
+        let subject = wakala::ban::Subject::new("client", name).expect("a subject");
+        let ban = NewBan { subject, why: "test".into(), by: "tester".into(), since: now(), until: None };
+        broker.store.ban(ban, 10).await.expect("banned");
+    }
+    broker.sessions.look_for_bans().await.expect("looked");
+    for (name, told) in [("d1", 0x8A), ("T1", 0x8A), ("d2", 0)] {
+        let token = issuer.names(name, 60, "");
+        assert_eq!(hello("", "", &token).code(&broker).await, told, "{name}");
+        assert_eq!(hello("", "anybody", &token).code(&broker).await, told, "{name}");
+    }
+    assert_eq!(database.rows("select count(*) from wakala.presence"), "0", "no session was opened that is stored");
+    assert_eq!(broker.sessions.bounds_report().banned, 2, "the terminal is known by its row");
 }
 
 #[tokio::test]
