@@ -33,7 +33,8 @@ pub struct Options {
     /// How often one more is let in after that.
     #[serde(with = "humantime_serde")]
     pub client_connects_every: Duration,
-    /// Connects from one address that lead to no terminal, or to a guest, that may follow each other at once. 0 is no limit.
+    /// Connects from one address that may follow each other at once, of those that lead to nobody, or to a guest under a name
+    /// that neither its token nor the hook vouches for. 0 is no limit.
     pub address_connects_burst: u32,
     /// How often one more is let in after that.
     #[serde(with = "humantime_serde")]
@@ -216,7 +217,8 @@ impl Bounds {
     }
 
     /// A CONNECT came: what it shows of itself, unless it is banned or comes too often.
-    pub(super) fn knock(&self, io: &IoRef, connect: &Connect) -> Result<Caller, Refusal> {
+    /// `vouched`: somebody vouches for its certificate.
+    pub(super) fn knock(&self, io: &IoRef, connect: &Connect, vouched: bool) -> Result<Caller, Refusal> {
         let (address, now) = (address(io), self.sessions.clock().now());
         let peer = io.query::<PeerCertChain<'static>>();
         let certificate = peer.as_ref().and_then(|PeerCertChain(chain)| Some(tls::fingerprint(chain.first()?)));
@@ -231,11 +233,16 @@ impl Bounds {
         let place = Place::of(address);
         let knocked = {
             let mut decided = self.decided();
-            let further = decided.knock(&client, place, certificate.is_some(), now);
+            let further = decided.knock(&client, place, vouched, now);
             further.and_then(|()| decided.knock_from(&client, address, now))
         };
         knocked.map_err(|excess| self.refuse(excess, &client, place))?;
         Ok(Caller { bounds: self.clone(), traits, place })
+    }
+
+    /// Whether too many came from there who led to nobody.
+    pub(super) fn is_spent(&self, io: &IoRef) -> bool {
+        self.decided().is_spent(Place::of(address(io)), self.sessions.clock().now())
     }
 
     /// Whoever is banned is not let by.
@@ -296,10 +303,23 @@ impl Caller {
         self.bounds.let_by(client, &self.traits, self.now())
     }
 
-    /// It has proved who it is.
+    /// A terminal has proved who it is.
     pub(super) fn proved(&self, client: &str) -> Result<(), Refusal> {
+        self.is_known(client, decided::Bounds::proved)
+    }
+
+    /// A guest has, as far as its name goes.
+    pub(super) fn vouched(&self, client: &str) -> Result<(), Refusal> {
+        self.is_known(client, decided::Bounds::vouched)
+    }
+
+    fn is_known(
+        &self,
+        client: &str,
+        known: impl FnOnce(&mut decided::Bounds, &str, Place, Time) -> Result<(), Excess>,
+    ) -> Result<(), Refusal> {
         let (now, mut decided) = (self.now(), self.bounds.decided());
-        let proved = decided.proved(client, self.place, now);
+        let proved = known(&mut decided, client, self.place, now);
         if let (Ok(()), Some(address)) = (proved, self.traits.address) {
             decided.proved_from(client, address, now);
         }

@@ -161,7 +161,14 @@ impl Door {
 
     async fn admit(&self, io: IoBoxed, frames: Frames, mut connect: Box<Connect>, handshake: Option<Handshake>) {
         self.sessions.taps().connecting(&connect, frames.version());
-        let caller = match self.bounds.knock(&io.get_ref(), &connect) {
+        // Where it makes no difference nobody is asked.
+        let vouched = match &handshake {
+            Some(handshake) if self.bounds.is_spent(&io.get_ref()) => {
+                self.identity.knows_certificate(&io, handshake).await
+            }
+            _ => false,
+        };
+        let caller = match self.bounds.knock(&io.get_ref(), &connect, vouched) {
             Ok(caller) => caller,
             Err(refusal) => return self.turn_away(&io, &frames, &connect, refusal).await,
         };
@@ -188,17 +195,18 @@ impl Door {
         identified: Identified,
         caller: &Caller,
     ) -> Result<Admitted, Refusal> {
-        let Identified { bearer, lease } = identified;
+        let Identified { bearer, lease, vouched } = identified;
         let (client, rights) = match &bearer {
             Bearer::Terminal(terminal, _) => (ClientId::from(&terminal.id), Rights::Terminal),
             Bearer::Guest(client, rights) => (client.clone(), rights.clone()),
         };
         caller.named(client.as_str())?;
         let terms = Terms::of(connect, frames.version(), self.sessions.limits(), &rights)?;
-        // Where anybody may connect, a name proves nothing.
-        match self.sessions.open().anonymous {
-            true => caller.guest(&connect.client_id)?,
-            false => caller.proved(client.as_str())?,
+        match &bearer {
+            Bearer::Terminal(..) => caller.proved(client.as_str())?,
+            Bearer::Guest(..) if vouched => caller.vouched(client.as_str())?,
+            // It could have come under any other name.
+            Bearer::Guest(..) => caller.guest(&connect.client_id)?,
         }
         if !self.sessions.has_room_for(&client, self.connections_max) {
             return Err(Refusal::UseAnotherServer);

@@ -106,6 +106,8 @@ pub struct Bounds {
     places: Buckets<Place>,
     ranges: Ranges,
     known: Kept<Sign, ()>,
+    /// The same of guests, whom others vouch for: however many these are, no terminal is forgotten for them.
+    known_guests: Kept<Sign, ()>,
     guesses: Guesses,
     told: Kept<Sign, ()>,
 }
@@ -123,6 +125,7 @@ impl Bounds {
             places: Buckets::new(limits.place_connects, max),
             ranges: Ranges::new(ranges, limits.known_for, max),
             known: Kept::new(max),
+            known_guests: Kept::new(max),
             guesses: Guesses::new(limits.patience, max),
             told: Kept::new(max),
             limits,
@@ -148,8 +151,8 @@ impl Bounds {
         }
     }
 
-    /// A CONNECT came that names this client, or none. Nothing is counted yet. With a certificate it is not asked how
-    /// many others came from there: what its judgement costs is little, and no other place may be in the way of it.
+    /// A CONNECT came that names this client, or none. Nothing is counted yet. With a certificate that somebody vouches for it
+    /// is not asked how many others came from there: no neighbour may be in the way of it.
     ///
     /// # Errors
     /// When it is to be turned away at once.
@@ -157,8 +160,14 @@ impl Bounds {
         if !client.is_empty() && self.clients.wait(&Sign::of(client), now) > Duration::ZERO {
             return Err(Excess::Client);
         }
-        let free = certificate || self.knows(client, place, now) || self.places.wait(&place, now).is_zero();
+        let free = certificate || self.knows(client, place, now) || !self.is_spent(place, now);
         if free { Ok(()) } else { Err(Excess::Place) }
+    }
+
+    /// Whether too many came from this place who led to nobody.
+    #[must_use]
+    pub fn is_spent(&self, place: Place, now: Time) -> bool {
+        !self.places.wait(&place, now).is_zero()
     }
 
     /// The same CONNECT would be let further in by all else: it is counted against the network that it comes from, if that
@@ -184,11 +193,23 @@ impl Bounds {
         self.count_client(client, now)
     }
 
-    /// A guest is to be let in, under the name that it gave itself, or under none.
+    /// A guest is to be let in, under a name that somebody has vouched for.
     ///
     /// # Errors
     /// When it has connected too often.
+    pub fn vouched(&mut self, client: &str, place: Place, now: Time) -> Result<(), Excess> {
+        self.known_guests.set(Sign::at(client, place), now + self.limits.known_for, (), now);
+        self.count_client(client, now)
+    }
+
+    /// A guest is to be let in, under the name that it gave itself, or under none.
+    ///
+    /// # Errors
+    /// When it has connected too often, or too many have from there; it may have knocked under another name.
     pub fn guest(&mut self, client: &str, place: Place, now: Time) -> Result<(), Excess> {
+        if self.is_spent(place, now) {
+            return Err(Excess::Place);
+        }
         self.places.charge(place, now);
         if client.is_empty() { Ok(()) } else { self.count_client(client, now) }
     }
@@ -235,17 +256,20 @@ impl Bounds {
 
     /// Forgets what is over, so that an idle node has nothing of it. As it is used the tables empty themselves.
     pub fn forget(&mut self, now: Time) {
-        let Self { limits: _, strangers: _, clients, places, ranges, known, guesses, told } = self;
+        let Self { limits: _, strangers: _, clients, places, ranges, known, known_guests, guesses, told } = self;
         clients.forget(now);
         places.forget(now);
         ranges.forget(now);
         known.forget(now);
+        known_guests.forget(now);
         guesses.forget(now);
         told.forget(now);
     }
 
     fn knows(&self, client: &str, place: Place, now: Time) -> bool {
-        !client.is_empty() && self.known.get(&Sign::at(client, place), now).is_some()
+        let sign = Sign::at(client, place);
+        let is_in = |known: &Kept<Sign, ()>| known.get(&sign, now).is_some();
+        !client.is_empty() && (is_in(&self.known) || is_in(&self.known_guests))
     }
 
     fn count_client(&mut self, client: &str, now: Time) -> Result<(), Excess> {

@@ -62,6 +62,35 @@ fn a_bucket_gives_its_burst_and_then_one_token_at_a_time() {
     assert!(wait > Duration::from_millis(800) && wait <= Duration::from_secs(1), "{wait:?}");
 }
 
+/// Whoever can have names made up for him has them counted against his address; whoever has a name vouched for has not.
+#[test]
+fn guests_cost_their_address_unless_somebody_vouches_for_their_name() {
+    let mut bounds = bounds();
+    bounds.proved("T1", place(1), at(0)).expect("the first");
+    for n in 0..3 {
+        assert_eq!(bounds.guest(&format!("random-{n}"), place(1), at(0)), Ok(()));
+    }
+    assert_eq!(bounds.knock("random-3", place(1), false, at(0)), Err(Excess::Place));
+    assert_eq!(bounds.knock("random-0", place(1), false, at(0)), Err(Excess::Place), "nor is one known there");
+    assert_eq!(bounds.guest("", place(1), at(0)), Err(Excess::Place), "nor by the name of one who is");
+    let mut bounds = self::bounds();
+    bounds.proved("T1", place(1), at(0)).expect("the first");
+    for n in 0..100 {
+        assert_eq!(bounds.knock(&format!("d{n}"), place(1), false, at(0)), Ok(()), "{n}");
+        assert_eq!(bounds.vouched(&format!("d{n}"), place(1), at(0)), Ok(()), "{n}");
+    }
+    while bounds.knock("a stranger", place(1), false, at(0)).is_ok() {
+        bounds.failed(place(1), at(0));
+    }
+    assert!(bounds.is_spent(place(1), at(0)) && !bounds.is_spent(place(2), at(0)));
+    assert_eq!(bounds.knock("d99", place(1), false, at(0)), Ok(()), "known there");
+    assert_eq!(
+        bounds.knock("T1", place(1), false, at(0)),
+        Ok(()),
+        "a hundred guests are remembered, and so is a terminal"
+    );
+}
+
 #[test]
 fn each_place_has_its_turn_however_many_wait_from_another() {
     let mut line = Line::default();

@@ -55,6 +55,8 @@ pub(super) struct Identified {
     pub(super) bearer: Bearer,
     /// Until when his proof is good, if it ends.
     pub(super) lease: Option<Lease>,
+    /// His name is not merely what he says.
+    pub(super) vouched: bool,
 }
 
 pub(super) enum Bearer {
@@ -173,6 +175,15 @@ impl Identity {
         (jwt.is_some() || hook.is_some()).then_some(Report { jwt, hook })
     }
 
+    /// Whether somebody vouches for the certificate of this connection: an authority, or a terminal is enrolled with it.
+    pub(super) async fn knows_certificate(&self, io: &IoBoxed, handshake: &Handshake) -> bool {
+        let peer = io.query::<PeerCertChain<'static>>();
+        let certificate = peer.as_ref().and_then(|PeerCertChain(chain)| chain.first().map(tls::fingerprint));
+        let Some(certificate) = certificate else { return false };
+        handshake.asked_authorities()
+            || matches!(self.0.lookups.submit(Sought::Certificate(certificate)).await, Ok(Some(_)))
+    }
+
     /// Whose connection it is, and what it may do.
     pub(super) async fn identify(
         &self,
@@ -250,7 +261,7 @@ impl Inner {
             return Err(Refusal::NotAuthorized);
         }
         let lease = until.map(|until| Lease { until });
-        Ok(Identified { bearer: Bearer::Terminal(Box::new(terminal), papers), lease })
+        Ok(Identified { bearer: Bearer::Terminal(Box::new(terminal), papers), lease, vouched: true })
     }
 
     /// The terminal that is enrolled with the certificate of this connection, and what is to be remembered of that. One
@@ -319,7 +330,7 @@ impl Inner {
             tracing::info!(client = %name, %why, "a token was not taken");
             Refusal::NotAuthorized
         })?;
-        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: Some(Lease { until: token.until }) })
+        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: Some(Lease { until: token.until }), vouched: true })
     }
 
     async fn by_hook(
@@ -370,7 +381,10 @@ impl Inner {
         let name = named_or_assigned(&connect.client_id)?;
         let Allowed { publish, subscribe, .. } = &*allowed;
         let rights = guests.rights(&name, user, publish.as_deref(), subscribe.as_deref());
-        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: until.map(|until| Lease { until }) })
+        // The hook says yes to a user: whoever is one could come under any number of other names.
+        let vouched = user == Some(name.as_str());
+        let lease = until.map(|until| Lease { until });
+        Ok(Identified { bearer: Bearer::Guest(name, rights), lease, vouched })
     }
 }
 
@@ -406,7 +420,7 @@ impl Guests {
     fn anybody(&self, client: &str) -> Result<Identified, Refusal> {
         let name = named_or_assigned(client)?;
         let rights = self.rights(&name, None, None, None);
-        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: None })
+        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: None, vouched: false })
     }
 
     fn read(&self, texts: Option<Vec<String>>) -> Result<Option<Vec<Template>>, NoRights> {

@@ -253,6 +253,11 @@ impl Handshake {
         self.trust.config()
     }
 
+    /// Whether a certificate had to be one that an authority vouches for.
+    pub(super) fn asked_authorities(&self) -> bool {
+        self.trust.asks_authorities()
+    }
+
     /// Judges the certificate that it brought by what is in force now, which may be something else.
     pub(super) fn examine(&self, chain: &[CertificateDer<'_>]) -> Result<Option<Papers>, Objection> {
         self.credentials.trust().examine(chain, &self.trust, UnixTime::now())

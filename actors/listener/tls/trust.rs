@@ -172,6 +172,10 @@ impl Trust {
         Ok(())
     }
 
+    pub(super) const fn asks_authorities(&self) -> bool {
+        self.authorities.is_some()
+    }
+
     fn generation(&self) -> u64 {
         self.authorities.as_ref().map_or(0, |authorities| authorities.generation)
     }

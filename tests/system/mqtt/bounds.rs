@@ -167,6 +167,30 @@ async fn pain_13_strangers_behind_one_address_do_not_keep_its_terminals_out() {
     assert_eq!(certified.introduce("T3", true).await, [0, 0]);
 }
 
+/// Anybody can make a certificate.
+#[tokio::test]
+async fn a_certificate_passes_the_limit_of_its_address_if_an_authority_vouches_for_it_or_a_terminal_has_it() {
+    let papers = Papers::new();
+    papers.issue("other");
+    for authorities in [false, true] {
+        let database = Database::new();
+        let broker = Broker::tuned(database.store().await, HERE.into(), Some(papers.tls(authorities)), |tuned| {
+            tuned.listener.bounds.address_connects_burst = 3;
+            tuned.listener.bounds.address_connects_every = Duration::from_secs(600);
+        })
+        .await;
+        enrol(&broker.store, "T1", Some(papers.terminal.sha256)).await;
+        for n in 0..4 {
+            let connack = Wire::open(broker.plain(), true).await.try_password(&format!("X{n}"), "guess").await;
+            assert_eq!(connack, if n < 3 { [0, 0x86] } else { not_now(true) }, "{n}");
+        }
+        let at = broker.listening.tls.expect("TLS");
+        let told = if authorities { [0, 0x86] } else { not_now(true) };
+        assert_eq!(Client::new(&papers, "other", "-tls1_2").open(at, true).introduce("X9", true).await, told);
+        assert_eq!(Client::new(&papers, "terminal", "-tls1_2").open(at, true).introduce("T1", true).await, [0, 0]);
+    }
+}
+
 /// emqx #3357: on 2G a terminal's new connection comes before its old one is known to be gone; that looked like a conflict.
 #[tokio::test]
 async fn pain_13_a_terminal_on_2g_takes_its_own_session_over_and_over() {

@@ -68,6 +68,32 @@ async fn it_is_told_who_comes_and_says_what_he_may() {
     assert_eq!((&server.last().1["username"], &server.last().1["client"]), (&Value::Null, &Value::from("")));
 }
 
+/// emqx #18218: limits by client identifier were passed with random ones. Here with a password that the hook takes.
+#[tokio::test]
+async fn pain_13_one_password_under_random_client_ids_does_not_pass_the_limit() {
+    let database = Database::new();
+    let server = Server::start(answers(YES)).await;
+    let hook = HookOptions { url: server.url(), ..HookOptions::default() };
+    let broker = broker(&database, |options, _| {
+        options.hook = Some(hook);
+        options.bounds.address_connects_burst = 5;
+        options.bounds.address_connects_every = Duration::from_secs(600);
+    })
+    .await;
+    for _ in 0..8 {
+        assert_eq!(hello("asha", "asha", "kanga").code(&broker).await, 0, "the hook vouches for this name");
+    }
+    for n in 0..8 {
+        let told = if n < 5 { 0 } else { 0x9F };
+        assert_eq!(hello(&format!("random-{n}"), "asha", "kanga").code(&broker).await, told, "{n}");
+    }
+    for client in ["random-0", ""] {
+        assert_eq!(hello(client, "asha", "kanga").code(&broker).await, 0x9F, "{client:?}");
+    }
+    assert_eq!(hello("asha", "asha", "kanga").code(&broker).await, 0, "known there");
+    assert_eq!(broker.sessions.bounds_report().flapping_addresses, 5);
+}
+
 #[tokio::test]
 async fn a_will_and_a_kept_subscription_are_within_the_rights_of_now() {
     let database = Database::new();
