@@ -168,7 +168,7 @@ fn whoever_says_who_is_connected_writes_presence() {
             statements += 1;
         }
     }
-    assert_eq!(statements, 4, "they are made, go on, end, and end with their node");
+    assert_eq!(statements, 5, "they are made, go on, end, end with their node, and end when a terminal has their name");
 }
 
 #[test]

@@ -301,6 +301,8 @@ impl Door {
         if guest {
             self.sessions.router().connected(&client, epoch, inbox, kept, &with);
             self.sessions.came(&client, epoch, now);
+        } else {
+            self.sessions.forget_guest(&client);
         }
         self.sessions.store().metrics().connections.sessions.one();
         self.sessions.register(client, epoch, addr, papers, traits);

@@ -20,6 +20,14 @@ impl Sessions {
         self.0.presence.came(client, epoch, now);
     }
 
+    /// A terminal comes: a guest that had its name before it was enrolled is forgotten.
+    pub(crate) fn forget_guest(&self, terminal: &ClientId) {
+        if self.0.router.keeps(terminal) {
+            self.0.router.over(std::slice::from_ref(terminal));
+            self.0.presence.over(std::slice::from_ref(terminal));
+        }
+    }
+
     /// A guest's connection has ended; the session is kept, or ended with it.
     pub(crate) fn went(&self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) {
         self.0.presence.went(client, epoch, kept, why, now);

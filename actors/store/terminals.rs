@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::sqlx::postgres::PgRow;
+use sea_orm::sqlx::postgres::{PgConnection, PgRow};
 use sea_orm::sqlx::{self, Row as _};
 use time::OffsetDateTime;
 use wakala::ban::Subject;
@@ -14,7 +14,8 @@ use wakala::time::Time;
 
 use super::bans::{self, NewBan, Whom};
 use super::batch::Batcher;
-use super::{Error, Store, accounts, time_of, timestamp};
+use super::sessions::discard;
+use super::{Error, Store, accounts, time_of, timestamp, wills};
 
 /// A terminal, as it is enrolled.
 #[derive(Clone, PartialEq, Eq)]
@@ -104,7 +105,7 @@ fn of_row(row: &PgRow) -> Result<Terminal, Error> {
 }
 
 impl Store {
-    /// Enrols a terminal, opens its session and, where the agent has none yet, a float in this currency.
+    /// Enrols a terminal, opens its session (one that a guest has under this name ends first) and, where the agent has none yet, a float in this currency.
     ///
     /// # Errors
     /// When the database does not do it.
@@ -134,11 +135,18 @@ impl Store {
                     .await?;
                 return Ok(if taken { Enrolment::NameTaken } else { Enrolment::CertificateTaken });
             }
-            sqlx::query("insert into wakala.session (client_id, created_at) values ($1, $2) on conflict do nothing")
-                .bind(terminal.id.as_str())
-                .bind(at)
-                .execute(&mut *opened)
-                .await?;
+            // Where there is one already it is locked.
+            let (epoch,): (i64,) = sqlx::query_as(
+                "insert into wakala.session (client_id, created_at) values ($1, $2) \
+                 on conflict (client_id) do update set created_at = excluded.created_at returning epoch",
+            )
+            .bind(terminal.id.as_str())
+            .bind(at)
+            .fetch_one(&mut *opened)
+            .await?;
+            if epoch > 0 {
+                end_guest(&mut opened, terminal.id.as_str(), at).await?;
+            }
             let float = [Account::float(terminal.agent, currency)].into();
             let mut found = accounts::known(&mut opened, &store.inner.accounts, &float).await?;
             accounts::make_missing(&mut opened, &mut found, &float).await?;
@@ -258,4 +266,24 @@ impl Store {
         })
         .await
     }
+}
+
+/// Ends the session that a guest has under this name: nothing of it is the terminal's, its connection is fenced off, and what it
+/// leaves is sent.
+async fn end_guest(db: &mut PgConnection, name: &str, at: OffsetDateTime) -> Result<(), Error> {
+    wills::overtake(db, std::iter::once((name, false, at))).await?;
+    discard(db, &[name.to_owned()]).await?;
+    sqlx::query(
+        "with was as materialized (select client_id, epoch, connected, node from wakala.session where client_id = $1), \
+         ended as (update wakala.session s set epoch = s.epoch + 1, began = s.epoch + 1, connected = false, node = null, \
+             disconnected_at = $2, expiry_s = 0, expires_at = null, sent_seq = null, ended_why = 'enrolled as a terminal' \
+           where s.client_id = $1) \
+         insert into wakala.presence (client_id, epoch, online, at, node, why) \
+         select client_id, epoch, false, $2, node, 'enrolled as a terminal' from was where connected",
+    )
+    .bind(name)
+    .bind(at)
+    .execute(db)
+    .await?;
+    Ok(())
 }

@@ -145,6 +145,49 @@ async fn a_guest_that_is_banned_does_not_get_in_by_leaving_its_name_to_its_token
 }
 
 #[tokio::test]
+async fn a_terminal_inherits_nothing_of_a_guest_that_had_its_name() {
+    let database = Database::new();
+    let (issuer, file) = (Issuer::new("k1"), tempfile::NamedTempFile::new().expect("a file"));
+    write_set(file.path(), &[&issuer]);
+    let broker = taking(&database, file.path(), |_, _| ()).await;
+    let tokens = ["T1", "T2", "d1"].map(|name| issuer.names(name, 60, ""));
+    let (mut other, _) = hello("d1", "", &tokens[2]).at(&broker).await;
+    let (mut away, _) = Hello { kept: true, ..hello("T1", "", &tokens[0]) }.at(&broker).await;
+    let (mut live, _) = Hello { kept: true, will: Some("wills"), ..hello("T2", "", &tokens[1]) }.at(&broker).await;
+    assert_eq!((away.subscribe("news/#", 1).await, live.subscribe("news/#", 1).await), (1, 1));
+    assert_eq!(other.subscribe("wills", 0).await, 0);
+    away.leave().await;
+    broker.connected(2).await;
+    assert_eq!(published(&mut other, "news/1").await, 0);
+    let left = "select (select count(*) from wakala.subscription), (select count(*) from wakala.message where client_id = 'T1'), \
+                (select count(*) from wakala.will where due_at is null)";
+    assert_eq!(database.rows(left), "2|1|1");
+    for name in ["T1", "T2"] {
+        broker.enrol(name).await;
+    }
+    assert_eq!(database.rows(left), "0|0|0");
+    let told = "select why from wakala.presence where client_id = 'T2' and not online";
+    assert_eq!(database.rows(told), "enrolled as a terminal");
+    // The guest that is connected goes.
+    assert_eq!(live.receive().await.map(|(first, _)| first), Some(0x32), "what was sent to it before");
+    assert_eq!(sent_away(&mut live).await, 0x8E);
+    let (first, body) = other.receive().await.expect("its will");
+    assert!(first == 0x30 && body.ends_with(b"gone"), "{body:?}");
+    broker.connected(1).await;
+    for name in ["T1", "T2"] {
+        let (mut wire, connack) = Wire::connect(broker.plain(), true, name, false).await;
+        assert_eq!(connack, [0, 0], "{name}: no session is present");
+        let before = broker.store.tally().await.expect("the database is there");
+        published(&mut other, "news/2").await;
+        wire.silence().await;
+        if name == "T2" {
+            let after = broker.store.tally().await.expect("the database is there");
+            assert_eq!(format!("{before:?}"), format!("{after:?}"), "nobody subscribes");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_session_ends_with_its_token() {
     let database = Database::new();
     let (issuer, file) = (Issuer::new("k1"), tempfile::NamedTempFile::new().expect("a file"));
