@@ -16,11 +16,11 @@ pub struct Options {
     /// Publishes of one client in a second, over time; who sends more is left unread until they are paid for, and nothing
     /// is lost. 0 is no limit.
     pub publishes_per_second: u32,
-    /// How many publishes may come at once.
+    /// How many publishes may come at once, on each connection anew.
     pub publishes_burst: u32,
     /// Bytes of topics and payloads that one client publishes in a second, over time. 0 is no limit.
     pub bytes_per_second: u32,
-    /// How many bytes may come at once.
+    /// How many bytes may come at once, on each connection anew.
     pub bytes_burst: u32,
     /// Publishes of all terminals of one agent together that are connected to this node, in a second, over time. Whose
     /// publish is beyond that is left unread until it is paid for. 0 is no limit.
