@@ -81,25 +81,28 @@ impl Leaving {
 }
 
 impl Sessions {
-    /// Has the end of a connection stored, and before it what the client has changed that is not stored yet. It is the
-    /// database's to keep trying: whoever dropped is gone.
+    /// Has the end of a connection stored, and what the client has changed that is not stored yet, each by itself: an end that
+    /// comes late is not believed, and the will is sent. It is the database's to keep trying: whoever dropped is gone.
     pub(crate) fn ended(&self, ended: Ended, change: Option<Change>) {
-        let (inner, leaves) = (Arc::clone(&self.0), self.0.leaving.leaves(&ended.client, ended.epoch));
-        let Some(change) = change else { return inner.ended(ended, leaves, Backoff::new()) };
-        self.0.deps.store.handle().spawn(async move {
+        let leaves = Arc::new(self.0.leaving.leaves(&ended.client, ended.epoch));
+        if let Some(change) = change {
             let changed = Changed { client: ended.client.clone(), epoch: ended.epoch, change };
-            let stored = insist(|| inner.changes.clone().store(changed.clone())).await;
-            Self(Arc::clone(&inner)).tell_changed(&changed.client).await;
-            match stored {
-                // Who came back asks for it again: it was not acknowledged.
-                Ok(()) | Err(Error::Fenced(_)) => {}
-                Err(error) => {
-                    let client = leaves.client();
-                    tracing::warn!(%client, %error, "what a client subscribed to before it left could not be stored");
-                }
+            self.0.deps.store.handle().spawn(self.clone().left_over(changed, Arc::clone(&leaves)));
+        }
+        Arc::clone(&self.0).ended(ended, leaves, Backoff::new());
+    }
+
+    async fn left_over(self, changed: Changed, leaves: Arc<Leaves>) {
+        let stored = insist(|| self.changes().store(changed.clone())).await;
+        self.tell_changed(&changed.client).await;
+        match stored {
+            // Who came back asks for it again: it was not acknowledged.
+            Ok(()) | Err(Error::Fenced(_)) => {}
+            Err(error) => {
+                let client = leaves.client();
+                tracing::warn!(%client, %error, "what a client subscribed to before it left could not be stored");
             }
-            inner.ended(ended, leaves, Backoff::new());
-        });
+        }
     }
 
     /// Done when the end of a client's connection to this node is stored, if it has just ended.
@@ -116,7 +119,7 @@ impl Sessions {
 }
 
 impl Inner {
-    fn ended(self: Arc<Self>, ended: Ended, leaves: Leaves, backoff: Backoff) {
+    fn ended(self: Arc<Self>, ended: Ended, leaves: Arc<Leaves>, backoff: Backoff) {
         let inner = Arc::clone(&self);
         self.ends.hand_over(ended.clone(), move |stored| match stored {
             Ok(Closed::Stored) if ended.will == Left::Will => inner.ended.notify_one(),
@@ -136,7 +139,7 @@ impl Inner {
     }
 
     /// Tries once more, after a while. A row that somebody has locked must not be in the way of the others then.
-    fn again(self: Arc<Self>, ended: Ended, leaves: Leaves, mut backoff: Backoff) {
+    fn again(self: Arc<Self>, ended: Ended, leaves: Arc<Leaves>, mut backoff: Backoff) {
         let (inner, handle) = (Arc::downgrade(&self), self.deps.store.handle().clone());
         handle.spawn(async move {
             backoff.wait().await;

@@ -61,25 +61,26 @@ impl Sessions {
         let _ = begins.await;
     }
 
-    async fn hear(&self, words: Vec<Word>) -> Result<(), Error> {
+    /// True when all is to be read again.
+    async fn hear(&self, words: Vec<Word>) -> Result<bool, Error> {
         if words.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         if self.0.neighbours.heard() {
-            // Who has just begun is to know that it is not alone.
-            self.0.neighbours.greet();
+            self.0.neighbours.tell(|| Word::Anything);
         }
+        let again = words.contains(&Word::Anything);
         let (mut clients, mut topics) = (BTreeSet::new(), BTreeSet::new());
         for word in words {
             match word {
-                Word::Here => {}
+                Word::Here | Word::Anything => {}
                 Word::Changed(client) => drop(clients.insert(client)),
                 Word::Retained(topic) => drop(topics.insert(topic)),
                 Word::Queued(client) => drop(self.wake(client.as_str())),
             }
         }
         if !self.open().is_open() {
-            return Ok(());
+            return Ok(false);
         }
         let (router, store) = (self.router(), self.store());
         if !clients.is_empty() {
@@ -90,7 +91,7 @@ impl Sessions {
             let names = topics.iter().cloned().collect();
             router.adopt_retained(Some(&topics), store.retained(self.clock().now(), Some(names)).await?);
         }
-        Ok(())
+        Ok(again)
     }
 
     /// Reads all that others may have told of.
@@ -120,7 +121,7 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, first: bool) -> Result<(), E
             neighbours.greet();
         }
         match heard? {
-            Heard::Words(words) => sessions.hear(words).await?,
+            Heard::Words(words) => behind |= sessions.hear(words).await?,
             Heard::Anything => behind = true,
             Heard::Nothing => {}
         }

@@ -1,10 +1,11 @@
 //! What the nodes of one database tell each other at once (NOTIFY). Words may be lost: what counts is in the tables, and
 //! whoever has not listened for a while reads those.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use sea_orm::sqlx;
-use sea_orm::sqlx::postgres::{PgListener, PgPoolOptions};
+use sea_orm::sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
 use wakala::id::ClientId;
 
 use super::batch::Batcher;
@@ -15,6 +16,8 @@ use super::{Error, Store, name};
 pub enum Word {
     /// A node is there.
     Here,
+    /// Until now it did not know that others are, and told nobody anything.
+    Anything,
     /// What a client that is no terminal subscribes to is another, or its session is over.
     Changed(ClientId),
     /// A topic's retained message is another, or gone.
@@ -37,10 +40,18 @@ pub enum Heard {
 }
 
 /// Hears what other nodes say.
-#[derive(Debug)]
 pub struct Ear {
-    listener: PgListener,
+    /// Under way all the time: what is cut short while it connects anew would not say that it did.
+    next: Pin<Box<dyn Future<Output = (PgListener, Received)> + Send>>,
     node: String,
+}
+
+type Received = Result<Option<PgNotification>, sqlx::Error>;
+
+impl std::fmt::Debug for Ear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ear").field("node", &self.node).finish_non_exhaustive()
+    }
 }
 
 const CHANNEL: &str = "wakala";
@@ -83,7 +94,7 @@ impl Store {
             .connect_lazy_with(name::lasting(self));
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen(CHANNEL).await?;
-        Ok(Ear { listener, node: node.to_owned() })
+        Ok(Ear { next: next(listener), node: node.to_owned() })
     }
 }
 
@@ -93,25 +104,38 @@ impl Ear {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn hear(&mut self, patience: Duration) -> Result<Heard, Error> {
-        let Ok(received) = tokio::time::timeout(patience, self.listener.try_recv()).await else {
+        let Ok((mut listener, received)) = tokio::time::timeout(patience, &mut self.next).await else {
             return Ok(Heard::Nothing);
         };
-        let Some(first) = received? else { return Ok(Heard::Anything) };
         let mut words: Vec<Word> = Vec::new();
-        let mut next = Some(first);
-        while let Some(said) = next {
-            // What a later version says besides is for later versions.
-            words.extend(Word::read(said.payload()).filter(|(node, _)| *node != self.node).map(|(_, word)| word));
-            next = self.listener.next_buffered();
-        }
-        Ok(Heard::Words(words))
+        let heard = received.map(|first| {
+            let connected = first.is_some();
+            let mut said = first;
+            while let Some(notification) = said {
+                // What a later version says besides is for later versions.
+                let word = Word::read(notification.payload()).filter(|(node, _)| *node != self.node);
+                words.extend(word.map(|(_, word)| word));
+                said = listener.next_buffered();
+            }
+            if connected { Heard::Words(words) } else { Heard::Anything }
+        });
+        self.next = next(listener);
+        Ok(heard?)
     }
+}
+
+fn next(mut listener: PgListener) -> Pin<Box<dyn Future<Output = (PgListener, Received)> + Send>> {
+    Box::pin(async move {
+        let received = listener.try_recv().await;
+        (listener, received)
+    })
 }
 
 impl Word {
     fn text(&self, node: &str) -> String {
         let (kind, what) = match self {
             Self::Here => ("here", ""),
+            Self::Anything => ("anything", ""),
             Self::Changed(client) => ("changed", client.as_str()),
             Self::Retained(topic) => ("retained", topic.as_str()),
             Self::Queued(client) => ("queued", client.as_str()),
@@ -124,6 +148,7 @@ impl Word {
         let (kind, what) = said.split_once('\n')?;
         let word = match kind {
             "here" => Self::Here,
+            "anything" => Self::Anything,
             "changed" => Self::Changed(ClientId::new(what).ok()?),
             "retained" => Self::Retained(what.to_owned()),
             "queued" => Self::Queued(ClientId::new(what).ok()?),
@@ -140,7 +165,13 @@ mod tests {
     #[test]
     fn a_word_is_read_as_it_was_said() {
         let client = || ClientId::new("a client").expect("short");
-        for word in [Word::Here, Word::Changed(client()), Word::Retained("a/b".to_owned()), Word::Queued(client())] {
+        for word in [
+            Word::Here,
+            Word::Anything,
+            Word::Changed(client()),
+            Word::Retained("a/b".to_owned()),
+            Word::Queued(client()),
+        ] {
             assert_eq!(Word::read(&word.text("n1")), Some(("n1", word)));
         }
         assert_eq!((Word::read("n1\nlater\nx"), Word::read("n1")), (None, None));
