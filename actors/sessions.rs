@@ -76,7 +76,7 @@ pub struct Options {
     pub unreleased_max: NonZeroU16,
     /// Messages for one client whose session ends with its connection that may wait for it; more are dropped.
     pub direct_max: NonZeroU16,
-    /// Bytes of their topics and payloads that may wait, in each of the two places where they do.
+    /// Bytes that they take in memory, with their topics and properties, in each of the two places where they wait.
     pub direct_bytes_max: NonZeroU32,
     /// Subscriptions of one client; more are refused.
     pub subscriptions_max: NonZeroU16,

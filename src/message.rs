@@ -24,8 +24,10 @@ pub struct Message {
 }
 
 /// The properties of a PUBLISH that a server forwards unaltered (3.3.2.3).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Properties {
+    /// In memory, all of it. Counted once: a message has many subscribers, and there may be thousands of user properties.
+    bytes: u32,
     /// Payload Format Indicator 1: the payload is UTF-8.
     pub is_utf8_payload: bool,
     pub content_type: Option<ByteString>,
@@ -35,6 +37,27 @@ pub struct Properties {
     pub user_properties: UserProperties,
 }
 
+impl Default for Properties {
+    fn default() -> Self {
+        Self::new(false, None, None, None, UserProperties::new())
+    }
+}
+
+impl Properties {
+    #[must_use]
+    pub fn new(
+        is_utf8_payload: bool,
+        content_type: Option<ByteString>,
+        response_topic: Option<ByteString>,
+        correlation_data: Option<Bytes>,
+        user_properties: UserProperties,
+    ) -> Self {
+        let new = Self { bytes: 0, is_utf8_payload, content_type, response_topic, correlation_data, user_properties };
+        let each = size_of_val(new.user_properties.as_slice());
+        Self { bytes: length(size_of::<Self>() + each + new.byte_len()), ..new }
+    }
+}
+
 impl Message {
     /// What a client published; its topic alias has been resolved.
     #[must_use]
@@ -42,15 +65,22 @@ impl Message {
         let Publish { qos, retain, topic, properties, .. } = publish;
         let seconds = |interval: NonZeroU32| std::time::Duration::from_secs(interval.get().into());
         let expires_at = properties.message_expiry_interval.map(|interval| now + seconds(interval));
-        let forwarded = Properties {
-            is_utf8_payload: properties.is_utf8_payload,
-            content_type: properties.content_type,
-            response_topic: properties.response_topic,
-            correlation_data: properties.correlation_data,
-            user_properties: properties.user_properties,
-        };
+        let forwarded = Properties::new(
+            properties.is_utf8_payload,
+            properties.content_type,
+            properties.response_topic,
+            properties.correlation_data,
+            properties.user_properties,
+        );
         let properties = (forwarded != Properties::default()).then(|| Box::new(forwarded));
         Self { topic, payload, qos, retain, expires_at, properties }
+    }
+
+    /// What it takes in memory: its topic, its payload and its properties.
+    #[must_use]
+    pub fn bytes(&self) -> u32 {
+        let properties = self.properties.as_ref().map_or(0, |properties| properties.bytes);
+        length(self.topic.len() + self.payload.len()).saturating_add(properties)
     }
 
     #[must_use]
@@ -77,6 +107,43 @@ impl Message {
             ..PublishProperties::default()
         }
     }
+}
+
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// How many bytes of a PUBLISH are its topic, its properties and its payload.
+#[must_use]
+pub fn published_bytes(publish: &Publish, payload: &Bytes) -> usize {
+    let properties = &publish.properties;
+    let forwarded = forwarded_bytes(
+        properties.is_utf8_payload,
+        [&properties.content_type, &properties.response_topic],
+        properties.correlation_data.as_ref(),
+        &properties.user_properties,
+    );
+    publish.topic.len() + forwarded + payload.len()
+}
+
+/// How many bytes such properties have on the wire, without the length before them.
+fn forwarded_bytes(
+    is_utf8_payload: bool,
+    texts: [&Option<ByteString>; 2],
+    correlation_data: Option<&Bytes>,
+    user_properties: &UserProperties,
+) -> usize {
+    let texts = texts.into_iter().flatten().map(|text| 3 + text.len());
+    2 * usize::from(is_utf8_payload)
+        + texts.sum::<usize>()
+        + correlation_data.map_or(0, |value| 3 + value.len())
+        + user_property_bytes(user_properties)
+}
+
+/// How many bytes user properties have on the wire.
+#[must_use]
+pub fn user_property_bytes(properties: &UserProperties) -> usize {
+    properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum()
 }
 
 /// The identifiers of table 2-4.
@@ -128,13 +195,12 @@ impl Properties {
     /// How many bytes [`Properties::to_bytes`] gives.
     #[must_use]
     pub fn byte_len(&self) -> usize {
-        let text = |value: &Option<ByteString>| value.as_ref().map_or(0, |value| 3 + value.len());
-        let user = self.user_properties.iter().map(|(name, value)| 5 + name.len() + value.len());
-        2 * usize::from(self.is_utf8_payload)
-            + text(&self.content_type)
-            + text(&self.response_topic)
-            + self.correlation_data.as_ref().map_or(0, |value| 3 + value.len())
-            + user.sum::<usize>()
+        forwarded_bytes(
+            self.is_utf8_payload,
+            [&self.content_type, &self.response_topic],
+            self.correlation_data.as_ref(),
+            &self.user_properties,
+        )
     }
 
     /// # Errors
@@ -156,7 +222,8 @@ impl Properties {
                 _ => return Err(Unreadable),
             }
         }
-        Ok(read)
+        let Self { is_utf8_payload, content_type, response_topic, correlation_data, user_properties, .. } = read;
+        Ok(Self::new(is_utf8_payload, content_type, response_topic, correlation_data, user_properties))
     }
 }
 
@@ -180,13 +247,13 @@ mod tests {
 
     fn whole() -> Properties {
         let text = |text: &'static str| ByteString::from_static(text);
-        Properties {
-            is_utf8_payload: true,
-            content_type: Some(text("text/plain")),
-            response_topic: Some(text("r/1")),
-            correlation_data: Some(Bytes::from_static(&[0, 1, 255])),
-            user_properties: vec![(text("b"), text("1")), (text("a"), text("2")), (text("b"), text(""))],
-        }
+        Properties::new(
+            true,
+            Some(text("text/plain")),
+            Some(text("r/1")),
+            Some(Bytes::from_static(&[0, 1, 255])),
+            vec![(text("b"), text("1")), (text("a"), text("2")), (text("b"), text(""))],
+        )
     }
 
     #[test]
@@ -230,5 +297,24 @@ mod tests {
     fn most_messages_have_no_properties() {
         let message = Message::of(Publish::default(), Bytes::new(), Time::from_millis(0));
         assert_eq!((message.properties, message.expires_at), (None, None));
+    }
+
+    /// A user property of 5 bytes on the wire is many more in memory.
+    #[test]
+    fn what_a_message_takes_in_memory_is_counted_with_its_properties() {
+        let publish = |count| Publish {
+            topic: ByteString::from_static("t"),
+            properties: PublishProperties {
+                user_properties: vec![(ByteString::new(), ByteString::new()); count],
+                ..PublishProperties::default()
+            },
+            ..Publish::default()
+        };
+        let payload = Bytes::from_static(b"1234");
+        let bytes = |count| Message::of(publish(count), payload.clone(), Time::from_millis(0)).bytes();
+        assert_eq!(bytes(0), 5);
+        let each = size_of::<(ByteString, ByteString)>();
+        assert!(usize::try_from(bytes(13_000)).expect("few") >= 13_000 * each && each >= 32, "{}", bytes(13_000));
+        assert_eq!(published_bytes(&publish(13_000), &payload), 5 + 13_000 * 5);
     }
 }

@@ -21,7 +21,7 @@ pub struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     arrived: VecDeque<Arrival>,
-    /// Of their topics and payloads.
+    /// What they take in memory.
     bytes: u32,
     /// There are rows of which nothing arrived.
     look: bool,
@@ -209,5 +209,24 @@ pub(crate) mod tests {
         assert!(inbox.take(&mut taken, Waker::noop()) && taken.take().is_some_and(|taken| taken.len() == 1));
         assert!(inbox.hand(addressed));
         assert!(!inbox.take(&mut taken, Waker::noop()) && taken.is_some_and(|taken| taken.len() == 1));
+    }
+
+    /// User properties that are empty have no bytes in the topic or the payload.
+    #[test]
+    fn what_a_message_has_in_properties_takes_room_too() {
+        let inbox = Inbox::new(&limits(8, 1000));
+        let nothing = (ntex_bytes::ByteString::new(), ntex_bytes::ByteString::new());
+        let properties = wakala::message::Properties::new(false, None, None, None, vec![nothing; 100]);
+        let message = wakala::message::Message {
+            topic: "t".into(),
+            payload: Bytes::new(),
+            qos: ntex_mqtt::v5::codec::QoS::AtLeastOnce,
+            retain: false,
+            expires_at: None,
+            properties: Some(Box::new(properties)),
+        };
+        let qos = message.qos;
+        let addressed = Addressed { message: Arc::new(message), qos, retain: false, identifiers: vec![] };
+        assert!(inbox.hand(addressed.clone()) && !inbox.hand(addressed));
     }
 }

@@ -96,13 +96,13 @@ pub(super) async fn keep(db: &mut PgConnection, wills: &[(&ClientId, Epoch, &Las
         return Ok(());
     }
     let properties = wills.iter().map(|(_, _, will)| {
-        let properties = Properties {
-            is_utf8_payload: will.is_utf8_payload.unwrap_or(false),
-            content_type: will.content_type.clone(),
-            response_topic: will.response_topic.clone(),
-            correlation_data: will.correlation_data.clone(),
-            user_properties: will.user_properties.clone(),
-        };
+        let properties = Properties::new(
+            will.is_utf8_payload.unwrap_or(false),
+            will.content_type.clone(),
+            will.response_topic.clone(),
+            will.correlation_data.clone(),
+            will.user_properties.clone(),
+        );
         (properties != Properties::default()).then(|| properties.to_bytes())
     });
     let properties: Vec<Option<Vec<u8>>> = properties.collect();

@@ -25,7 +25,7 @@ pub struct Limits {
     pub admitting_max: NonZeroU16,
     /// Messages above QoS 0 for a client whose session ends with its connection that may wait for it; more are dropped.
     pub direct_max: NonZeroU16,
-    /// Bytes of their topics and payloads that may wait: with as many the next one is dropped.
+    /// Bytes that they take in memory, with their topics and properties: with as many the next one is dropped.
     pub direct_bytes_max: NonZeroU32,
     /// Subscriptions of one client; more are refused.
     pub subscriptions_max: NonZeroU16,

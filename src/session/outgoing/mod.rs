@@ -57,15 +57,15 @@ pub struct Addressed {
 }
 
 impl Addressed {
-    /// Of its topic and payload.
+    /// What the message takes in memory.
     #[must_use]
     pub fn bytes(&self) -> u32 {
-        u32::try_from(self.message.topic.len() + self.message.payload.len()).unwrap_or(u32::MAX)
+        self.message.bytes()
     }
 }
 
 impl What {
-    /// Of its topic and payload, or of the receipt.
+    /// What the message takes in memory, or the receipt.
     #[must_use]
     pub fn bytes(&self) -> u32 {
         match self {
@@ -106,7 +106,7 @@ pub(super) struct Outgoing {
     direct_id: u16,
     /// How many in the queue came directly.
     direct: u16,
-    /// Of their topics and payloads.
+    /// What they take in memory.
     direct_bytes: u32,
     settled: Settled,
     aliases: Told,

@@ -137,12 +137,9 @@ fn identifiers_that_are_in_flight_are_not_given_again() {
 #[test]
 fn what_fits_is_what_the_codec_writes() {
     let text = ByteString::from_static;
-    let properties = |name: &'static str| Properties {
-        is_utf8_payload: true,
-        content_type: Some(text(name)),
-        response_topic: Some(text("r")),
-        correlation_data: Some(Bytes::from_static(b"123")),
-        user_properties: vec![(text("a"), text(name)), (text("b"), text(""))],
+    let properties = |name: &'static str| {
+        let users = vec![(text("a"), text(name)), (text("b"), text(""))];
+        Properties::new(true, Some(text(name)), Some(text("r")), Some(Bytes::from_static(b"123")), users)
     };
     let long: &'static str = "x".repeat(150).leak();
     for (payload, with, qos, expires) in [
