@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use ntex::io::{IoBoxed, RecvError};
+use wakala::message::published_bytes;
 use wakala::session::Event;
 use wakala::time::Time;
 
@@ -112,7 +113,7 @@ impl Session {
     /// Takes a terminal's publish out of what it shares with the others of its agent; until when they owe it, if they do.
     fn owed(&self, event: &Event, now: Time) -> Option<Time> {
         match (&self.purse, event) {
-            (Some(purse), Event::Publish(publish, payload)) => purse.pay(publish.topic.len() + payload.len(), now),
+            (Some(purse), Event::Publish(publish, payload)) => purse.pay(published_bytes(publish, payload), now),
             _ => None,
         }
     }

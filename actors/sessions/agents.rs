@@ -16,7 +16,7 @@ use wakala::time::Time;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shares {
     pub(super) publishes: Option<Rate>,
-    /// Of their topics and payloads.
+    /// Of their topics, properties and payloads.
     pub(super) bytes: Option<Rate>,
 }
 

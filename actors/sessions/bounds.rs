@@ -18,7 +18,8 @@ pub struct Options {
     pub publishes_per_second: u32,
     /// How many publishes may come at once, on each connection anew.
     pub publishes_burst: u32,
-    /// Bytes of topics and payloads that one client publishes in a second, over time. 0 is no limit.
+    /// Bytes of topics, properties and payloads that one client publishes in a second, over time, and of the filters that it
+    /// subscribes to and leaves. 0 is no limit.
     pub bytes_per_second: u32,
     /// How many bytes may come at once, on each connection anew.
     pub bytes_burst: u32,
@@ -27,7 +28,7 @@ pub struct Options {
     pub agent_publishes_per_second: u32,
     /// How many of theirs may come at once.
     pub agent_publishes_burst: u32,
-    /// Bytes of topics and payloads that they publish together in a second, over time. 0 is no limit.
+    /// Bytes of topics, properties and payloads that they publish together in a second, over time. 0 is no limit.
     pub agent_bytes_per_second: u32,
     /// How many bytes of theirs may come at once.
     pub agent_bytes_burst: u32,

@@ -41,7 +41,7 @@ use ntex_mqtt::v5::codec::{Disconnect, DisconnectReasonCode as Reason, Packet, Q
 
 use crate::conservation::Fate;
 use crate::id::ClientId;
-use crate::message::Message;
+use crate::message::{Message, published_bytes};
 use crate::time::Time;
 use crate::topics;
 use connect::Terms;
@@ -55,7 +55,7 @@ use rights::Target;
 pub use rights::{Closed, Granted, Grants, NoTemplate, Rights, TEMPLATE_MAX, Template, Templates};
 pub use sizes::Sizes;
 use strict::Flaw;
-use subscriptions::{Asked, Pending};
+use subscriptions::{Asked, Pending, changed_bytes};
 pub use subscriptions::{Change, Subscription};
 
 /// The two protocol versions.
@@ -339,13 +339,16 @@ impl Session {
                 self.hears(now);
                 // What the outgoing side does on a packet, it does now.
                 self.outgoing.now(now);
+                if let Some(bytes) = changed_bytes(&packet) {
+                    self.pacer.changed(bytes, &self.limits.pace, now);
+                }
                 if let Err(flaw) = self.packet(packet, effects) {
                     self.close(Some(flaw.reason), flaw.why, effects);
                 }
             }
             Event::Publish(publish, payload) => {
                 self.hears(now);
-                self.pacer.published(publish.topic.len() + payload.len(), &self.limits.pace, now);
+                self.pacer.published(published_bytes(&publish, &payload), &self.limits.pace, now);
                 if let Err(flaw) = self.publish(publish, payload, now, effects) {
                     self.close(Some(flaw.reason), flaw.why, effects);
                 }

@@ -17,12 +17,12 @@ pub const LATE: &str = "a packet that was begun was not whole in time";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
     pub publishes: Option<Rate>,
-    /// Of their topics and payloads.
+    /// Of topics, properties and payloads that it publishes, and of the filters that it subscribes to.
     pub bytes: Option<Rate>,
     pub frame_within: Option<Duration>,
 }
 
-/// Who published too fast.
+/// Who was too fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TooFast {
     /// The client by itself.
@@ -50,9 +50,19 @@ enum Reads {
 }
 
 impl Pacer {
+    /// One more publish.
     pub(super) fn published(&mut self, bytes: usize, pace: &Pace, now: Time) {
+        self.take(1, bytes, pace, now);
+    }
+
+    /// A SUBSCRIBE or an UNSUBSCRIBE: what it has in bytes it has to pay for too.
+    pub(super) fn changed(&mut self, bytes: usize, pace: &Pace, now: Time) {
+        self.take(0, bytes, pace, now);
+    }
+
+    fn take(&mut self, publishes: u32, bytes: usize, pace: &Pace, now: Time) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let each = [(pace.publishes, &mut self.publishes, 1), (pace.bytes, &mut self.bytes, bytes)];
+        let each = [(pace.publishes, &mut self.publishes, publishes), (pace.bytes, &mut self.bytes, bytes)];
         let until = each.into_iter().filter_map(|(rate, bucket, tokens)| {
             bucket.take(rate?, tokens, now);
             Some(bucket.empty_until(rate?))

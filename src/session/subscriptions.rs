@@ -13,6 +13,7 @@ use super::rights::Rights;
 use super::strict::Flaw;
 use super::{Effect, Session, protocol};
 use crate::id::ClientId;
+use crate::message::user_property_bytes;
 
 /// One subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +99,22 @@ impl Pending {
     fn uses(&self, packet_id: NonZeroU16) -> bool {
         self.answers.iter().any(|&(used, _)| used == packet_id)
     }
+}
+
+/// How many bytes of a SUBSCRIBE or UNSUBSCRIBE packet are its filters and its user properties; None of another packet.
+pub(super) fn changed_bytes(packet: &Packet) -> Option<usize> {
+    let (filters, user_properties) = match packet {
+        // Each has its length before it, and its options behind it.
+        Packet::Subscribe(subscribe) => (
+            subscribe.topic_filters.iter().map(|(filter, _)| 3 + filter.len()).sum::<usize>(),
+            &subscribe.user_properties,
+        ),
+        Packet::Unsubscribe(unsubscribe) => {
+            (unsubscribe.topic_filters.iter().map(|filter| 2 + filter.len()).sum(), &unsubscribe.user_properties)
+        }
+        _ => return None,
+    };
+    Some(filters + user_property_bytes(user_properties))
 }
 
 impl Session {

@@ -55,6 +55,28 @@ fn a_client_that_sends_too_many_bytes_is_left_unread_until_they_are_paid_for() {
     assert!(effects.is_empty() && !session.full());
 }
 
+/// Bytes that are no topic and no payload are bytes too.
+#[test]
+fn properties_and_filters_are_paid_for() {
+    let bytes = Pace { bytes: Rate::per_second(10, 30), ..Pace::default() };
+    let mut session = paced(bytes);
+    let Event::Publish(mut empty, payload) = publish(0, "") else { panic!("a publish") };
+    empty.properties.user_properties = vec![(ByteString::new(), ByteString::new()); 6];
+    session.handle(Event::Publish(empty, payload), at(0), &mut Vec::new());
+    assert_eq!(session.held_by(), Some(TooFast::Client));
+    let mut session = paced(bytes);
+    let filter = "a/filter/that/does/have/30/byt";
+    let topic_filters = vec![(filter.into(), SubscriptionOptions::default())];
+    let subscribe = Subscribe { packet_id: id(1), id: None, user_properties: vec![], topic_filters };
+    session.handle(Event::Packet(Packet::Subscribe(subscribe)), at(0), &mut Vec::new());
+    assert_eq!(session.held_by(), Some(TooFast::Client));
+    let mut session = paced(bytes);
+    session.handle(Event::Packet(Packet::PingRequest), at(0), &mut Vec::new());
+    let unsubscribe = Unsubscribe { packet_id: id(1), user_properties: vec![], topic_filters: vec![filter.into()] };
+    session.handle(Event::Packet(Packet::Unsubscribe(unsubscribe)), at(0), &mut Vec::new());
+    assert_eq!(session.held_by(), Some(TooFast::Client));
+}
+
 /// What the terminals of its agent owe together is told to each with its own publish.
 #[test]
 fn a_terminal_whose_agent_was_too_fast_is_left_unread_until_all_is_paid_for() {
