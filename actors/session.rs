@@ -118,7 +118,7 @@ impl Session {
             Who::Guest { .. } => None,
         };
         let session = Self {
-            willed: twin.terms().will.is_some(),
+            willed: twin.willed(),
             twin,
             epoch,
             who,
@@ -377,9 +377,9 @@ impl Drop for Session {
             expiry_s: remains.expiry_s,
             sent_to: remains.sent_to,
             will: match remains.will {
-                Some(_) => Left::Will,
-                None if self.willed => Left::Void,
-                None => Left::Nothing,
+                true => Left::Will,
+                false if self.willed => Left::Void,
+                false => Left::Nothing,
             },
             why: self.link.reason().to_owned(),
             at: self.now(),

@@ -191,8 +191,8 @@ pub struct Remains {
     pub expiry_s: u32,
     /// Deliveries up to this place were sent.
     pub sent_to: i64,
-    /// The will, unless the client took its leave.
-    pub will: Option<Box<mqtt::LastWill>>,
+    /// There is a will, and the client did not take its leave.
+    pub will: bool,
     /// What has been changed and is not known to be stored, of a session that lives on.
     pub change: Option<Change>,
 }
@@ -203,6 +203,8 @@ pub struct Session {
     client: ClientId,
     rights: Rights,
     terms: Terms,
+    /// Its will is stored; so as long as it stays, all that is known here is that there is one.
+    willed: bool,
     present: bool,
     /// Made when the client publishes first: of many subscribers none ever is.
     incoming: Option<Box<Incoming>>,
@@ -225,11 +227,12 @@ impl Session {
     pub fn load(
         client: ClientId,
         rights: Rights,
-        terms: Terms,
+        mut terms: Terms,
         limits: &Arc<Limits>,
         loaded: Loaded,
         now: Time,
     ) -> Self {
+        let willed = terms.will.take().is_some();
         let outgoing = Outgoing::new(&client, &rights, &terms, limits, &loaded, now);
         let mut session = Self {
             incoming: None,
@@ -241,6 +244,7 @@ impl Session {
             heard: now,
             closed: false,
             present: loaded.present,
+            willed,
             terms,
             rights,
             client,
@@ -271,6 +275,12 @@ impl Session {
     #[must_use]
     pub fn terms(&self) -> &Terms {
         &self.terms
+    }
+
+    /// Whether it has a will that was not given up.
+    #[must_use]
+    pub fn willed(&self) -> bool {
+        self.willed
     }
 
     /// How many deliveries wait for the client's acknowledgement, and how many are held to be sent.
@@ -391,7 +401,7 @@ impl Session {
     #[must_use]
     pub fn remains(&mut self) -> Remains {
         let (expiry_s, sent_to) = (self.terms.expiry_s, self.outgoing.sent_to());
-        Remains { expiry_s, sent_to, will: self.terms.will.take(), change: self.unstored() }
+        Remains { expiry_s, sent_to, will: self.willed, change: self.unstored() }
     }
 
     fn packet(&mut self, packet: Packet, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
@@ -495,7 +505,7 @@ impl Session {
             self.terms.expire_after(expiry_s);
         }
         if disconnect.reason_code == Reason::NormalDisconnection {
-            self.terms.will = None;
+            self.willed = false;
         }
         self.close(None, "the client disconnected", effects);
     }

@@ -395,7 +395,8 @@ fn a_will_is_kept_until_the_client_takes_its_leave() {
         let (mut session, _) = resumed(Version::V5, &connect, Loaded::default());
         let effects = handle(&mut session, Event::Packet(Packet::Disconnect(Disconnect::new(reason))), 1);
         assert_eq!(told(&effects), ["close"]);
-        assert_eq!(session.remains().will.is_some(), kept);
+        assert_eq!(session.remains().will, kept);
+        assert!(session.terms().will.is_none(), "what it says is stored, and not in memory besides");
     }
     let connect = Connect { last_will: Some(mqtt::LastWill { retain: true, ..will }), ..asked(false) };
     let terms = |version, rights| Terms::of(&connect, version, &limits(), &rights);
