@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ntex_mqtt::v5::codec::{QoS, RetainHandling};
+use ntex_mqtt::v5::codec::QoS;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use wakala::id::{ClientId, Epoch};
@@ -17,11 +17,11 @@ use wakala::message::Message;
 use wakala::presence::{Board, Standing, Told, concerns, topic};
 use wakala::session::{Addressed, Subscription};
 use wakala::time::Time;
-use wakala::topics::shared;
 
 use crate::cli::rfc3339;
 use crate::ports::Clock;
 use crate::router::Router;
+use crate::router::owed::{Behind, Owed, Page, Share};
 use crate::store::publications::Publication;
 use crate::store::sessions::Cut;
 
@@ -147,28 +147,28 @@ impl Presence {
 
     /// What a new subscription hears first: how those stand whom it concerns.
     #[must_use]
-    pub fn retained(&self, new: &Subscription, existed: bool) -> Vec<Addressed> {
+    pub(crate) fn owed(&self, new: &Subscription, existed: bool) -> Option<Owed> {
         if !concerns(&new.filter) {
-            return Vec::new();
+            return None;
         }
         // Before the board is read: who comes then is told of.
         self.0.watched.store(true, Ordering::Relaxed);
-        let wanted = match new.options.retain_handling {
-            RetainHandling::AtSubscribe => true,
-            RetainHandling::AtSubscribeNew => !existed,
-            RetainHandling::NoAtSubscribe => false,
-        };
-        if !wanted || matches!(shared(&new.filter), Ok(Some(_))) {
-            return Vec::new();
-        }
+        let until = self.board().changes();
+        Owed::of(new, existed, Behind::Present(None), until)
+    }
+
+    /// The next of them, as far as the share goes.
+    pub(crate) fn page(&self, owed: &mut Owed, share: &mut Share, now: Time) -> Vec<Addressed> {
+        let Behind::Present(after) = owed.behind() else { return Vec::new() };
         let board = self.board();
-        let found = board.matching(&new.filter).into_iter().map(|(client, standing)| Addressed {
-            message: Arc::new(message(&self.0.node, client, standing, None)),
-            qos: new.options.qos,
-            retain: true,
-            identifiers: new.identifier.into_iter().collect(),
+        let found = board.look(owed.filter(), after.as_ref(), owed.until()).map(|(client, standing)| {
+            (client, standing.map(|standing| Arc::new(message(&self.0.node, client, standing, None))))
         });
-        found.collect()
+        let Page { messages, last, done } = owed.fill(found, share, now);
+        let last = last.map(|client| Behind::Present(Some(client.clone())));
+        drop(board);
+        owed.go_on(last, done);
+        messages
     }
 
     /// What was not told because too much waited, since the node started.
@@ -245,5 +245,37 @@ fn message(node: &str, client: &ClientId, standing: Standing, why: Option<&str>)
         retain: false,
         expires_at: None,
         properties: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use ntex_mqtt::v5::codec::SubscriptionOptions;
+
+    use super::*;
+
+    #[test]
+    fn a_new_subscriber_hears_of_everybody_a_page_at_a_time() {
+        let (presence, now) = (Presence::new(&Options::default(), "n1"), Time::from_millis(1));
+        for n in 0..600 {
+            presence.came(&ClientId::new(&format!("c{n}")).expect("short"), Epoch(1), now);
+        }
+        let options = SubscriptionOptions::default();
+        let all = Subscription { filter: "$SYS/presence/+".into(), options, identifier: None };
+        let mut owed = presence.owed(&all, false).expect("owed");
+        // Of who comes now it is told.
+        presence.came(&ClientId::new("later").expect("short"), Epoch(1), now);
+        let (mut pages, mut heard) = (Vec::new(), BTreeSet::new());
+        while !owed.is_done() {
+            let page = presence.page(&mut owed, &mut Share { looks: 256, bytes: u32::MAX }, now);
+            pages.push(page.len());
+            heard.extend(page.into_iter().map(|addressed| addressed.message.topic.to_string()));
+        }
+        assert_eq!((pages, heard.len()), (vec![256, 256, 88], 600));
+        let mut few = presence.owed(&all, false).expect("owed");
+        let page = presence.page(&mut few, &mut Share { looks: 256, bytes: 1000 }, now);
+        assert!(page.len() < 20 && !few.is_done(), "{} of them", page.len());
     }
 }

@@ -7,6 +7,7 @@
 
 mod crowd;
 mod elsewhere;
+pub(crate) mod owed;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
@@ -14,16 +15,17 @@ use std::task::Waker;
 use std::time::Duration;
 
 use ntex_bytes::ByteString;
-use ntex_mqtt::v5::codec::{QoS, RetainHandling};
+use ntex_mqtt::v5::codec::QoS;
 use serde::{Deserialize, Serialize};
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala::message::Message as Published;
 use wakala::session::{Addressed, Subscription, Template, What};
 use wakala::time::Time;
-use wakala::topics::{Granted, Match, Retained, Subscriptions, matches, shared};
+use wakala::topics::{Granted, Match, Retained, Subscriptions, matches};
 
 use self::crowd::Crowd;
+use self::owed::{Behind, Owed};
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
 use crate::session::inbox::Inbox;
@@ -253,7 +255,8 @@ impl Router {
         drop(table);
         let mut kept = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
         for message in retained {
-            kept.keep(&message.topic.clone(), Arc::new(message));
+            let bytes = message.bytes();
+            kept.keep(&message.topic.clone(), Arc::new(message), bytes);
         }
         Ok(())
     }
@@ -317,43 +320,23 @@ impl Router {
         }
     }
 
-    /// Messages that match are for this client from now on, unless a later connection has its session. Gives what is retained
-    /// for it now (3.8.3.1).
+    /// Messages that match are for this client from now on, unless a later connection has its session. Gives what it is owed of
+    /// what is retained now (3.8.3.1).
     #[must_use]
-    pub fn subscribe(
-        &self,
-        client: &ClientId,
-        epoch: Epoch,
-        new: &Subscription,
-        existed: bool,
-        now: Time,
-    ) -> Vec<Addressed> {
+    pub(crate) fn subscribe(&self, client: &ClientId, epoch: Epoch, new: &Subscription, existed: bool) -> Option<Owed> {
         {
             let mut table = self.0.table.write();
             if !table.is_of(client, epoch) {
-                return Vec::new();
+                return None;
             }
             table.subscribe(client, new);
         }
-        let wanted = match new.options.retain_handling {
-            RetainHandling::AtSubscribe => true,
-            RetainHandling::AtSubscribeNew => !existed,
-            RetainHandling::NoAtSubscribe => false,
-        };
-        if !wanted || matches!(shared(&new.filter), Ok(Some(_))) {
-            return Vec::new();
-        }
         let own = new.filter.split('/').next() == Some("$SYS");
-        let stores = if own { &self.0.announced } else { &self.0.retained };
-        let retained = stores.read().unwrap_or_else(PoisonError::into_inner);
-        let found = retained.matching(&new.filter).filter(|(_, message)| !message.is_over(now));
-        let addressed = |message: &Arc<Published>| Addressed {
-            message: Arc::clone(message),
-            qos: new.options.qos,
-            retain: true,
-            identifiers: new.identifier.into_iter().collect(),
-        };
-        found.map(|(_, message)| addressed(message)).collect()
+        let (stores, behind) =
+            if own { (&self.0.announced, Behind::Announced(None)) } else { (&self.0.retained, Behind::Retained(None)) };
+        // Whoever publishes later finds the subscription.
+        let until = stores.read().unwrap_or_else(PoisonError::into_inner).count();
+        Owed::of(new, existed, behind, until)
     }
 
     /// The opposite, of the same.
@@ -378,10 +361,10 @@ impl Router {
         now: Time,
     ) -> Option<Publication> {
         self.0.table.metrics.published.one();
+        // Before it is sent: who subscribes in between has it twice, and else would not have it.
+        let retain = (message.retain && self.retain(message)).then(|| Arc::clone(message));
         // At QoS 2 nobody has it before it is sure that it did not come before.
         let waits = remember.is_some();
-        // Whoever subscribes meanwhile has it twice, and not not at all.
-        let retain = (message.retain && self.retain(message)).then(|| Arc::clone(message));
         let (to, then) = self.send(publisher, message, waits);
         let stored = !to.is_empty() || retain.is_some() || remember.is_some();
         stored.then_some(Publication { to, then, retain, remember, ..Publication::at(now) })
@@ -421,7 +404,7 @@ impl Router {
         let (topic, payload, qos) = (ByteString::from(topic), text.into(), QoS::AtMostOnce);
         let message = Published { topic, payload, qos, retain: true, expires_at: None, properties: None };
         let message = Arc::new(message);
-        announced.keep(&message.topic, Arc::clone(&message));
+        announced.keep(&message.topic, Arc::clone(&message), message.bytes());
         drop(announced);
         // At QoS 0 there is nothing to store.
         let _ = self.send(None, &message, false);
@@ -507,7 +490,7 @@ impl Router {
         if message.payload.is_empty() {
             retained.forget(&message.topic);
         } else if retained.len() < self.0.retained_max || retained.get(&message.topic).is_some() {
-            retained.keep(&message.topic, Arc::clone(message));
+            retained.keep(&message.topic, Arc::clone(message), message.bytes());
         } else {
             self.0.table.metrics.unretained.one();
             return false;

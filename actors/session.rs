@@ -34,6 +34,7 @@ use wakala::time::Time;
 use self::counted::Counted;
 use self::frames::{Frames, Outbound};
 use self::inbox::{Arrivals, Inbox};
+use self::outward::Debts;
 use self::socket::Ear;
 use crate::sessions::{Purse, STOPPING, Sessions, Vouch};
 use crate::store::Error;
@@ -58,8 +59,12 @@ pub struct Session {
     io: IoBoxed,
     frames: Counted<Frames>,
     inbox: Arc<Inbox>,
-    /// Taken from the inbox, and what was retained for a new subscription. None when there is nothing.
+    /// Taken from the inbox, or a page of what is owed. None when there is nothing.
     arrivals: Option<Arrivals>,
+    /// What is retained for new subscriptions and was not taken yet: that goes before whatever is in the inbox.
+    owed: Option<Debts>,
+    /// How much of that may be looked at in this turn.
+    looks: u16,
     /// A DISCONNECT is the last packet: the socket is closed a little later, so that the client can read it.
     lingers: bool,
     /// The socket is left unread while the twin is full.
@@ -128,6 +133,8 @@ impl Session {
             frames: Counted(frames),
             inbox: Arc::clone(&inbox),
             arrivals: None,
+            owed: None,
+            looks: 0,
             lingers: false,
             unread: false,
             closed: false,
@@ -190,17 +197,8 @@ impl Session {
                 let mark = Mark::Received { client: self.client(), epoch: self.epoch, seq };
                 self.mark(mark, Event::Kept { seq }, ctx);
             }
-            Effect::Subscribed { subscription, existed } => {
-                if let Who::Guest { .. } = self.who {
-                    let router = self.sessions.router();
-                    let mut retained = router.subscribe(self.twin.client(), self.epoch, &subscription, existed, now);
-                    retained.extend(self.sessions.present(&subscription, existed));
-                    self.deliver_retained(retained, now, ctx);
-                }
-            }
-            Effect::Unsubscribed { filter } => {
-                self.sessions.router().unsubscribe(self.twin.client(), self.epoch, &filter);
-            }
+            Effect::Subscribed { subscription, existed } => self.subscribed(&subscription, existed, now, ctx),
+            Effect::Unsubscribed { filter } => self.unsubscribed(&filter),
             Effect::Dropped => self.sessions.router().dropped(),
             Effect::Store(change) => self.store(change, ctx),
             Effect::Acked { seq, receipt, fate } => self.acked(seq, receipt, fate, ctx),

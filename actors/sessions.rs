@@ -15,6 +15,7 @@ mod leaving;
 mod neighbours;
 mod operator;
 mod overtaken;
+pub(crate) mod owed;
 mod presence;
 mod traces;
 mod wakes;
@@ -241,6 +242,7 @@ struct Inner {
     router: Router,
     neighbours: Arc<Neighbours>,
     presence: Presence,
+    storing: owed::Storing,
     taps: Taps,
     traces: traces::Traces,
     connected: RwLock<BTreeMap<ClientId, Connected>>,
@@ -295,6 +297,7 @@ impl Sessions {
             router,
             neighbours,
             presence,
+            storing: owed::Storing::default(),
             taps,
             traces,
             ends,

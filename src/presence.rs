@@ -6,6 +6,7 @@
 //! connection, in whatever order the two come in.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use crate::id::{ClientId, Epoch};
 use crate::time::Time;
@@ -33,7 +34,16 @@ pub struct Told {
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Board {
-    clients: BTreeMap<ClientId, Standing>,
+    clients: BTreeMap<ClientId, Shown>,
+    /// How often something on it has changed.
+    changes: u64,
+}
+
+#[derive(Debug)]
+struct Shown {
+    standing: Standing,
+    /// The how manieth change it was.
+    nth: u64,
 }
 
 /// Why a connection ended that a later one of the same client follows.
@@ -42,23 +52,30 @@ pub const TAKEN_OVER: &str = "taken over";
 impl Board {
     /// A client whose session is kept, and who is away.
     pub fn load(&mut self, client: ClientId, epoch: Epoch, since: Time) {
-        self.clients.entry(client).or_insert(Standing { epoch, online: false, since });
+        let shown = self.shown(Standing { epoch, online: false, since });
+        self.clients.entry(client).or_insert(shown);
+    }
+
+    fn shown(&mut self, standing: Standing) -> Shown {
+        self.changes += 1;
+        Shown { standing, nth: self.changes }
     }
 
     /// A connection begins.
     pub fn came(&mut self, client: &ClientId, epoch: Epoch, now: Time) -> Vec<Told> {
         let mut told = Vec::new();
         let standing = Standing { epoch, online: true, since: now };
+        let new = self.shown(standing);
         match self.clients.get_mut(client) {
-            Some(shown) if shown.epoch >= epoch => return told,
+            Some(shown) if shown.standing.epoch >= epoch => return told,
             Some(shown) => {
-                if shown.online {
-                    let standing = Standing { online: false, since: now, ..*shown };
+                if shown.standing.online {
+                    let standing = Standing { online: false, since: now, ..shown.standing };
                     told.push(Told { client: client.clone(), standing, why: Some(TAKEN_OVER.to_owned()) });
                 }
-                *shown = standing;
+                *shown = new;
             }
-            None => _ = self.clients.insert(client.clone(), standing),
+            None => _ = self.clients.insert(client.clone(), new),
         }
         told.push(Told { client: client.clone(), standing, why: None });
         told
@@ -66,9 +83,13 @@ impl Board {
 
     /// A connection has ended; the session is kept, or ended with it.
     pub fn went(&mut self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) -> Option<Told> {
-        let shown = self.clients.get_mut(client).filter(|shown| shown.online && shown.epoch == epoch)?;
-        *shown = Standing { epoch, online: false, since: now };
-        let told = Told { client: client.clone(), standing: *shown, why: Some(why.to_owned()) };
+        let new = self.shown(Standing { epoch, online: false, since: now });
+        let shown = self.clients.get_mut(client)?;
+        if !shown.standing.online || shown.standing.epoch != epoch {
+            return None;
+        }
+        let told = Told { client: client.clone(), standing: new.standing, why: Some(why.to_owned()) };
+        *shown = new;
         if !kept {
             self.clients.remove(client);
         }
@@ -77,18 +98,31 @@ impl Board {
 
     /// A session that was kept is over.
     pub fn over(&mut self, client: &ClientId) {
-        if self.clients.get(client).is_some_and(|shown| !shown.online) {
+        if self.clients.get(client).is_some_and(|shown| !shown.standing.online) {
             self.clients.remove(client);
         }
     }
 
-    /// The clients whose topic this filter matches.
-    pub fn matching(&self, filter: &str) -> Vec<(&ClientId, Standing)> {
-        if !concerns(filter) {
-            return Vec::new();
-        }
-        let found = self.clients.iter().filter(|(client, _)| matches(filter, &topic(client)));
-        found.map(|(client, standing)| (client, *standing)).collect()
+    /// The clients among whom those are that this filter concerns, behind the one where an earlier look ended. Each with how it
+    /// stands where the filter matches its topic and no more than `until` changes were made up to that.
+    pub fn look<'a>(
+        &'a self,
+        filter: &'a str,
+        after: Option<&ClientId>,
+        until: u64,
+    ) -> impl Iterator<Item = (&'a ClientId, Option<Standing>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let clients = concerns(filter).then(|| self.clients.range::<ClientId, _>((from, Bound::Unbounded)));
+        clients.into_iter().flatten().map(move |(client, shown)| {
+            let found = shown.nth <= until && matches(filter, &topic(client));
+            (client, found.then_some(shown.standing))
+        })
+    }
+
+    /// How often something has changed: what changes from now on is beyond it.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     #[must_use]
@@ -152,6 +186,28 @@ mod tests {
         told.iter().map(|told| (told.standing.epoch.0, told.standing.online)).collect()
     }
 
+    fn found(board: &Board, filter: &str) -> Vec<String> {
+        let looked = board.look(filter, None, u64::MAX);
+        looked.filter_map(|(client, standing)| standing.map(|_| client.to_string())).collect()
+    }
+
+    #[test]
+    fn a_look_goes_on_where_the_one_before_ended_and_finds_nothing_that_is_newer() {
+        let mut board = Board::default();
+        for name in ["a", "b", "c", "d"] {
+            board.came(&client(name), Epoch(1), at(1));
+        }
+        let until = board.changes();
+        board.went(&client("c"), Epoch(1), true, "cut", at(2));
+        board.came(&client("e"), Epoch(1), at(2));
+        let looked = |after: Option<&ClientId>| {
+            let looked = board.look("$SYS/presence/+", after, until).take(3);
+            looked.filter_map(|(client, standing)| standing.map(|_| client.to_string())).collect::<Vec<_>>()
+        };
+        assert_eq!(looked(None), ["a", "b"]);
+        assert_eq!(looked(Some(&client("c"))), ["d"]);
+    }
+
     #[test]
     fn a_takeover_is_the_end_of_the_one_and_then_the_beginning_of_the_other() {
         let (mut board, c) = (Board::default(), client("c"));
@@ -208,8 +264,7 @@ mod tests {
             board.went(&client(name), Epoch(1), kept, "cut", at(2));
         }
         board.load(client("loaded"), Epoch(3), at(0));
-        let names =
-            |board: &Board| board.matching("$SYS/presence/+").iter().map(|(c, _)| c.to_string()).collect::<Vec<_>>();
+        let names = |board: &Board| found(board, "$SYS/presence/+");
         assert_eq!(names(&board), ["kept", "loaded"]);
         board.came(&client("loaded"), Epoch(4), at(3));
         for name in ["kept", "loaded"] {
@@ -223,7 +278,7 @@ mod tests {
         assert_eq!(topic(&client("a/b+c#d%e é")), "$SYS/presence/a%2Fb%2Bc%23d%25e é");
         let mut board = Board::default();
         board.came(&client("a/b"), Epoch(1), at(1));
-        for (filter, found) in [
+        for (filter, count) in [
             ("$SYS/presence/+", 1),
             ("$SYS/presence/#", 1),
             ("$SYS/#", 1),
@@ -235,8 +290,8 @@ mod tests {
             ("$SYS/presence", 0),
             ("$SYS/+", 0),
         ] {
-            assert_eq!(board.matching(filter).len(), found, "{filter}");
-            assert!(concerns(filter) || found == 0, "{filter}");
+            assert_eq!(found(&board, filter).len(), count, "{filter}");
+            assert!(concerns(filter) || count == 0, "{filter}");
         }
         assert!(concerns("$share/g/$SYS/presence/+") && !concerns("$SYS/presence/a/b") && !concerns("$SYS/uptime"));
     }

@@ -46,7 +46,11 @@ impl Router {
             }
         }
         for message in stored {
-            retained.keep(&message.topic.clone(), Arc::new(message));
+            // One that is the same keeps its place: whoever is walking through them has still to come by it.
+            if retained.get(&message.topic).is_none_or(|known| **known != message) {
+                let bytes = message.bytes();
+                retained.keep(&message.topic.clone(), Arc::new(message), bytes);
+            }
         }
     }
 }

@@ -1,24 +1,30 @@
 //! What a client published, on its way out of its session: into the log, to subscribers, into the database.
 
+use std::collections::VecDeque;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Instant;
 
 use actix::prelude::*;
-use ntex_bytes::Bytes;
+use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, QoS};
 use wakala::message::Message as Published;
-use wakala::session::{Addressed, Event};
+use wakala::session::{Event, Subscription};
 use wakala::time::Time;
 
 use super::inbox::Arrival;
 use super::{Done, End, Session, TAKEN_OVER};
+use crate::router::owed::{Only, Owed};
 use crate::sessions::Away;
+use crate::sessions::owed::queued;
 use crate::store::Error;
 use crate::store::again::Backoff;
 use crate::store::marks::{Mark, Remembered};
-use crate::store::publications::{Publication, Recipient};
+use crate::store::publications::Publication;
 use crate::terminal::Who;
+
+/// What is owed, oldest first. Boxed as [`super::inbox::Arrivals`] are.
+pub(super) type Debts = Box<VecDeque<Owed>>;
 
 impl Session {
     /// Has a request admitted and logged, however long the log is away; the PUBACK waits. The work outlives this actor,
@@ -74,23 +80,70 @@ impl Session {
         None
     }
 
-    /// What was retained before a subscription: stored for a session that is kept, like what comes after it.
-    pub(super) fn deliver_retained(&mut self, retained: Vec<Addressed>, now: Time, ctx: &mut Context<Self>) {
-        if retained.is_empty() {
-            return;
+    /// Messages that match are for this client from now on, and what is retained: stored for a session that is kept, like
+    /// what comes after it.
+    pub(super) fn subscribed(&mut self, new: &Subscription, existed: bool, now: Time, ctx: &mut Context<Self>) {
+        let Who::Guest { .. } = self.who else { return };
+        let owed = self.sessions.subscribe(self.twin.client(), self.epoch, new, existed);
+        let stores = new.options.qos != QoS::AtMostOnce && self.sessions.router().keeps(self.twin.client());
+        for owed in owed.into_iter().flatten() {
+            if stores {
+                self.store_owed(owed.only(Only::AboveThat), now, ctx);
+                self.owe(owed.only(Only::AtMostOnce), existed);
+            } else {
+                self.owe(owed, existed);
+            }
         }
-        let kept = self.sessions.router().keeps(self.twin.client());
-        let (stored, direct): (Vec<_>, Vec<_>) = retained
-            .into_iter()
-            .partition(|addressed| kept && addressed.qos.min(addressed.message.qos) != QoS::AtMostOnce);
-        self.sessions.store().metrics().direct.addressed.add(u64::try_from(direct.len()).unwrap_or(u64::MAX));
-        self.arrivals.get_or_insert_default().extend(direct.into_iter().map(Arrival::Message));
+    }
+
+    /// Takes what is owed when it has room for it.
+    fn owe(&mut self, owed: Owed, existed: bool) {
+        let all = self.owed.get_or_insert_default();
+        if existed {
+            all.retain(|earlier| !earlier.is_in(&owed));
+        }
+        all.push_back(owed);
         self.wake();
-        if !stored.is_empty() {
-            let to =
-                stored.into_iter().map(|addressed| Recipient { client: self.client(), epoch: self.epoch, addressed });
-            let to = to.collect();
-            self.keep(Publication { to, ..Publication::at(now) }, ctx.address(), |_| {});
+    }
+
+    /// The first page at once, if this turn has it, so that whatever is published from now on comes behind it.
+    fn store_owed(&mut self, mut owed: Owed, now: Time, ctx: &mut Context<Self>) {
+        let page = self.sessions.page(&mut owed, &mut self.looks, now);
+        if !page.is_empty() {
+            self.keep(queued(self.twin.client(), self.epoch, page, now), ctx.address(), |_| {});
+        }
+        if !owed.is_done() {
+            self.sessions.store_owed(self.twin.client(), self.epoch, owed);
+        }
+    }
+
+    pub(super) fn unsubscribed(&mut self, filter: &ByteString) {
+        self.sessions.router().unsubscribe(self.twin.client(), self.epoch, filter);
+        if let Some(owed) = &mut self.owed {
+            owed.retain(|owed| owed.filter() != filter);
+        }
+    }
+
+    /// The next page of what is owed, if there is one to be had in this turn; else in the next.
+    pub(super) fn take_owed(&mut self, now: Time) {
+        while let Some(all) = &mut self.owed {
+            let Some(owed) = all.front_mut() else {
+                self.owed = None;
+                return;
+            };
+            if self.looks == 0 {
+                return self.wake();
+            }
+            let page = self.sessions.page(owed, &mut self.looks, now);
+            if owed.is_done() {
+                all.pop_front();
+            }
+            if !page.is_empty() {
+                let addressed = &self.sessions.store().metrics().direct.addressed;
+                addressed.add(u64::try_from(page.len()).unwrap_or(u64::MAX));
+                let arrivals = self.arrivals.get_or_insert_default();
+                return arrivals.extend(page.into_iter().map(Arrival::Message));
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use wakala::time::Time;
 use super::frames::Inbound;
 use super::inbox::Arrival;
 use super::{Session, TURN, Turn};
+use crate::sessions::owed::LOOKS_MAX;
 use crate::terminal::Who;
 
 /// Frames of one client that are read in one turn; then others have theirs.
@@ -50,6 +51,7 @@ impl Session {
     fn turn(&mut self, turn: &mut Turn, ctx: &mut Context<Self>, task: &mut task::Context<'_>) -> Poll<()> {
         let now = self.now();
         let mut frames = 0;
+        self.looks = LOOKS_MAX;
         loop {
             if self.closed {
                 return Poll::Ready(());
@@ -61,7 +63,7 @@ impl Session {
                     Poll::Ready(Err(_)) => return self.gone("the connection broke", ctx),
                 }
             }
-            if let Some(event) = self.arrival(task) {
+            if let Some(event) = self.arrival(now, task) {
                 self.twin.handle(event, now, &mut turn.effects);
                 self.act(turn, now, ctx);
                 continue;
@@ -119,10 +121,12 @@ impl Session {
     }
 
     /// The next thing that others had for this session, if its twin has room.
-    fn arrival(&mut self, task: &task::Context<'_>) -> Option<Event> {
-        let none = self.arrivals.as_ref().is_none_or(|arrivals| arrivals.is_empty());
-        if none && self.inbox.take(&mut self.arrivals, task.waker()) {
-            return Some(Event::Look);
+    fn arrival(&mut self, now: Time, task: &task::Context<'_>) -> Option<Event> {
+        if self.nothing_arrived() {
+            self.take_owed(now);
+            if self.owed.is_none() && self.nothing_arrived() && self.inbox.take(&mut self.arrivals, task.waker()) {
+                return Some(Event::Look);
+            }
         }
         if !self.twin.has_room() {
             return None;
@@ -131,6 +135,10 @@ impl Session {
             Arrival::Message(addressed) => Event::Message(addressed),
             Arrival::Row(seq, what) => Event::Hint { seq, what: Some(what) },
         })
+    }
+
+    fn nothing_arrived(&self) -> bool {
+        self.arrivals.as_ref().is_none_or(|arrivals| arrivals.is_empty())
     }
 
     /// Has the next turn come.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use wakala::id::{ClientId, Epoch};
-use wakala::session::{Addressed, Subscription};
 use wakala::time::Time;
 
 use super::{Deps, Inner, Sessions};
@@ -31,11 +30,6 @@ impl Sessions {
     /// A guest's connection has ended; the session is kept, or ended with it.
     pub(crate) fn went(&self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) {
         self.0.presence.went(client, epoch, kept, why, now);
-    }
-
-    /// What a new subscription of a guest hears of others' presence.
-    pub(crate) fn present(&self, new: &Subscription, existed: bool) -> Vec<Addressed> {
-        self.0.presence.retained(new, existed)
     }
 
     /// Whether connections are stored of which nothing stays when they end.

@@ -203,7 +203,7 @@ pub struct Session {
     client: ClientId,
     rights: Rights,
     terms: Terms,
-    /// Its will is stored; so as long as it stays, all that is known here is that there is one.
+    /// It has a will. What that says is in the database, or nowhere: a terminal's goes to nobody.
     willed: bool,
     present: bool,
     /// Made when the client publishes first: of many subscribers none ever is.

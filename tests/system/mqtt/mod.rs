@@ -20,6 +20,7 @@ mod packets;
 mod presence;
 mod queue;
 mod refused;
+mod retained;
 mod storm;
 mod subscribing;
 mod telling;

@@ -83,7 +83,8 @@ impl Broker {
         if !sends {
             return Vec::new();
         }
-        let found: Vec<_> = self.retained.matching(&filter).map(|(_, message)| Arc::clone(message)).collect();
+        let found: Vec<_> =
+            self.retained.look(&filter, None, u64::MAX).filter_map(|(_, message)| message.cloned()).collect();
         let wanted = self.last.iter().filter(|(topic, _)| topics::matches(&filter, topic));
         assert!(found.iter().eq(wanted.map(|(_, message)| message)), "what is retained");
         tally.retained += u64::try_from(found.len()).expect("few");
@@ -110,7 +111,7 @@ impl Broker {
                 self.retained.forget(&topic);
                 self.last.remove(&topic);
             } else {
-                self.retained.keep(&topic, Arc::clone(message));
+                self.retained.keep(&topic, Arc::clone(message), message.bytes());
                 self.last.insert(topic, Arc::clone(message));
             }
         }
