@@ -28,7 +28,7 @@ pub struct Metrics {
     pub published: Count,
     /// Copies of messages that are not stored.
     pub direct: Direct,
-    /// Messages that were to be retained when there were too many topics.
+    /// Messages that were to be retained when there was no room for them.
     pub unretained: Count,
     pub wills: Count,
     /// From the arrival of a PUBLISH that is stored to when it is durable.

@@ -68,6 +68,9 @@ pub struct Options {
     pub kept_max: usize,
     /// Topics that have a retained message; of more topics none is retained, and that is counted.
     pub retained_max: usize,
+    /// Bytes that all retained messages take in memory: their topics, payloads and properties. What would be more is not
+    /// retained, and counted.
+    pub retained_bytes_max: u64,
     /// How often wills are looked for that are due. One whose delay is 0 is sent at once, unless its node died.
     #[serde(with = "humantime_serde")]
     pub wills_every: Duration,
@@ -92,6 +95,7 @@ impl Default for Options {
             message_ttl_max: None,
             kept_max: 100_000,
             retained_max: 100_000,
+            retained_bytes_max: 256 * 1024 * 1024,
             wills_every: Duration::from_secs(1),
             sys_every: Duration::from_secs(10),
         }
@@ -123,6 +127,7 @@ struct Inner {
     publications: Publications,
     crowd: Arc<Crowd>,
     retained_max: usize,
+    retained_bytes_max: u64,
     kept_max: usize,
 }
 
@@ -159,6 +164,8 @@ struct Client {
 pub struct Holdings {
     /// Topics that have a retained message.
     pub retained: usize,
+    /// What those messages take in memory, in bytes.
+    pub retained_bytes: u64,
     pub subscriptions: usize,
     /// Those that are connected, and those whose session is kept.
     pub clients: usize,
@@ -233,10 +240,20 @@ impl Router {
                 }
             },
         );
-        let (retained_max, kept_max) = (options.retained_max, options.kept_max);
+        let &Options { retained_max, retained_bytes_max, kept_max, .. } = options;
         let (retained, announced, closed) = (RwLock::default(), RwLock::default(), options.closed.clone());
         let crowd = Arc::new(Crowd::new(options.waiting_max));
-        Self(Arc::new(Inner { table, retained, announced, closed, publications, crowd, retained_max, kept_max }))
+        Self(Arc::new(Inner {
+            table,
+            retained,
+            announced,
+            closed,
+            publications,
+            crowd,
+            retained_max,
+            retained_bytes_max,
+            kept_max,
+        }))
     }
 
     /// What is kept from earlier lives: subscriptions of sessions, and retained messages.
@@ -277,12 +294,14 @@ impl Router {
     /// What it holds, for `wakala status`.
     #[must_use]
     pub fn holdings(&self) -> Holdings {
-        let retained = self.0.retained.read().unwrap_or_else(PoisonError::into_inner).len();
+        let store = self.0.retained.read().unwrap_or_else(PoisonError::into_inner);
+        let (retained, retained_bytes) = (store.len(), store.bytes());
+        drop(store);
         let table = self.0.table.read();
         let subscriptions = table.clients.values().map(|client| client.filters.len()).sum();
         let inboxes = table.clients.values().filter_map(|client| client.inbox.as_ref());
         let arriving = inboxes.map(|inbox| inbox.messages()).sum();
-        Holdings { retained, subscriptions, clients: table.clients.len(), kept: table.kept, arriving }
+        Holdings { retained, retained_bytes, subscriptions, clients: table.clients.len(), kept: table.kept, arriving }
     }
 
     /// A client is connected here, with these subscriptions and no others.
@@ -484,18 +503,24 @@ impl Router {
         }
     }
 
-    /// False when there is no room for one more.
+    /// False when there is no room for it.
     fn retain(&self, message: &Arc<Published>) -> bool {
         let mut retained = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
         if message.payload.is_empty() {
             retained.forget(&message.topic);
-        } else if retained.len() < self.0.retained_max || retained.get(&message.topic).is_some() {
+            return true;
+        }
+        let old = retained.get(&message.topic).map(|old| old.bytes());
+        let (bytes, before) = (u64::from(message.bytes()), old.map_or(0, u64::from));
+        // What becomes smaller has room, also where a limit was lowered since.
+        let fits = bytes <= before || retained.bytes() - before + bytes <= self.0.retained_bytes_max;
+        let room = fits && (old.is_some() || retained.len() < self.0.retained_max);
+        if room {
             retained.keep(&message.topic, Arc::clone(message), message.bytes());
         } else {
             self.0.table.metrics.unretained.one();
-            return false;
         }
-        true
+        room
     }
 }
 

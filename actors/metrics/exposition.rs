@@ -282,13 +282,18 @@ impl Snapshot {
         page.counter("wakala_wills_sent", "Wills that were sent.", metrics.wills.get())?;
         page.counter(
             "wakala_retained_refused",
-            "Messages that were not retained: open.retained_max.",
+            "Messages that were not retained: open.retained_max, open.retained_bytes_max.",
             metrics.unretained.get(),
         )?;
         page.gauge(
             "wakala_retained_messages",
             "Topics that have a retained message.",
             broker.map(|broker| float(broker.retained)),
+        )?;
+        page.gauge(
+            "wakala_retained_bytes",
+            "What retained messages take in memory.",
+            broker.map(|broker| float(broker.retained_bytes)),
         )?;
         page.gauge(
             "wakala_subscriptions",

@@ -32,7 +32,7 @@ fn snapshot() -> Snapshot {
             failure: None,
         }),
         identity: Default::default(),
-        broker: Some(Holdings { retained: 1, subscriptions: 2, clients: 3, kept: 1, arriving: 0 }),
+        broker: Some(Holdings { retained: 1, retained_bytes: 9, subscriptions: 2, clients: 3, kept: 1, arriving: 0 }),
         evacuation: None,
         bounds: Default::default(),
         admitted: Default::default(),

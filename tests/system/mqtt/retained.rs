@@ -150,3 +150,27 @@ async fn what_is_retained_at_qos_0_comes_to_a_session_that_is_kept_without_being
     assert_eq!(heard.len(), TOPICS);
     assert_eq!(database.rows("select count(*) from wakala.message"), "0");
 }
+
+/// Large ones are few.
+#[tokio::test]
+async fn what_is_retained_has_room_by_bytes_too() {
+    let database = Database::new();
+    let broker = open_broker(&database, |tuned| tuned.open.retained_bytes_max = 1000).await;
+    let refused = || broker.store.metrics().unretained.get();
+    let held = || {
+        let all = database.rows("select string_agg(topic || length(payload), ' ' order by topic) from wakala.retained");
+        (all, refused())
+    };
+    let (large, small) = ("x".repeat(600), "y".repeat(300));
+    publish(&broker, "a", true, &large).await;
+    publish(&broker, "b", true, &large).await;
+    assert_eq!(held(), ("a600".to_owned(), 1));
+    publish(&broker, "a", true, &small).await;
+    publish(&broker, "b", true, &large).await;
+    assert_eq!(held(), ("a300 b600".to_owned(), 1));
+    publish(&broker, "a", true, &large).await;
+    assert_eq!(held(), ("a300 b600".to_owned(), 2), "it stays as it was");
+    publish(&broker, "b", true, "").await;
+    publish(&broker, "a", true, &large).await;
+    assert_eq!(held(), ("a600".to_owned(), 2));
+}
