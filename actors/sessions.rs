@@ -61,9 +61,12 @@ pub use operator::Here;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// The longest keep-alive. A terminal that asks for more, or for none, has this one.
+    /// The longest keep-alive. A client of MQTT 5 that asks for more, or for none, is told that it has this one.
     #[serde(with = "humantime_serde")]
     pub keep_alive_max: Duration,
+    /// The same for a client of MQTT 3.1.1, which cannot be told: after one and a half of it in silence its link is dead.
+    #[serde(with = "humantime_serde")]
+    pub keep_alive_unannounced_max: Duration,
     /// The longest time that subscriptions and messages are kept for a terminal that is away. Receipts are kept for ever.
     #[serde(with = "humantime_serde")]
     pub session_expiry_max: Duration,
@@ -137,6 +140,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             keep_alive_max: Duration::from_secs(20 * 60),
+            keep_alive_unannounced_max: Duration::from_secs(3600),
             session_expiry_max: Duration::from_secs(30 * 24 * 3600),
             packet_bytes_max: 64 * 1024,
             inbound_max: count(16),
@@ -171,6 +175,7 @@ impl Options {
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             keep_alive_max: self.keep_alive_max,
+            keep_alive_unannounced_max: self.keep_alive_unannounced_max,
             session_expiry_max: self.session_expiry_max,
             packet_bytes_max: self.packet_bytes_max,
             inbound_max: self.inbound_max,

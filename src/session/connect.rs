@@ -90,12 +90,12 @@ impl Terms {
             Version::V5 => connect.session_expiry_interval_secs,
         };
         let asked = Duration::from_secs(connect.keep_alive.into());
-        let keep_alive = match version {
-            _ if asked.is_zero() => limits.keep_alive_max,
-            // It cannot be told of another one (3.2.2.3.14 is new in MQTT 5).
-            Version::V3 => asked,
-            Version::V5 => asked.min(limits.keep_alive_max),
+        let longest = match version {
+            // It cannot be told of another one (3.2.2.3.14 is new in MQTT 5), and may be found dead at any time (3.1.2.10).
+            Version::V3 => limits.keep_alive_unannounced_max,
+            Version::V5 => limits.keep_alive_max,
         };
+        let keep_alive = if asked.is_zero() { longest } else { asked.min(longest) };
         Ok(Self {
             version,
             clean_start: connect.clean_start,

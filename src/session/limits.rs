@@ -8,8 +8,10 @@ use super::pace::Pace;
 /// What a session may take, each with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The longest keep-alive; a client that asks for more, or for none, has this one.
+    /// The longest keep-alive; a client of MQTT 5 that asks for more, or for none, is told that it has this one.
     pub keep_alive_max: Duration,
+    /// The same for a 3.1.1 client, which cannot be told. After one and a half of it without a packet its link is dead.
+    pub keep_alive_unannounced_max: Duration,
     /// The longest time that a session outlives its connection.
     pub session_expiry_max: Duration,
     /// The largest packet that is taken, in bytes.

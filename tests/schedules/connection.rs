@@ -22,6 +22,7 @@ pub(crate) fn limits(small: bool) -> Limits {
     let choose = |little, much| count(if small { little } else { much });
     Limits {
         keep_alive_max: Duration::from_secs(600),
+        keep_alive_unannounced_max: Duration::from_secs(1200),
         session_expiry_max: Duration::from_secs(86_400),
         packet_bytes_max: FRAME_BYTES_MAX,
         inbound_max: choose(3, 16),

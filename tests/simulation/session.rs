@@ -64,6 +64,7 @@ const fn count(number: u16) -> NonZeroU16 {
 /// The defaults' shape in small, so that every bound is met.
 pub(crate) const LIMITS: Limits = Limits {
     keep_alive_max: Duration::from_secs(1200),
+    keep_alive_unannounced_max: Duration::from_secs(3600),
     session_expiry_max: Duration::from_secs(30 * 24 * 3600),
     packet_bytes_max: 64 * 1024,
     inbound_max: count(3),

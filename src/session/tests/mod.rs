@@ -24,6 +24,7 @@ fn limits() -> Limits {
     let count = |number| NonZeroU16::new(number).expect("not zero");
     Limits {
         keep_alive_max: Duration::from_secs(600),
+        keep_alive_unannounced_max: Duration::from_secs(1200),
         session_expiry_max: Duration::from_secs(86_400),
         packet_bytes_max: 4096,
         inbound_max: count(4),
@@ -355,15 +356,18 @@ fn keep_alive_is_one_and_a_half_and_has_a_cap() {
         (Version::V5, 60, 90),
         (Version::V3, 60, 90),
         (Version::V5, 0, 900),
-        (Version::V3, 0, 900),
         (Version::V5, 65_535, 900),
-        // It cannot be told of a cap.
-        (Version::V3, 1200, 1800),
+        // It cannot be told of a cap, and so has one of its own.
+        (Version::V3, 0, 1800),
+        (Version::V3, 1198, 1797),
+        (Version::V3, 65_535, 1800),
     ] {
         let connect = Connect { keep_alive, ..asked(false) };
         let (mut session, effects) = resumed(version, &connect, Loaded::default());
         let Effect::Send(Packet::ConnectAck(ack)) = &effects[0] else { panic!("{effects:?}") };
-        assert_eq!(ack.server_keepalive_sec, (silence_max == 900).then_some(600));
+        if version == Version::V5 {
+            assert_eq!(ack.server_keepalive_sec, (silence_max == 900).then_some(600));
+        }
         assert_eq!(session.poll_timeout(), Some(at(silence_max)));
         let effects = handle(&mut session, Event::Wake, silence_max);
         let closed: &[&str] = if version == Version::V5 { &["disconnect 8d", "close"] } else { &["close"] };
