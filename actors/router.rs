@@ -433,8 +433,8 @@ impl Router {
     ///
     /// # Errors
     /// What the database said.
-    pub async fn store(&self, publication: Publication) -> Result<(), Error> {
-        self.0.publications.submit(publication).await?.map(drop)
+    pub async fn store(&self, publication: Publication) -> Result<Stored, Error> {
+        self.0.publications.submit(publication).await?
     }
 
     /// The same for whoever goes on meanwhile; `then` is told, on the database's threads.

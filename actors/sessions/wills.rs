@@ -6,7 +6,7 @@ use wakala::topics::matches;
 
 use super::{Deps, Sessions};
 use crate::store::Error;
-use crate::store::publications::Publication;
+use crate::store::publications::{Publication, Stored};
 
 /// Wills in one look for those that are due.
 const WILLS_PAGE: u32 = 100;
@@ -36,7 +36,9 @@ impl Sessions {
             for will in due {
                 let message = Arc::new(will.message);
                 let closed = self.0.deps.open.closed.iter().any(|closed| matches(closed, &message.topic));
-                let publication = if closed || message.topic.starts_with("$SYS/") {
+                // As it may have become since its client connected.
+                let nowhere = closed || message.topic.starts_with("$SYS/");
+                let publication = if nowhere {
                     tracing::info!(client = %will.client, topic = &*message.topic, "a will went nowhere: a closed topic");
                     None
                 } else {
@@ -44,15 +46,19 @@ impl Sessions {
                 };
                 let publication = publication.unwrap_or_else(|| Publication::at(clock.now()));
                 let of = Some((will.client, will.epoch));
-                match router.store(Publication { will: of.clone(), ..publication }).await {
+                let stored = match router.store(Publication { will: of.clone(), ..publication }).await {
                     Err(error @ Error::Broken(_)) => {
                         // It would be the first of those that are due for ever.
                         tracing::error!(client = ?of.as_ref().map(|(client, _)| client), %error, "a will is given up");
                         router.store(Publication { will: of, ..Publication::at(clock.now()) }).await?;
+                        continue;
                     }
                     stored => stored?,
+                };
+                // Else another node has sent it meanwhile.
+                if !nowhere && stored != Stored::Before {
+                    store.metrics().wills.one();
                 }
-                store.metrics().wills.one();
             }
             if all {
                 return Ok(());

@@ -71,29 +71,26 @@ impl Rights {
         match self {
             Self::Terminal if is_own(client, "q/", topic) => Target::Intake,
             Self::Terminal => Target::Nobody("a terminal publishes on q/<its name> only"),
-            // 4.7.2: what begins with $ is the server's to give a meaning to.
-            Self::Open(_) | Self::Granted(_) if topic.starts_with("$SYS/") => {
-                Target::Nobody("topics below $SYS are the server's")
-            }
-            Self::Open(_) | Self::Granted(_) if self.closed().iter().any(|closed| matches(closed, topic)) => {
-                Target::Nobody("a closed topic")
-            }
-            Self::Granted(granted) if !granted.grants.publish(topic) => Target::Nobody(NOT_GRANTED),
-            Self::Open(_) | Self::Granted(_) => Target::Subscribers,
+            Self::Open(_) | Self::Granted(_) => self.bars(topic).map_or(Target::Subscribers, Target::Nobody),
         }
     }
 
-    /// Whether its will may be sent. What an open broker has closed is looked at when the will is due.
-    pub(super) fn will(&self, topic: &str) -> bool {
-        match self {
-            // It goes nowhere.
-            Self::Terminal | Self::Open(_) => true,
-            Self::Granted(granted) => {
-                !topic.starts_with("$SYS/")
-                    && granted.grants.publish(topic)
-                    && !granted.closed.iter().any(|closed| matches(closed, topic))
-            }
+    /// Why a guest may not publish there.
+    fn bars(&self, topic: &str) -> Option<&'static str> {
+        // 4.7.2: what begins with $ is the server's to give a meaning to.
+        if topic.starts_with("$SYS/") {
+            return Some("topics below $SYS are the server's");
         }
+        if self.closed().iter().any(|closed| matches(closed, topic)) {
+            return Some("a closed topic");
+        }
+        matches!(self, Self::Granted(granted) if !granted.grants.publish(topic)).then_some(NOT_GRANTED)
+    }
+
+    /// Whether it may leave such a will. What has been closed since is looked at when the will is due.
+    pub(super) fn will(&self, topic: &str) -> bool {
+        // A terminal's goes nowhere.
+        matches!(self, Self::Terminal) || self.bars(topic).is_none()
     }
 
     /// Whether a subscription of an earlier connection, with other rights perhaps, may stay.

@@ -238,13 +238,17 @@ fn a_client_with_rights_by_template_uses_its_topics_and_no_others() {
 
 #[test]
 fn a_will_goes_where_its_client_may_publish() {
-    let rights = granted(&["up/%c", "closed"]);
-    for (topic, may) in [("up/T1", true), ("up/T2", false), ("closed", false), ("$SYS/x", false)] {
+    let some = granted(&["up/%c", "closed"]);
+    for (topic, anybody, this_one) in
+        [("up/T1", true, true), ("up/T2", true, false), ("closed", false, false), ("$SYS/x", false, false)]
+    {
         let mut connect = asked(true);
         connect.last_will = Some(will(topic));
-        for version in [Version::V3, Version::V5] {
-            let terms = Terms::of(&connect, version, &limits(), &rights).map(|_| ());
-            assert_eq!(terms, if may { Ok(()) } else { Err(ConnectAckReason::NotAuthorized) }, "{topic}");
+        for (rights, may) in [(&open(), anybody), (&some, this_one)] {
+            for version in [Version::V3, Version::V5] {
+                let terms = Terms::of(&connect, version, &limits(), rights).map(|_| ());
+                assert_eq!(terms, if may { Ok(()) } else { Err(ConnectAckReason::NotAuthorized) }, "{topic}");
+            }
         }
     }
 }

@@ -56,6 +56,7 @@ const URL: &str = "WAKALA_TEST_NODE_URL";
 const PORTS: &str = "WAKALA_TEST_NODE_PORTS";
 const MASTER: &str = "WAKALA_TEST_NODE_MASTER";
 const TLS: &str = "WAKALA_TEST_NODE_TLS";
+const OPEN: &str = "WAKALA_TEST_NODE_OPEN";
 
 /// A node in a process of its own: this test program, started again.
 pub(super) struct Node {
@@ -67,6 +68,11 @@ pub(super) struct Node {
 impl Node {
     pub(super) async fn start(database: &Database) -> Self {
         Self::start_with(database, &[]).await
+    }
+
+    /// As a general broker.
+    pub(super) async fn start_open(database: &Database) -> Self {
+        Self::start_with(database, &[(OPEN, "yes")]).await
     }
 
     /// With TLS as well, on that port and with the files of that folder.
@@ -158,6 +164,7 @@ fn runs_until_it_ends() {
     config.node.sandbox = true;
     config.node.drain = Duration::from_secs(3);
     config.listener.plain = Some(at(mqtt));
+    config.open.anonymous = std::env::var(OPEN).is_ok();
     if let Ok(tls) = std::env::var(TLS) {
         let (address, folder) = tls.split_once(' ').expect("an address and a folder");
         let file = |name: &str| std::path::Path::new(folder).join(name);

@@ -27,6 +27,7 @@ mod telling;
 mod tls;
 mod traces;
 mod websocket;
+mod wills;
 mod wire;
 
 use std::net::SocketAddr;

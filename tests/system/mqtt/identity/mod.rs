@@ -26,14 +26,14 @@ async fn broker(database: &Database, change: impl FnOnce(&mut listener::Options,
 
 /// Who says that he comes, and with what.
 #[derive(Clone, Copy)]
-struct Hello<'a> {
-    v5: bool,
-    client: &'a str,
-    user: Option<&'a str>,
-    password: Option<&'a str>,
-    will: Option<&'a str>,
+pub(super) struct Hello<'a> {
+    pub(super) v5: bool,
+    pub(super) client: &'a str,
+    pub(super) user: Option<&'a str>,
+    pub(super) password: Option<&'a str>,
+    pub(super) will: Option<&'a str>,
     /// The session is to outlive the connection.
-    kept: bool,
+    pub(super) kept: bool,
 }
 
 fn hello<'a>(client: &'a str, user: &'a str, password: &'a str) -> Hello<'a> {
@@ -69,11 +69,11 @@ impl Hello<'_> {
     }
 
     /// The connection, and the code of the CONNACK.
-    async fn at(&self, broker: &Broker) -> (Wire, u8) {
+    pub(super) async fn at(&self, broker: &Broker) -> (Wire, u8) {
         self.to(broker.plain()).await
     }
 
-    async fn to(&self, address: SocketAddr) -> (Wire, u8) {
+    pub(super) async fn to(&self, address: SocketAddr) -> (Wire, u8) {
         let mut wire = Wire::open(address, self.v5).await;
         wire.send(&self.packet()).await;
         let (first, body) = wire.receive().await.expect("a CONNACK");
@@ -110,7 +110,7 @@ fn json(text: &str) -> Value {
 }
 
 const DENIED: u8 = 0x86;
-const NOT_AUTHORISED: u8 = 0x87;
+pub(super) const NOT_AUTHORISED: u8 = 0x87;
 const UNAVAILABLE: u8 = 0x88;
 const BUSY: u8 = 0x89;
 const WRONG_NAME: u8 = 0x85;
