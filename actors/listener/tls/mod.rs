@@ -22,7 +22,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use rustls::SupportedProtocolVersion;
 use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::version::{TLS12, TLS13};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -47,6 +49,31 @@ pub struct Tls {
     /// Each takes about 1 KiB with a terminal's certificate.
     #[serde(default = "resumptions_max")]
     pub resumptions_max: usize,
+    /// The oldest version that is spoken: "1.2" or "1.3".
+    #[serde(default)]
+    pub oldest: Oldest,
+}
+
+/// See [`Tls::oldest`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Oldest {
+    /// What many terminals speak.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
+impl Oldest {
+    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+        static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+        static NEWEST: [&SupportedProtocolVersion; 1] = [&TLS13];
+        match self {
+            Self::Tls12 => &BOTH,
+            Self::Tls13 => &NEWEST,
+        }
+    }
 }
 
 fn look_every() -> Duration {
@@ -61,7 +88,7 @@ impl Tls {
     /// With these files and all else as it is by default.
     #[must_use]
     pub fn new(address: SocketAddr, files: Files) -> Self {
-        Self { address, files, look_every: look_every(), resumptions_max: resumptions_max() }
+        Self { address, files, look_every: look_every(), resumptions_max: resumptions_max(), oldest: Oldest::default() }
     }
 }
 
@@ -85,7 +112,7 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
 /// # Errors
 /// What is wrong with the first of them that is.
 pub fn check(files: &Files) -> Result<(), Error> {
-    Trust::read(files, 0, None).map(drop)
+    Trust::read(files, Oldest::default(), 0, None).map(drop)
 }
 
 /// What the listener serves TLS with, now and after each change of its files. Clones are the same.
@@ -95,6 +122,7 @@ pub struct Credentials(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     files: Files,
+    oldest: Oldest,
     resumptions_max: usize,
     trust: RwLock<Arc<Trust>>,
     seen: Mutex<Seen>,
@@ -147,13 +175,14 @@ impl Credentials {
     /// # Errors
     /// What is wrong with the first of them that is.
     pub fn open(options: &Tls) -> Result<Self, Error> {
-        let (files, resumptions_max) = (options.files.clone(), options.resumptions_max);
+        let Tls { files, oldest, resumptions_max, .. } = options.clone();
         let read = files.stamp();
-        let trust = Trust::read(&files, resumptions_max, None)?;
+        let trust = Trust::read(&files, oldest, resumptions_max, None)?;
         warn_of_age(&trust);
         let seen = Seen { read, moving: None, reloads: 0, failures: 0, failure: None };
         Ok(Self(Arc::new(Inner {
             files,
+            oldest,
             resumptions_max,
             trust: RwLock::new(Arc::new(trust)),
             seen: Mutex::new(seen),
@@ -194,10 +223,10 @@ impl Credentials {
     }
 
     fn read_again(&self, seen: &mut Seen) -> Result<(), Error> {
-        let Inner { files, resumptions_max, trust, .. } = &*self.0;
+        let Inner { files, oldest, resumptions_max, trust, .. } = &*self.0;
         seen.read = files.stamp();
         seen.moving = None;
-        match Trust::read(files, *resumptions_max, Some(&self.trust())) {
+        match Trust::read(files, *oldest, *resumptions_max, Some(&self.trust())) {
             Ok(read) => {
                 let (until, revoked) = (read.until(), read.revoked().len());
                 warn_of_age(&read);

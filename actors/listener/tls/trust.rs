@@ -13,12 +13,12 @@ use rustls::{RootCertStore, ServerConfig};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::Error;
 use super::files::{Contents, Files, of_file};
 use super::papers::Papers;
 use super::resumptions::Resumptions;
 use super::revoked::Revoked;
 use super::verifiers::{Possession, Vouched};
+use super::{Error, Oldest};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -63,7 +63,12 @@ impl Objection {
 
 impl Trust {
     /// Reads the files. What was trusted `before` decides what may be resumed.
-    pub(super) fn read(files: &Files, resumptions_max: usize, before: Option<&Self>) -> Result<Self, Error> {
+    pub(super) fn read(
+        files: &Files,
+        oldest: Oldest,
+        resumptions_max: usize,
+        before: Option<&Self>,
+    ) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let Contents { chain, key, authorities, lists } = files.read()?;
         let until = until(files, &chain)?;
@@ -101,7 +106,7 @@ impl Trust {
             None => Arc::new(Possession { provider: Arc::clone(&provider) }),
         };
         let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+            .with_protocol_versions(oldest.versions())?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)
             .map_err(|error| match error {

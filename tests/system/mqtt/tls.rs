@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixDatagram;
-use wakala_node::listener::tls::Report;
+use wakala_node::listener::Tls;
+use wakala_node::listener::tls::{Oldest, Report};
 use wakala_system_tests::{Database, now, terminal};
 
 use super::certificates::Papers;
@@ -317,4 +318,21 @@ async fn a_client_may_name_the_protocol_and_no_other() {
     assert!(content && said.contains("ALPN protocol: mqtt"), "{said}");
     let (content, said) = client.look(at(&broker), &["-alpn", "http/1.1"]).await;
     assert!(!content && said.contains("No ALPN negotiated"), "{said}");
+}
+
+#[tokio::test]
+async fn a_version_that_is_too_old_is_not_spoken() {
+    let database = Database::new();
+    let papers = Papers::new();
+    for (oldest, spoken) in [(Oldest::Tls12, [true, true]), (Oldest::Tls13, [true, false])] {
+        let broker = Broker::start(&database, Some(Tls { oldest, ..papers.tls(true) })).await;
+        // Nor is it when the files have been read again.
+        for _ in 0..2 {
+            for (version, spoken) in VERSIONS.into_iter().zip(spoken) {
+                let (content, said) = Client::new(&papers, "terminal", version).look(at(&broker), &[]).await;
+                assert_eq!(content, spoken, "{oldest:?}, {version}: {said}");
+            }
+            broker.listening.credentials().expect("TLS").reload().expect("read");
+        }
+    }
 }
