@@ -74,8 +74,10 @@ pub struct Options {
     pub packet_bytes_max: u32,
     /// Requests of one terminal that may wait for the log (MQTT 5: Receive Maximum).
     pub inbound_max: NonZeroU16,
-    /// Deliveries to one terminal that may wait for its PUBACK.
+    /// Deliveries to one guest that may wait for its PUBACK or PUBCOMP.
     pub outbound_max: NonZeroU16,
+    /// Deliveries to one terminal that may wait for its PUBACK: few, for on 2G each delays all that follows it.
+    pub terminal_outbound_max: NonZeroU16,
     /// Publishes of a 3.1.1 client at QoS 1 and 2 that may be incomplete; more end its connection.
     pub unreleased_max: NonZeroU16,
     /// Messages for one client whose session ends with its connection that may wait for it; more are dropped.
@@ -145,6 +147,7 @@ impl Default for Options {
             packet_bytes_max: 64 * 1024,
             inbound_max: count(16),
             outbound_max: count(16),
+            terminal_outbound_max: count(4),
             unreleased_max: count(1000),
             direct_max: count(1000),
             direct_bytes_max: NonZeroU32::MIN.saturating_add(16 * 1024 * 1024 - 1),
@@ -180,6 +183,7 @@ impl Options {
             packet_bytes_max: self.packet_bytes_max,
             inbound_max: self.inbound_max,
             outbound_max: self.outbound_max,
+            terminal_outbound_max: self.terminal_outbound_max,
             unreleased_max: self.unreleased_max,
             direct_max: self.direct_max,
             direct_bytes_max: self.direct_bytes_max,

@@ -21,8 +21,10 @@ pub struct Limits {
     /// Publishes of a 3.1.1 client at QoS 1 and 2 that may be incomplete; more end the connection. That version has no
     /// Receive Maximum to say so.
     pub unreleased_max: NonZeroU16,
-    /// Publishes to a client that may wait for its PUBACK or PUBCOMP; a client's own Receive Maximum may be less.
+    /// Publishes to a guest that may wait for its PUBACK or PUBCOMP; a client's own Receive Maximum may be less.
     pub outbound_max: NonZeroU16,
+    /// The same of a terminal: on a slow link, what is sent ahead delays all that follows it.
+    pub terminal_outbound_max: NonZeroU16,
     /// Requests of one client on their way into the log at once; with 1 they enter it in the order of arrival.
     pub admitting_max: NonZeroU16,
     /// Messages above QoS 0 for a client whose session ends with its connection that may wait for it; more are dropped.

@@ -28,6 +28,7 @@ pub(crate) fn limits(small: bool) -> Limits {
         inbound_max: choose(3, 16),
         unreleased_max: choose(5, 32),
         outbound_max: choose(2, 16),
+        terminal_outbound_max: choose(2, 4),
         admitting_max: choose(1, 4),
         direct_max: choose(3, 32),
         direct_bytes_max: NonZeroU32::MAX,

@@ -105,7 +105,11 @@ impl World {
         };
         self.stored.present = true;
         let client = ClientId::new("T1").expect("short");
-        let watch = Watch::new(version, &connect, self.limits, &loaded);
+        let window = match self.rights {
+            Rights::Terminal => self.limits.terminal_outbound_max,
+            Rights::Open(_) | Rights::Granted(_) => self.limits.outbound_max,
+        };
+        let watch = Watch::new(version, &connect, self.limits, window, &loaded);
         let (expiry_s, loaded_ids, subscriptions) =
             (terms.expiry_s, loaded.received.len(), loaded.subscriptions.clone());
         let session = Session::load(client, self.rights.clone(), terms, &Arc::new(self.limits), loaded, self.now);

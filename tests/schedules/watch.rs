@@ -102,7 +102,13 @@ impl Source {
 }
 
 impl Watch {
-    pub(crate) fn new(version: Version, connect: &mqtt::Connect, limits: Limits, loaded: &session::Loaded) -> Self {
+    pub(crate) fn new(
+        version: Version,
+        connect: &mqtt::Connect,
+        limits: Limits,
+        window: std::num::NonZeroU16,
+        loaded: &session::Loaded,
+    ) -> Self {
         let own = connect.receive_max.map_or(u16::MAX, std::num::NonZeroU16::get);
         Self {
             version,
@@ -110,7 +116,7 @@ impl Watch {
             packet_bytes_max: connect
                 .max_packet_size
                 .map_or(usize::MAX, |max| usize::try_from(max.get()).expect("32 bits")),
-            window: usize::from(own.min(limits.outbound_max.get())),
+            window: usize::from(own.min(window.get())),
             topic_alias_max: connect.topic_alias_max,
             sent_before: loaded.sent_to,
             sent_to: loaded.sent_to,

@@ -69,6 +69,7 @@ pub(crate) const LIMITS: Limits = Limits {
     packet_bytes_max: 64 * 1024,
     inbound_max: count(3),
     outbound_max: count(2),
+    terminal_outbound_max: count(2),
     admitting_max: count(1),
     unreleased_max: count(3),
     direct_max: count(1),

@@ -194,6 +194,10 @@ impl Outgoing {
         now: Time,
     ) -> Self {
         let sent_to = loaded.sent_to;
+        let window = match rights {
+            Rights::Terminal => limits.terminal_outbound_max,
+            Rights::Open(_) | Rights::Granted(_) => limits.outbound_max,
+        };
         Self {
             queue: VecDeque::new(),
             lanes: Lanes::of(client, rights),
@@ -210,7 +214,7 @@ impl Outgoing {
             aliases: Told::new(terms.topic_alias_max.min(limits.topic_alias_max)),
             in_flight: 0,
             received: 0,
-            window: terms.receive_max.min(limits.outbound_max.get()),
+            window: terms.receive_max.min(window.get()),
             limits: Arc::clone(limits),
             packet_bytes_max: terms.packet_bytes_max,
             progress: now,

@@ -30,6 +30,7 @@ fn limits() -> Limits {
         inbound_max: count(4),
         unreleased_max: count(6),
         outbound_max: count(3),
+        terminal_outbound_max: count(3),
         admitting_max: count(2),
         direct_max: count(4),
         direct_bytes_max: NonZeroU32::new(8192).expect("not zero"),

@@ -107,3 +107,19 @@ fn what_was_queued_is_delivered_on_the_last_connection_too() {
     let (_, effects) = playing(open(), Version::V5, &last, Loaded::default());
     assert_eq!(told(&effects), ["connack present=false"], "there is nothing to be read");
 }
+
+#[test]
+fn a_terminal_has_a_window_of_its_own() {
+    let limits = Arc::new(Limits { terminal_outbound_max: id(2), ..limits() });
+    let sent = |rights: Rights, receive_max: Option<u16>| {
+        let connect = Connect { receive_max: receive_max.and_then(NonZeroU16::new), ..asked(false) };
+        let terms = Terms::of(&connect, Version::V5, &limits, &rights).expect("granted");
+        let loaded = Loaded { present: true, subscriptions: vec![receipts()], ..Loaded::default() };
+        let mut session = Session::load(client(), rights, terms, &limits, loaded, at(0));
+        session.resume(&mut Vec::new());
+        let deliveries = (1..=5).map(|seq| receipt(seq, "x")).collect();
+        handle(&mut session, Event::Fetched { deliveries, last: 5 }, 1).len()
+    };
+    assert_eq!((sent(Rights::Terminal, None), sent(open(), None)), (2, 3));
+    assert_eq!((sent(Rights::Terminal, Some(1)), sent(open(), Some(1))), (1, 1), "a client may want fewer");
+}
