@@ -30,6 +30,8 @@ pub struct Metrics {
     pub direct: Direct,
     /// Messages that were to be retained when there was no room for them.
     pub unretained: Count,
+    /// Beginnings and ends of connections that were not told to subscribers, because too many waited.
+    pub presence_untold: Count,
     pub wills: Count,
     /// From the arrival of a PUBLISH that is stored to when it is durable.
     pub durable_publishes: Latency,

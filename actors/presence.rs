@@ -5,7 +5,7 @@
 //! and while nobody has asked nothing is told at all. The whole history is in the database (`store/presence.rs`), and for
 //! terminals only there.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use wakala::session::{Addressed, Subscription};
 use wakala::time::Time;
 
 use crate::cli::rfc3339;
+use crate::metrics::Metrics;
 use crate::ports::Clock;
 use crate::router::Router;
 use crate::router::owed::{Behind, Owed, Page, Share};
@@ -65,7 +66,9 @@ struct Inner {
     telling: mpsc::Sender<Told>,
     /// Taken by the task that tells.
     to_tell: Mutex<Option<mpsc::Receiver<Told>>>,
-    untold: AtomicU64,
+    metrics: Arc<Metrics>,
+    /// When it was last logged that something is not told, in milliseconds.
+    warned: AtomicI64,
     /// The last that was drawn.
     epoch: AtomicI64,
 }
@@ -73,9 +76,12 @@ struct Inner {
 /// What goes into one commit, at most.
 const BATCH: usize = 256;
 
+/// While presence is not told, that is logged so often.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
 impl Presence {
     #[must_use]
-    pub fn new(options: &Options, node: &str) -> Self {
+    pub fn new(options: &Options, node: &str, metrics: &Arc<Metrics>) -> Self {
         let (telling, to_tell) = mpsc::channel(options.waiting_max.max(1));
         Self(Arc::new(Inner {
             board: Mutex::default(),
@@ -83,7 +89,8 @@ impl Presence {
             watched: AtomicBool::new(false),
             telling,
             to_tell: Mutex::new(Some(to_tell)),
-            untold: AtomicU64::new(0),
+            metrics: Arc::clone(metrics),
+            warned: AtomicI64::new(i64::MIN),
             epoch: AtomicI64::new(0),
         }))
     }
@@ -108,7 +115,7 @@ impl Presence {
         for (client, epoch, since) in kept {
             board.load(client, epoch, since);
         }
-        self.say(ended.iter().filter(|cut| cut.guest).map(|cut| died(cut, now)));
+        self.say(ended.iter().filter(|cut| cut.guest).map(|cut| died(cut, now)), now);
     }
 
     /// The epoch of a connection that others are not to be mistaken for: milliseconds of the calendar, and no two alike.
@@ -122,19 +129,19 @@ impl Presence {
     /// A connection begins.
     pub fn came(&self, client: &ClientId, epoch: Epoch, now: Time) {
         let mut board = self.board();
-        self.say(board.came(client, epoch, now));
+        self.say(board.came(client, epoch, now), now);
     }
 
     /// A connection has ended; the session is kept, or ended with it.
     pub fn went(&self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) {
         let mut board = self.board();
-        self.say(board.went(client, epoch, kept, why, now));
+        self.say(board.went(client, epoch, kept, why, now), now);
     }
 
     /// Connections of another node have ended with it.
     pub fn died(&self, ended: &[Cut], now: Time) {
         let _in_turn = self.board();
-        self.say(ended.iter().filter(|cut| cut.guest).map(|cut| died(cut, now)));
+        self.say(ended.iter().filter(|cut| cut.guest).map(|cut| died(cut, now)), now);
     }
 
     /// Sessions that were kept are over.
@@ -171,27 +178,30 @@ impl Presence {
         messages
     }
 
-    /// What was not told because too much waited, since the node started.
-    #[must_use]
-    pub fn untold(&self) -> u64 {
-        self.0.untold.load(Ordering::Relaxed)
-    }
-
     fn board(&self) -> MutexGuard<'_, Board> {
         self.0.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// With the board locked, so that what is decided first is told first.
-    fn say(&self, told: impl IntoIterator<Item = Told>) {
+    fn say(&self, told: impl IntoIterator<Item = Told>, now: Time) {
         if !self.0.watched.load(Ordering::Relaxed) {
             return;
         }
         for told in told {
-            if self.0.telling.try_send(told).is_err() && self.0.untold.fetch_add(1, Ordering::Relaxed) == 0 {
-                tracing::warn!(
-                    "presence is not told to subscribers: more waits than presence.waiting_max; it is counted"
-                );
+            if self.0.telling.try_send(told).is_err() {
+                self.leave_untold(now);
             }
+        }
+    }
+
+    fn leave_untold(&self, now: Time) {
+        let Inner { metrics, warned, .. } = &*self.0;
+        metrics.presence_untold.one();
+        let since = now.millis().saturating_sub(warned.load(Ordering::Relaxed));
+        if u128::try_from(since).is_ok_and(|since| since >= WARN_EVERY.as_millis()) {
+            warned.store(now.millis(), Ordering::Relaxed);
+            let untold = metrics.presence_untold.get();
+            tracing::warn!(untold, "presence is not told to subscribers: more waits than presence.waiting_max");
         }
     }
 }
@@ -258,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_new_subscriber_hears_of_everybody_a_page_at_a_time() {
-        let (presence, now) = (Presence::new(&Options::default(), "n1"), Time::from_millis(1));
+        let (presence, now) = (Presence::new(&Options::default(), "n1", &Arc::default()), Time::from_millis(1));
         for n in 0..600 {
             presence.came(&ClientId::new(&format!("c{n}")).expect("short"), Epoch(1), now);
         }
@@ -277,5 +287,41 @@ mod tests {
         let mut few = presence.owed(&all, false).expect("owed");
         let page = presence.page(&mut few, &mut Share { looks: 256, bytes: 1000 }, now);
         assert!(page.len() < 20 && !few.is_done(), "{} of them", page.len());
+    }
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Logged(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Logged {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic").extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_not_told_is_counted_and_said_once_a_minute() {
+        let (logged, metrics) = (Logged::default(), Arc::<Metrics>::default());
+        let presence = Presence::new(&Options { waiting_max: 2, ..Options::default() }, "n1", &metrics);
+        let options = SubscriptionOptions::default();
+        let _ = presence.owed(&Subscription { filter: "$SYS/presence/+".into(), options, identifier: None }, false);
+        let into = logged.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || into.clone()).finish();
+        // Nobody tells: two wait, and no more.
+        tracing::subscriber::with_default(subscriber, || {
+            for (n, seconds) in [0, 0, 0, 0, 59, 60, 60, 200].into_iter().enumerate() {
+                let client = ClientId::new(&format!("c{n}")).expect("short");
+                presence.came(&client, Epoch(1), Time::from_millis(1_790_000_000_000 + seconds * 1000));
+            }
+        });
+        assert_eq!(metrics.presence_untold.get(), 6);
+        let logged = String::from_utf8(logged.0.lock().expect("no panic").clone()).expect("text");
+        let said: Vec<&str> = logged.lines().filter_map(|line| line.split("untold=").nth(1)).collect();
+        assert_eq!(said, ["1", "4", "6"], "{logged}");
     }
 }

@@ -291,7 +291,7 @@ impl Sessions {
         let admission = admission::Admission::new(&deps.options.admission, &deps.store, &deps.clock);
         let neighbours = Arc::new(Neighbours::new(deps.store.words(&deps.node, room, max)));
         let router = Router::new(&deps.open, &deps.store, &neighbours);
-        let presence = Presence::new(&deps.presence, &deps.node);
+        let presence = Presence::new(&deps.presence, &deps.node, deps.store.metrics());
         let taps = Taps::new(deps.tap.clone(), Arc::clone(&deps.clock));
         let traces = traces::Traces::new(&deps.tap, &deps.store, &deps.node);
         deps.tree.set(PATH, BranchState::Running);

@@ -285,6 +285,11 @@ impl Snapshot {
             "Messages that were not retained: open.retained_max, open.retained_bytes_max.",
             metrics.unretained.get(),
         )?;
+        page.counter(
+            "wakala_presence_untold",
+            "Who came and went, not told to subscribers: presence.waiting_max.",
+            metrics.presence_untold.get(),
+        )?;
         page.gauge(
             "wakala_retained_messages",
             "Topics that have a retained message.",
