@@ -92,6 +92,7 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
     let give_up = GiveUp(gave_up);
     let tree = Tree::default();
     let store = parts.store.clone();
+    insist_on_durability(&store, config.node.sandbox).await?;
     store.hold_name(&config.node.name, give_up.call()).await?;
 
     let partitions = Partitions::default();
@@ -146,6 +147,21 @@ pub async fn run(config: Config, parts: Parts) -> anyhow::Result<i32> {
         tracing::warn!(after = ?patience, "stopped before all was drained; nothing is lost by it");
     }
     Ok(code)
+}
+
+/// A PUBACK says that something is durable (law 2). Where Postgres may lose what it has committed, it would be a lie.
+async fn insist_on_durability(store: &Store, sandbox: bool) -> anyhow::Result<()> {
+    let off = store.undurable().await.context("database.url")?.join(", ");
+    if off.is_empty() {
+        return Ok(());
+    }
+    anyhow::ensure!(
+        sandbox,
+        "Postgres may lose what is acknowledged when the power fails: turn on {off} (postgresql.conf, alter system, alter \
+         database, alter role), and have Postgres read its configuration again"
+    );
+    tracing::warn!(off, "Postgres may lose what is acknowledged when the power fails; only a sandbox starts so");
+    Ok(())
 }
 
 fn start_banks(

@@ -11,6 +11,7 @@ pub mod batch;
 pub mod cards;
 mod copies;
 mod decision;
+mod durability;
 pub mod figures;
 pub mod keys;
 pub mod ledger;

@@ -1,5 +1,6 @@
 //! How a listener and a node end: told to, or because something in it gave up.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -57,6 +58,7 @@ const PORTS: &str = "WAKALA_TEST_NODE_PORTS";
 const MASTER: &str = "WAKALA_TEST_NODE_MASTER";
 const TLS: &str = "WAKALA_TEST_NODE_TLS";
 const OPEN: &str = "WAKALA_TEST_NODE_OPEN";
+const BANK: &str = "WAKALA_TEST_NODE_BANK";
 
 /// A node in a process of its own: this test program, started again.
 pub(super) struct Node {
@@ -84,16 +86,9 @@ impl Node {
 
     async fn start_with(database: &Database, variables: &[(&str, &str)]) -> Self {
         let [mqtt, admin] = [(), ()].map(|()| free_port().expect("a free port"));
-        let process = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "mqtt::ended::runs_until_it_ends", "--nocapture"])
-            .envs(variables.iter().copied())
-            .env(URL, database.url("service"))
-            .env(PORTS, format!("{} {}", mqtt.port(), admin.port()))
-            .env(MASTER, "0123456789abcdef".repeat(4))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it starts");
+        let mut command = program(database, [mqtt, admin]);
+        let process = command.envs(variables.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let process = process.expect("it starts");
         let node = Self { process, mqtt, admin };
         for _ in 0..200 {
             if node.ask("GET /readyz").await.starts_with("HTTP/1.1 200") {
@@ -153,6 +148,16 @@ impl Drop for Node {
     }
 }
 
+fn program(database: &Database, [mqtt, admin]: [SocketAddr; 2]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command
+        .args(["--exact", "mqtt::ended::runs_until_it_ends", "--nocapture"])
+        .env(URL, database.url("service"))
+        .env(PORTS, format!("{} {}", mqtt.port(), admin.port()))
+        .env(MASTER, "0123456789abcdef".repeat(4));
+    command
+}
+
 /// Run by itself it has nothing to do: it is the other process of the tests below.
 #[test]
 fn runs_until_it_ends() {
@@ -161,7 +166,7 @@ fn runs_until_it_ends() {
     let at = |port: &str| SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a port")));
     let mut config = Config::default();
     config.database.url = url;
-    config.node.sandbox = true;
+    config.node.sandbox = std::env::var(BANK).is_err();
     config.node.drain = Duration::from_secs(3);
     config.listener.plain = Some(at(mqtt));
     config.open.anonymous = std::env::var(OPEN).is_ok();
@@ -189,7 +194,11 @@ fn runs_until_it_ends() {
         });
         node::run(config, Parts { store, log: Arc::new(log), hsm: Arc::new(hsm), clock, driver }).await
     });
-    std::process::exit(code.expect("it ran"));
+    std::process::exit(code.unwrap_or_else(|error| {
+        // Not by a panic: where the node begins, a panic's message goes to its log.
+        let _ = writeln!(std::io::stderr(), "{error:#}");
+        1
+    }));
 }
 
 #[tokio::test]
@@ -222,4 +231,37 @@ async fn a_database_that_stands_still_does_not_keep_a_node_from_its_end() {
     node.signal("-TERM");
     assert_eq!(node.ended().await.code(), Some(0));
     drop(still);
+}
+
+/// What is acknowledged must be there after a power cut.
+#[tokio::test]
+async fn a_node_of_a_bank_does_not_start_on_a_database_that_may_forget() {
+    let database = Database::alone();
+    let store = database.store().await;
+    assert_eq!(store.undurable().await, Ok(vec![]));
+    let _ = database.rows("alter database wakala set synchronous_commit = off");
+    // Of a connection that begins after that.
+    let store = database.store().await;
+    assert_eq!(store.undurable().await, Ok(vec!["synchronous_commit".to_owned()]));
+    let [mqtt, admin] = [(), ()].map(|()| free_port().expect("a free port"));
+    let mut command = program(&database, [mqtt, admin]);
+    let process = command.env(BANK, "yes").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut node = Node { process, mqtt, admin };
+    assert_eq!(node.ended().await.code(), Some(1));
+    let said = std::io::read_to_string(node.process.stderr.take().expect("piped")).expect("text");
+    assert!(said.contains("turn on synchronous_commit ("), "{said}");
+    // In a sandbox it is borne.
+    let _node = Node::start(&database).await;
+    for setting in ["fsync", "full_page_writes"] {
+        let _ = database.rows(&format!("alter system set {setting} = off"));
+    }
+    let _ = database.rows("select pg_reload_conf()");
+    let all = ["fsync", "full_page_writes", "synchronous_commit"].map(str::to_owned);
+    for _ in 0..100 {
+        if store.undurable().await == Ok(all.to_vec()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{:?}", store.undurable().await);
 }
