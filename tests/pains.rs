@@ -14,20 +14,37 @@ fn root() -> PathBuf {
     PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests"))
 }
 
-/// Every function below a folder that is named after a pain.
+/// The tests of a file that are named after a pain. A function is one in Rust if an attribute above it says so, and in Python by its name alone.
+fn tests_in(text: &str, python: bool) -> Vec<String> {
+    let (mut found, mut above) = (Vec::new(), Vec::new());
+    for line in text.lines().map(str::trim_end) {
+        let bare = line.trim_start();
+        let function = if python {
+            line.strip_prefix("def test_")
+        } else {
+            let says = |what: &str| above.iter().any(|attribute: &&str| attribute.starts_with(what));
+            let is_test = says("#[test]") || says("#[tokio::test");
+            bare.trim_start_matches("async ").strip_prefix("fn ").filter(|_| is_test)
+        };
+        let name = function.and_then(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next());
+        found.extend(name.filter(|name| name.starts_with("pain_")).map(str::to_owned));
+        if bare.starts_with("#[") {
+            above.push(bare);
+        } else {
+            above.clear();
+        }
+    }
+    found
+}
+
+/// Every test below a folder that is named after a pain.
 fn tests_below(folder: &Path, found: &mut BTreeSet<String>) {
     for path in fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok().map(|entry| entry.path())) {
         if path.is_dir() {
             tests_below(&path, found);
         } else if path.extension().is_some_and(|end| end == "rs" || end == "py") {
             let text = fs::read_to_string(&path).unwrap_or_default();
-            let functions = text.lines().filter_map(|line| {
-                let line = line.trim_start().trim_start_matches("async ");
-                line.strip_prefix("fn ").or_else(|| line.strip_prefix("def test_"))
-            });
-            let names =
-                functions.map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or(""));
-            found.extend(names.filter(|name| name.starts_with("pain_")).map(str::to_owned));
+            found.extend(tests_in(&text, path.extension().is_some_and(|end| end == "py")));
         }
     }
 }
@@ -51,6 +68,15 @@ fn every_pain_has_a_test_that_would_have_caught_it() {
     }
     let gone: Vec<_> = named.difference(&there).collect();
     assert!(gone.is_empty(), "docs/pains.md names tests that do not exist: {gone:?}");
+}
+
+#[test]
+fn a_function_that_nobody_runs_is_no_test() {
+    let rust = "#[test]\nfn pain_1() {}\n  #[tokio::test(flavor = \"multi_thread\")]\n  #[cfg(unix)]\n  async fn pain_2() {}\n\
+                fn pain_3() {}\n#[test]\n\nfn pain_4() {}\n#[test]\nfn other() {}\nfn pain_5() {}\n// fn pain_6() {}\n";
+    assert_eq!(tests_in(rust, false), ["pain_1", "pain_2"]);
+    let python = "def test_pain_1(broker):\ndef pain_2():\n    def test_pain_3():\n# def test_pain_4():\n";
+    assert_eq!(tests_in(python, true), ["pain_1"]);
 }
 
 /// Whether an SPDX expression allows us to use it on the terms of the list: each AND, and one of each OR.

@@ -230,12 +230,14 @@ async fn many_with_one_question_ask_it_once() {
 /// vernemq #556, #612, #2072: every CONNECT waited for the webhook, and nobody got in any more.
 #[tokio::test]
 async fn pain_10_a_hook_that_hangs_in_a_storm_of_guests_delays_no_terminal() {
+    const WITHIN: Duration = Duration::from_secs(6);
     let database = Database::new();
     let server = Server::start(Does::Hangs).await;
     let broker = asking(&database, server.url(), |hook| {
         hook.at_once = 8;
         hook.waiting_max = 64;
         hook.breaker = Duration::from_secs(2);
+        hook.within = WITHIN;
     })
     .await;
     broker.enrol("T1").await;
@@ -251,7 +253,7 @@ async fn pain_10_a_hook_that_hangs_in_a_storm_of_guests_delays_no_terminal() {
     while server.asked() == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // While the hook hangs, terminals come and go; much less than the second that guests may wait.
+    // While the hook hangs, terminals come and go; much less than guests may wait.
     let mut slowest = Duration::ZERO;
     for _ in 0..10 {
         let began = Instant::now();
@@ -264,14 +266,14 @@ async fn pain_10_a_hook_that_hangs_in_a_storm_of_guests_delays_no_terminal() {
     while let Some(guest) = guests.join_next().await {
         let (v5, code, waited) = guest.expect("no panic");
         *told.entry((v5, code)).or_default() += 1;
-        at_once += usize::from(waited < Duration::from_millis(900));
+        at_once += usize::from(waited < WITHIN * 9 / 10);
     }
     println!("told {told:?}, {at_once} at once; the slowest terminal took {slowest:?}; {} questions", server.asked());
     let codes: Vec<_> = told.keys().copied().collect();
     assert!(codes.iter().all(|code| [(true, BUSY), (true, UNAVAILABLE), (false, 3)].contains(code)), "{told:?}");
     assert!(at_once >= 300, "{at_once} of 500 did not wait");
     assert!(server.asked() <= 8 + 8, "{} questions", server.asked());
-    assert!(slowest < Duration::from_secs(3), "{slowest:?}");
+    assert!(slowest < WITHIN / 2, "{slowest:?}");
 
     server.now(answers(YES));
     let began = Instant::now();
