@@ -8,6 +8,7 @@ mod ended;
 mod evacuation;
 mod expiry;
 mod foreign;
+mod hanging;
 mod identity;
 mod idle;
 mod killed;
