@@ -194,6 +194,12 @@ impl Config {
                 fault(&format!("cores.{core}.dialect"), format!("{error:#}"));
             }
         }
+        let kafka = &self.log.kafka;
+        if self.log.kind == LogKind::Kafka && kafka.replication_factor > 1 && kafka.min_insync_replicas < 2 {
+            let text =
+                "must be at least 2 where there are several copies, or a record counts that one broker alone has";
+            fault("log.kafka.min_insync_replicas", text.to_owned());
+        }
         for (key, text) in self.faults_of_doors() {
             fault(&key, text);
         }

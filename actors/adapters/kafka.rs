@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, StreamConsumer};
@@ -34,7 +34,8 @@ pub struct Options {
     pub partitions: u16,
     /// Copies of each record, for a topic that is made.
     pub replication_factor: u8,
-    /// Copies that must be written before a record counts, for a topic that is made.
+    /// Copies that must be written before a record counts, for a topic that is made. Of several copies two at least; a
+    /// topic for which one is enough is refused.
     pub min_insync_replicas: u8,
     /// How long Kafka keeps records, for a topic that is made. Longer than any outage of the database.
     #[serde(with = "humantime_serde")]
@@ -123,18 +124,33 @@ impl KafkaLog {
     /// Connects, and makes the topic when it is missing.
     ///
     /// # Errors
-    /// [`LogError::Away`] when no broker answers, [`LogError::Broken`] when the topic has another number of partitions.
+    /// [`LogError::Away`] when no broker answers, [`LogError::Broken`] when the topic has another number of partitions, or
+    /// several copies of a record of which one may be alone when it counts.
     pub async fn open(options: &Options) -> Result<Self, LogError> {
-        let found = match partitions_of(options).await? {
-            0 => {
+        let found = match shape_of(options).await? {
+            None => {
                 make_topic(options).await?;
                 wait_for_topic(options).await?
             }
-            found => found,
+            Some(found) => found,
         };
-        if found != usize::from(options.partitions) {
+        let topic = &options.topic;
+        if found.partitions != usize::from(options.partitions) {
             let why =
-                format!("topic {} has {found} partitions, and {} are configured", options.topic, options.partitions);
+                format!("topic {topic} has {} partitions, and {} are configured", found.partitions, options.partitions);
+            return Err(LogError::Broken { position: Offset(0), why });
+        }
+        if found.copies < 2 {
+            tracing::warn!(
+                topic,
+                "Kafka keeps one copy of each record: what is acknowledged is lost with its broker's disk"
+            );
+        } else if in_sync_min(options).await? < 2 {
+            let why = format!(
+                "topic {topic} has {} copies of each record, and one of them is enough to acknowledge it, which is lost with \
+                 that broker: set its min.insync.replicas to 2",
+                found.copies
+            );
             return Err(LogError::Broken { position: Offset(0), why });
         }
         let producer = Arc::new(RwLock::new(new_producer(options)?));
@@ -388,17 +404,52 @@ fn reader_config(options: &Options) -> ClientConfig {
     config
 }
 
-/// How many partitions the topic has; 0 when there is no such topic.
-async fn partitions_of(options: &Options) -> Result<usize, LogError> {
+/// What a topic is made of.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    partitions: usize,
+    /// Of each record, in the partition that has fewest.
+    copies: usize,
+}
+
+/// None when there is no such topic.
+async fn shape_of(options: &Options) -> Result<Option<Shape>, LogError> {
     let (config, topic, timeout) = (reader_config(options), options.topic.clone(), options.request_timeout);
     let asking = tokio::task::spawn_blocking(move || {
         let asked: BaseConsumer<Context> = config.create_with_context(Context)?;
         // All topics: asking for one by name could make it.
         let metadata = asked.fetch_metadata(None, timeout)?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
-        Ok::<usize, KafkaError>(found.map_or(0, |found| found.partitions().len()))
+        let partitions = found.map(|found| found.partitions()).filter(|partitions| !partitions.is_empty());
+        Ok::<_, KafkaError>(partitions.map(|partitions| {
+            let copies = partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+            Shape { partitions: partitions.len(), copies }
+        }))
     });
     asking.await.map_err(|error| LogError::Away(error.to_string()))?.map_err(|error| away(&error))
+}
+
+/// How many copies there must be before a record of the topic counts, wherever that is configured.
+async fn in_sync_min(options: &Options) -> Result<u32, LogError> {
+    const KEY: &str = "min.insync.replicas";
+    let admin: AdminClient<Context> = config(options).create_with_context(Context).map_err(|error| away(&error))?;
+    let patience = AdminOptions::new().request_timeout(Some(options.request_timeout));
+    let asked = [ResourceSpecifier::Topic(&options.topic)];
+    let mut why = String::new();
+    for _ in 0..20 {
+        let told = admin.describe_configs(&asked, &patience).await.map_err(|error| away(&error))?;
+        why = match told.first() {
+            Some(Ok(topic)) => match topic.get(KEY).and_then(|entry| entry.value.as_ref()?.parse().ok()) {
+                Some(min) => return Ok(min),
+                None => format!("it is not among {} entries", topic.entries.len()),
+            },
+            Some(Err(code)) => code.to_string(),
+            None => "no answer".to_owned(),
+        };
+        // A broker may hear of a new topic later than the one that made it.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    Err(LogError::Away(format!("topic {}: Kafka does not say its {KEY}: {why}", options.topic)))
 }
 
 async fn make_topic(options: &Options) -> Result<(), LogError> {
@@ -430,11 +481,11 @@ async fn make_topic(options: &Options) -> Result<(), LogError> {
 }
 
 /// A broker may hear of a new topic later than the one that made it.
-async fn wait_for_topic(options: &Options) -> Result<usize, LogError> {
+async fn wait_for_topic(options: &Options) -> Result<Shape, LogError> {
     for _ in 0..20 {
-        match partitions_of(options).await? {
-            0 => tokio::time::sleep(Duration::from_millis(250)).await,
-            found => return Ok(found),
+        match shape_of(options).await? {
+            None => tokio::time::sleep(Duration::from_millis(250)).await,
+            Some(found) => return Ok(found),
         }
     }
     Err(LogError::Away(format!("topic {} was made and does not appear", options.topic)))

@@ -216,6 +216,13 @@ fn a_wrong_value_is_named_with_its_key() {
     );
     let fault = faults("[partitions]\nlease = \"1s\"\nrenew = \"3s\"").remove(0);
     assert!(fault.starts_with("FILE: partitions.renew: must be at most half"), "{fault}");
+    let log = |copies, min| {
+        format!("[log]\nkind = \"kafka\"\n[log.kafka]\nreplication_factor = {copies}\nmin_insync_replicas = {min}")
+    };
+    let fault = faults(&log(2, 1)).remove(0);
+    assert!(fault.starts_with("FILE: log.kafka.min_insync_replicas: must be at least 2 where there are"), "{fault}");
+    let fault = faults(&format!("{}\n[receipts]\nsweep = \"0s\"", log(1, 1))).remove(0);
+    assert!(fault.starts_with("FILE: receipts.sweep"), "of one copy one is enough: {fault}");
     let fault = faults("[partitions]\nreversal_first = \"0s\"").remove(0);
     assert_eq!(fault, "FILE: partitions.reversal_first: must be at least 1ms");
     let fault = faults("[receipts]\nsweep = \"0s\"").remove(0);

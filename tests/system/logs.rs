@@ -41,6 +41,11 @@ impl Ground {
     }
 
     async fn open_with(&self, partitions: u16) -> Result<Arc<dyn Log>, LogError> {
+        self.open_in_sync(partitions, 2).await
+    }
+
+    /// Where there are three brokers, so many copies must be written before a record counts.
+    async fn open_in_sync(&self, partitions: u16, min: u8) -> Result<Arc<dyn Log>, LogError> {
         match self {
             Self::Postgres(database) => {
                 let options = postgres_log::Options {
@@ -59,7 +64,7 @@ impl Ground {
                     partitions,
                     record_max_bytes: RECORD_MAX,
                     replication_factor: if brokers == 3 { 3 } else { 1 },
-                    min_insync_replicas: if brokers == 3 { 2 } else { 1 },
+                    min_insync_replicas: if brokers == 3 { min } else { 1 },
                     ..kafka::Options::default()
                 };
                 Ok(Arc::new(KafkaLog::open(&options).await?))
@@ -330,4 +335,15 @@ async fn pain_04_what_kafka_acknowledged_survives_the_death_of_any_one_broker() 
     };
     let acknowledged = write_until(&log, &stop, dying).await;
     all_there(&log, &acknowledged).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_of_which_one_broker_may_have_the_only_copy_is_refused() {
+    let ground = Ground::kafka(3);
+    // It is made so, and found so.
+    for _ in 0..2 {
+        let refused = ground.open_in_sync(PARTITIONS, 1).await.map(drop);
+        let Err(LogError::Broken { why, .. }) = refused else { panic!("{refused:?}") };
+        assert!(why.contains("has 3 copies") && why.ends_with("set its min.insync.replicas to 2"), "{why}");
+    }
 }
