@@ -230,7 +230,7 @@ async fn many_with_one_question_ask_it_once() {
 /// vernemq #556, #612, #2072: every CONNECT waited for the webhook, and nobody got in any more.
 #[tokio::test]
 async fn pain_10_a_hook_that_hangs_in_a_storm_of_guests_delays_no_terminal() {
-    const WITHIN: Duration = Duration::from_secs(6);
+    const WITHIN: Duration = Duration::from_secs(5);
     let database = Database::new();
     let server = Server::start(Does::Hangs).await;
     let broker = asking(&database, server.url(), |hook| {
