@@ -53,11 +53,14 @@ pub(super) fn start_with(database: &Database, papers: Option<&Papers>) -> (Node,
         .stderr(Stdio::null())
         .spawn()
         .expect("it starts");
-    let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
     let address = lines
+        .by_ref()
         .map_while(Result::ok)
         .find_map(|line| line.split("listening on ").nth(1).map(str::to_owned))
         .expect("it says where it listens");
+    // What it says later must find somebody who reads it: of a test that takes a minute its harness says so, or dies of it.
+    std::thread::spawn(move || lines.for_each(drop));
     (Node(child), address.trim().parse().expect("an address"))
 }
 
