@@ -276,7 +276,7 @@ impl Door {
                 let ack = match error {
                     NotOpened::Busy { come_again_s } => {
                         tracing::info!(%client, %error, "a session was not opened");
-                        busy(come_again_s)
+                        busy(come_again_s, terms.packet_bytes_max)
                     }
                     NotOpened::Store(_) | NotOpened::Gone => {
                         tracing::warn!(%client, %error, "a session could not be opened");

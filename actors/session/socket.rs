@@ -77,7 +77,10 @@ impl Session {
             }
             // Who has none there is read on: a PINGREQ must not wait for the publishes of others. A terminal's requests go elsewhere.
             let guest = matches!(self.who, Who::Guest { .. });
-            if guest && self.twin.publishes() && self.sessions.router().is_full(self.twin.client(), task.waker()) {
+            let busy = guest && self.twin.publishes();
+            let held_up = busy && self.sessions.router().is_full(self.twin.client(), task.waker());
+            self.twin.hold_up(held_up, now);
+            if held_up {
                 return Poll::Pending;
             }
             if frames == FRAMES_MAX {

@@ -49,6 +49,8 @@ const CONNACK_BYTES: u32 = 30;
 const ASSIGNED_BYTES: u32 = 48;
 /// The bytes around the codes of the largest of the other answers.
 const SHORT_BYTES: u32 = 10;
+/// The largest CONNACK that says when to come again: two texts of 20 digits each.
+const BUSY_BYTES: u32 = 100;
 /// The bytes around a text: the property's identifier, its length, and one more in each of the lengths before it.
 const AROUND_TEXT: usize = 5;
 
@@ -188,9 +190,13 @@ pub fn refuse(reason_code: ConnectAckReason) -> ConnectAck {
 }
 
 /// What a client hears when too many come: when it is to come again, for MQTT 5 has no code for that (3.2.2.3.9). A client of
-/// 3.1.1 hears that the server is unavailable.
+/// 3.1.1 hears that the server is unavailable; one that takes no such packet, of `packet_bytes_max`, hears the code alone
+/// [MQTT-3.2.2-19].
 #[must_use]
-pub fn busy(come_again_s: u64) -> ConnectAck {
+pub fn busy(come_again_s: u64, packet_bytes_max: u32) -> ConnectAck {
+    if packet_bytes_max < BUSY_BYTES {
+        return refuse(ConnectAckReason::ServerBusy);
+    }
     ConnectAck {
         reason_string: Some(ByteString::from(format!("busy; come again in {come_again_s} s"))),
         user_properties: vec![("retry-after".into(), ByteString::from(come_again_s.to_string()))],

@@ -55,7 +55,7 @@ impl Session {
         let bytes_max = self.terms.packet_bytes_max as usize;
         let reference = elsewhere.reference(self.client.as_str());
         let reference = reference.filter(|reference| reference.len() + why.len() + REST_BYTES <= bytes_max);
-        match reference.filter(|_| self.terms.version == Version::V5) {
+        match reference.filter(|_| self.terms.version == Version::V5 && self.greeted) {
             Some(reference) => {
                 let disconnect = Disconnect {
                     reason_string: self.terms.explain(why, reference.len() + 3),

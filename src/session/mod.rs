@@ -215,6 +215,10 @@ pub struct Session {
     pending: Option<Box<Pending>>,
     pacer: Pacer,
     heard: Time,
+    /// It was let in, and heard so.
+    greeted: bool,
+    /// It is left unread because others have too much under way.
+    held_up: bool,
     closed: bool,
 }
 
@@ -242,6 +246,8 @@ impl Session {
             pending: None,
             pacer: Pacer::default(),
             heard: now,
+            greeted: false,
+            held_up: false,
             closed: false,
             present: loaded.present,
             willed,
@@ -264,6 +270,7 @@ impl Session {
     pub fn resume(&mut self, effects: &mut Vec<Effect>) {
         let ack = self.terms.accept(&self.client, &self.rights, self.present, &self.limits);
         effects.push(Effect::Send(Packet::ConnectAck(Box::new(ack))));
+        self.greeted = true;
         self.deliver(effects);
     }
 
@@ -324,6 +331,13 @@ impl Session {
         self.pending.as_ref().map_or(0, |pending| pending.len())
     }
 
+    /// Whether it is left unread for others' sake: what it sends meanwhile is not heard, and is not held against it.
+    pub fn hold_up(&mut self, held_up: bool, now: Time) {
+        if std::mem::replace(&mut self.held_up, held_up) && !held_up {
+            self.hears(now);
+        }
+    }
+
     /// When [`Event::Wake`] is wanted, if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
@@ -331,7 +345,7 @@ impl Session {
             return None;
         }
         // A client whose packets are left unread is not silent.
-        let full = self.full();
+        let full = self.full() || self.held_up;
         let keep_alive = (!full).then(|| self.heard + self.terms.silence_max());
         [keep_alive, self.outgoing.stalls_at(), self.pacer.poll_timeout(full, &self.limits.pace)]
             .into_iter()
@@ -520,19 +534,21 @@ impl Session {
         if self.pacer.release(now) {
             self.hears(now);
         }
-        if !self.full() && self.pacer.whole_by(&self.limits.pace).is_some_and(|by| now >= by) {
+        let read = !self.full() && !self.held_up;
+        if read && self.pacer.whole_by(&self.limits.pace).is_some_and(|by| now >= by) {
             self.close(Some(Reason::UnspecifiedError), pace::LATE, effects);
-        } else if !self.full() && now >= self.heard + self.terms.silence_max() {
+        } else if read && now >= self.heard + self.terms.silence_max() {
             self.close(Some(Reason::KeepAliveTimeout), "silent for longer than one and a half keep-alives", effects);
         } else if self.outgoing.stalls_at().is_some_and(|at| now >= at) {
             self.close(Some(Reason::UnspecifiedError), "no delivery was acknowledged in time", effects);
         }
     }
 
-    /// Ends the connection; with a DISCONNECT if the client's version has one.
+    /// Ends the connection; with a DISCONNECT if the client's version has one, and it was let in [MQTT-3.14.0-1].
     fn close(&mut self, reason: Option<Reason>, why: &'static str, effects: &mut Vec<Effect>) {
         if let Some(reason_code) = reason
             && self.terms.version == Version::V5
+            && self.greeted
         {
             let disconnect = Disconnect { reason_string: self.terms.explain(why, 0), ..Disconnect::new(reason_code) };
             effects.push(Effect::Send(Packet::Disconnect(disconnect)));

@@ -6,7 +6,9 @@ use crate::bounds::Rate;
 fn paced(pace: Pace) -> Session {
     let limits = Limits { pace, ..limits() };
     let terms = Terms::of(&asked(true), Version::V5, &limits, &Rights::Terminal).expect("terms");
-    Session::load(client(), Rights::Terminal, terms, &Arc::new(limits), Loaded::default(), at(0))
+    let mut session = Session::load(client(), Rights::Terminal, terms, &Arc::new(limits), Loaded::default(), at(0));
+    session.resume(&mut Vec::new());
+    session
 }
 
 fn at(millis: i64) -> Time {

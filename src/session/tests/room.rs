@@ -123,3 +123,24 @@ fn a_terminal_has_a_window_of_its_own() {
     assert_eq!((sent(Rights::Terminal, None), sent(open(), None)), (2, 3));
     assert_eq!((sent(Rights::Terminal, Some(1)), sent(open(), Some(1))), (1, 1), "a client may want fewer");
 }
+
+/// Of many whose publishes wait for the database none is to be ended for a PINGREQ that nobody reads.
+#[test]
+fn who_is_left_unread_for_others_sake_is_not_silent() {
+    let (mut session, _) = playing(open(), Version::V5, &asked(false), Loaded::default());
+    let silent = session.poll_timeout().expect("a keep-alive");
+    session.hold_up(true, at(1));
+    assert!(session.poll_timeout().is_none_or(|at| at > silent), "no time counts");
+    assert_eq!(told(&handle(&mut session, Event::Wake, 100_000)), [""; 0]);
+    session.hold_up(false, at(100_000));
+    assert!(session.poll_timeout().is_some_and(|next| next > at(100_000)), "it counts anew");
+    assert_eq!(told(&handle(&mut session, Event::Wake, 1_000_000)), ["disconnect 8d", "close"]);
+}
+
+/// [MQTT-3.14.0-1]
+#[test]
+fn who_was_not_let_in_hears_no_disconnect() {
+    let terms = Terms::of(&asked(false), Version::V5, &limits(), &open()).expect("granted");
+    let mut session = Session::load(client(), open(), terms, &std::sync::Arc::new(limits()), Loaded::default(), at(0));
+    assert_eq!(told(&handle(&mut session, Event::End(Reason::SessionTakenOver, "late"), 1)), ["close"]);
+}
