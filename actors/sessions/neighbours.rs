@@ -15,7 +15,7 @@ use crate::store::words::{Ear, Heard, Word};
 /// How often it is looked whether there are sessions still, and who there is to be greeted.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// As long as there are others, all is read again so often: a word may have been lost.
+/// As long as there are others, what they subscribe to is read again so often: a word may have been lost.
 const READ_EVERY: Duration = Duration::from_secs(60);
 
 impl Sessions {
@@ -94,13 +94,15 @@ impl Sessions {
         Ok(again)
     }
 
-    /// Reads all that others may have told of.
-    async fn catch_up(&self) -> Result<(), Error> {
+    /// Reads what others subscribe to; and, where they may have told of more than was heard, that too.
+    async fn catch_up(&self, behind: bool) -> Result<(), Error> {
         if self.open().is_open() {
             let (router, store) = (self.router(), self.store());
             router.adopt(None, store.guest_subscriptions(None).await?);
-            router.adopt_retained(None, store.retained(self.clock().now(), None).await?);
-            self.wake_all();
+            if behind {
+                router.adopt_retained(None, store.retained(self.clock().now(), None).await?);
+                self.wake_all();
+            }
         }
         Ok(())
     }
@@ -125,9 +127,9 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, first: bool) -> Result<(), E
             Heard::Anything => behind = true,
             Heard::Nothing => {}
         }
-        let known = neighbours.are_known();
-        if behind || known && read.is_none_or(|at| at.elapsed() >= READ_EVERY) {
-            sessions.catch_up().await?;
+        // Who is alone knows all better than the tables, in which what it has under way is not yet.
+        if neighbours.are_known() && (behind || read.is_none_or(|at| at.elapsed() >= READ_EVERY)) {
+            sessions.catch_up(behind).await?;
             (behind, read) = (false, Some(Instant::now()));
         }
     }

@@ -7,10 +7,6 @@ use wakala_system_tests::{Database, now};
 use super::wire::{Wire, packet, text};
 use super::{Broker, anywhere, until};
 
-async fn open_broker(database: &Database) -> Broker {
-    Broker::made(database.store().await, anywhere(), |deps| deps.open.anonymous = true).await
-}
-
 /// MQTT 5, with a Message Expiry Interval of one second.
 async fn publish_for_a_second(wire: &mut Wire, first: u8, topic: &str, id: Option<u8>) {
     let id = id.map_or(vec![], |id| vec![0, id]);
@@ -33,7 +29,7 @@ async fn release(wire: &mut Wire) -> u8 {
 #[tokio::test]
 async fn what_was_sent_at_qos_2_is_brought_to_its_end_though_its_time_is_over() {
     let database = Database::new();
-    let broker = open_broker(&database).await;
+    let broker = Broker::open(&database).await;
     let (mut subscriber, _) = Wire::connect(broker.plain(), true, "subscriber", false).await;
     assert_eq!(subscriber.subscribe("a", 2).await, 2);
     let (mut publisher, _) = Wire::connect(broker.plain(), true, "publisher", true).await;
@@ -96,7 +92,7 @@ async fn retained_messages_that_are_over_make_room_for_others() {
 #[tokio::test]
 async fn what_ends_with_its_connection_ends_with_its_node_too() {
     let database = Database::new();
-    let broker = open_broker(&database).await;
+    let broker = Broker::open(&database).await;
     let (mut wire, _) = Wire::connect(broker.plain(), true, "last", false).await;
     assert_eq!(wire.subscribe("a", 1).await, 1);
     wire.leave().await;

@@ -113,6 +113,11 @@ impl Broker {
         Self::on(database.store().await, SocketAddr::from(([127, 0, 0, 1], 0)), tls).await
     }
 
+    /// A general broker, for anybody.
+    async fn open(database: &Database) -> Self {
+        Self::made(database.store().await, anywhere(), |deps| deps.open.anonymous = true).await
+    }
+
     async fn on(store: Store, plain: SocketAddr, tls: Option<Tls>) -> Self {
         let options = listener::Options { plain: Some(plain), tls, ..listener::Options::default() };
         Self::with(store, options).await

@@ -6,6 +6,7 @@ use wakala_system_tests::Database;
 
 use super::wire::{Wire, packet, text};
 use super::{Broker, anywhere, enrol, queue_receipt, until};
+use crate::locks::Holding;
 
 /// Two nodes, the second begun when the first has been there for a while.
 async fn two(database: &Database) -> (Broker, Broker) {
@@ -131,4 +132,28 @@ async fn a_receipt_that_another_node_has_queued_goes_out_at_once() {
     assert_eq!(wire.delivery().await.2, "from afar");
     wire.acknowledge(1).await;
     until(&database, "select count(*) from wakala.receipt where delivered_at is null", "0").await;
+}
+
+/// What is retained and waits for the database is not in the table yet: who listens anew, and is alone, must not go back to that.
+#[tokio::test]
+async fn a_node_that_is_alone_and_loses_its_ear_keeps_what_it_retains() {
+    let database = Database::new();
+    let broker = Broker::open(&database).await;
+    let (mut publisher, _) = Wire::connect(broker.plain(), true, "retains", true).await;
+    let retain = |id: u8, payload: &[u8]| packet(0x33, &[&text("light")[..], &[0, id, 0], payload].concat());
+    publisher.send(&retain(1, b"old")).await;
+    assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
+    let slow = Holding::new(&database, "lock table wakala.retained in exclusive mode");
+    publisher.send(&retain(2, b"new")).await;
+    publisher.silence().await;
+    let _ = database.rows(
+        "select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen%' and datname = current_database()",
+    );
+    // It listens again after 100 ms, and looks every second.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let (mut wire, _) = Wire::connect(broker.plain(), true, "looks", true).await;
+    assert_eq!(wire.subscribe("light", 1).await, 1);
+    assert_eq!(wire.delivery().await.2, "new");
+    drop(slow);
+    assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
 }

@@ -10,11 +10,7 @@ use wakala_node::store::publications::{Overflow, Publication, Room};
 use wakala_system_tests::{Database, now};
 
 use super::wire::{Wire, packet, text};
-use super::{Broker, anywhere, until};
-
-async fn open_broker(database: &Database) -> Broker {
-    Broker::made(database.store().await, anywhere(), |deps| deps.open.anonymous = true).await
-}
+use super::{Broker, until};
 
 /// Of letters that do not repeat: Postgres compresses what it can.
 fn long(bytes: usize) -> String {
@@ -29,7 +25,7 @@ fn long(bytes: usize) -> String {
 #[tokio::test]
 async fn a_topic_that_no_index_takes_is_refused_and_the_longest_that_is_taken_is_stored() {
     let database = Database::new();
-    let broker = open_broker(&database).await;
+    let broker = Broker::open(&database).await;
     let (longest, too_long, too_deep) = (long(BYTES_MAX), long(BYTES_MAX + 1), "/".repeat(LEVELS_MAX));
     for (v5, end) in [(true, Some((0xE0, 0x90))), (false, None)] {
         for topic in [&too_long, &too_deep] {
@@ -91,7 +87,7 @@ async fn a_publish_that_the_database_does_not_take_keeps_no_other_from_it() {
 #[tokio::test]
 async fn a_will_that_the_database_does_not_take_keeps_no_other_from_being_sent() {
     let database = Database::new();
-    let broker = open_broker(&database).await;
+    let broker = Broker::open(&database).await;
     let (mut hears, _) = Wire::connect(broker.plain(), true, "hears", true).await;
     assert_eq!(hears.subscribe("wills/#", 1).await, 1);
     let (kept, _) = Wire::connect(broker.plain(), true, "dies", false).await;

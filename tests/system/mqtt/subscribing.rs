@@ -1,13 +1,9 @@
 //! A subscription takes effect when it is read, and is acknowledged when it is stored.
 
 use super::wire::Wire;
-use super::{Broker, anywhere, until};
+use super::{Broker, until};
 use crate::locks::Holding;
 use wakala_system_tests::Database;
-
-async fn open_broker(database: &Database) -> Broker {
-    Broker::made(database.store().await, anywhere(), |deps| deps.open.anonymous = true).await
-}
 
 /// Lets nobody store what is subscribed to, until it is dropped; it can be read.
 fn slow(database: &Database) -> Holding {
@@ -26,7 +22,7 @@ async fn publish(broker: &Broker, topic: &str, payload: &str) {
 async fn who_subscribes_and_leaves_at_once_is_kept_what_is_published_from_then_on() {
     for leaves in [true, false] {
         let database = Database::new();
-        let broker = open_broker(&database).await;
+        let broker = Broker::open(&database).await;
         let (mut sleeper, _) = Wire::connect(broker.plain(), true, "sleeper", false).await;
         let slow = slow(&database);
         sleeper.ask_for("a", 1).await;
@@ -52,7 +48,7 @@ async fn who_subscribes_and_leaves_at_once_is_kept_what_is_published_from_then_o
 #[tokio::test]
 async fn what_a_subscription_brings_follows_its_suback() {
     let database = Database::new();
-    let broker = open_broker(&database).await;
+    let broker = Broker::open(&database).await;
     let (mut publisher, _) = Wire::connect(broker.plain(), true, "retains", true).await;
     for (qos, topic) in [(0, "a/0"), (1, "a/1")] {
         let retained = [&[0x31 | qos << 1, if qos > 0 { 9 } else { 7 }, 0, 3][..], topic.as_bytes()].concat();
@@ -83,7 +79,7 @@ async fn what_a_subscription_brings_follows_its_suback() {
 #[tokio::test]
 async fn who_comes_back_at_once_has_what_it_subscribed_to() {
     let database = Database::new();
-    let broker = open_broker(&database).await;
+    let broker = Broker::open(&database).await;
     let (mut first, _) = Wire::connect(broker.plain(), true, "hasty", false).await;
     let slow = slow(&database);
     first.ask_for("a", 1).await;
@@ -102,7 +98,7 @@ async fn who_comes_back_at_once_has_what_it_subscribed_to() {
 #[tokio::test]
 async fn what_is_unsubscribed_from_is_heard_no_more_and_stays_so() {
     let database = Database::new();
-    let broker = open_broker(&database).await;
+    let broker = Broker::open(&database).await;
     let (mut wire, _) = Wire::connect(broker.plain(), true, "leaver", false).await;
     for filter in ["a", "b"] {
         assert_eq!(wire.subscribe(filter, 1).await, 1);
