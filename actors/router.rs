@@ -8,6 +8,7 @@
 mod crowd;
 mod elsewhere;
 pub(crate) mod owed;
+pub(crate) mod retained;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
@@ -26,6 +27,7 @@ use wakala::topics::{Granted, Match, Retained, Subscriptions, matches};
 
 use self::crowd::Crowd;
 use self::owed::{Behind, Owed};
+use self::retained::Memory;
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
 use crate::session::inbox::Inbox;
@@ -120,14 +122,12 @@ pub struct Router(Arc<Inner>);
 
 struct Inner {
     table: Arc<Shared>,
-    retained: RwLock<Retained<Arc<Published>>>,
+    retained: Arc<Memory>,
     /// What the broker says of itself: retained as well, but not stored, and no client's.
     announced: RwLock<Retained<Arc<Published>>>,
     closed: Vec<String>,
     publications: Publications,
     crowd: Arc<Crowd>,
-    retained_max: usize,
-    retained_bytes_max: u64,
     kept_max: usize,
 }
 
@@ -194,7 +194,7 @@ impl Shared {
     fn stored(&self, publication: &Publication, stored: &Stored) {
         let Stored::At(places) = stored else { return };
         if let Some(retained) = &publication.retain {
-            self.neighbours.tell(|| Word::Retained(retained.topic.to_string()));
+            self.neighbours.tell(|| Word::Retained(retained.message().topic.to_string()));
         }
         let table = self.read();
         for (Recipient { client, addressed, .. }, seq) in publication.to.iter().zip(places) {
@@ -220,14 +220,12 @@ impl Shared {
     }
 }
 
-/// Retained messages that are forgotten while nobody else can look for one.
-const FORGOTTEN_PAGE: usize = 1000;
-
 impl Router {
     /// An empty one; [`Router::load`] fills it.
     #[must_use]
     pub fn new(options: &Options, store: &Store, neighbours: &Arc<Neighbours>) -> Self {
         let (metrics, neighbours) = (Arc::clone(store.metrics()), Arc::clone(neighbours));
+        let retained = Memory::new(options.retained_max, options.retained_bytes_max, Arc::clone(&metrics));
         let table = Arc::new(Shared { table: RwLock::default(), metrics, neighbours });
         let hints: Weak<Shared> = Arc::downgrade(&table);
         let publications = store.publications(
@@ -240,19 +238,14 @@ impl Router {
                 }
             },
         );
-        let &Options { retained_max, retained_bytes_max, kept_max, .. } = options;
-        let (retained, announced, closed) = (RwLock::default(), RwLock::default(), options.closed.clone());
-        let crowd = Arc::new(Crowd::new(options.waiting_max));
         Self(Arc::new(Inner {
             table,
-            retained,
-            announced,
-            closed,
+            retained: Arc::new(retained),
+            announced: RwLock::default(),
+            closed: options.closed.clone(),
             publications,
-            crowd,
-            retained_max,
-            retained_bytes_max,
-            kept_max,
+            crowd: Arc::new(Crowd::new(options.waiting_max)),
+            kept_max: options.kept_max,
         }))
     }
 
@@ -261,19 +254,15 @@ impl Router {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn load(&self, store: &Store, now: Time) -> Result<(), Error> {
-        let (subscriptions, retained) = (store.guest_subscriptions(None).await?, store.retained(now, None).await?);
+        let reading = self.0.retained.read_all();
+        reading.adopt(store.retained(now, None).await?);
+        let subscriptions = store.guest_subscriptions(None).await?;
         let mut table = self.0.table.write();
         for (client, epoch, subscription) in subscriptions {
             if !table.clients.contains_key(&client) {
                 table.add(&client, Client { filters: Vec::new(), kept: true, epoch, ours: false, inbox: None });
             }
             table.subscribe(&client, &subscription);
-        }
-        drop(table);
-        let mut kept = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
-        for message in retained {
-            let bytes = message.bytes();
-            kept.keep(&message.topic.clone(), Arc::new(message), bytes);
         }
         Ok(())
     }
@@ -294,9 +283,7 @@ impl Router {
     /// What it holds, for `wakala status`.
     #[must_use]
     pub fn holdings(&self) -> Holdings {
-        let store = self.0.retained.read().unwrap_or_else(PoisonError::into_inner);
-        let (retained, retained_bytes) = (store.len(), store.bytes());
-        drop(store);
+        let (retained, retained_bytes) = self.0.retained.holds();
         let table = self.0.table.read();
         let subscriptions = table.clients.values().map(|client| client.filters.len()).sum();
         let inboxes = table.clients.values().filter_map(|client| client.inbox.as_ref());
@@ -351,10 +338,12 @@ impl Router {
             table.subscribe(client, new);
         }
         let own = new.filter.split('/').next() == Some("$SYS");
-        let (stores, behind) =
-            if own { (&self.0.announced, Behind::Announced(None)) } else { (&self.0.retained, Behind::Retained(None)) };
         // Whoever publishes later finds the subscription.
-        let until = stores.read().unwrap_or_else(PoisonError::into_inner).count();
+        let (behind, until) = if own {
+            (Behind::Announced(None), self.announced().count())
+        } else {
+            (Behind::Retained(None), self.0.retained.count())
+        };
         Owed::of(new, existed, behind, until)
     }
 
@@ -381,7 +370,7 @@ impl Router {
     ) -> Option<Publication> {
         self.0.table.metrics.published.one();
         // Before it is sent: who subscribes in between has it twice, and else would not have it.
-        let retain = (message.retain && self.retain(message)).then(|| Arc::clone(message));
+        let retain = if message.retain { self.0.retained.keep(message) } else { None };
         // At QoS 2 nobody has it before it is sure that it did not come before.
         let waits = remember.is_some();
         let (to, then) = self.send(publisher, message, waits);
@@ -397,7 +386,7 @@ impl Router {
     pub async fn tell(&self, message: Published, asked: Asked, now: Time) -> Result<(Stored, usize), Error> {
         self.0.table.metrics.published.one();
         let message = Arc::new(message);
-        let retain = (message.retain && self.retain(&message)).then(|| Arc::clone(&message));
+        let retain = if message.retain { self.0.retained.keep(&message) } else { None };
         let (to, then) = self.send(None, &message, true);
         let direct = then.len();
         let told = Some((asked, message));
@@ -485,42 +474,13 @@ impl Router {
         (to, then)
     }
 
-    /// Forgets retained messages that are over: their topics make room for others.
-    pub(crate) fn forget_retained(&self, now: Time) {
-        let over: Vec<ByteString> = {
-            let retained = self.0.retained.read().unwrap_or_else(PoisonError::into_inner);
-            let over = retained.values().filter(|message| message.is_over(now));
-            over.map(|message| message.topic.clone()).collect()
-        };
-        for page in over.chunks(FORGOTTEN_PAGE) {
-            let mut retained = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
-            for topic in page {
-                // There may be another by now.
-                if retained.get(topic).is_some_and(|message| message.is_over(now)) {
-                    retained.forget(topic);
-                }
-            }
-        }
+    /// What is retained.
+    pub(crate) fn retained(&self) -> &Arc<Memory> {
+        &self.0.retained
     }
 
-    /// False when there is no room for it.
-    fn retain(&self, message: &Arc<Published>) -> bool {
-        let mut retained = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
-        if message.payload.is_empty() {
-            retained.forget(&message.topic);
-            return true;
-        }
-        let old = retained.get(&message.topic).map(|old| old.bytes());
-        let (bytes, before) = (u64::from(message.bytes()), old.map_or(0, u64::from));
-        // What becomes smaller has room, also where a limit was lowered since.
-        let fits = bytes <= before || retained.bytes() - before + bytes <= self.0.retained_bytes_max;
-        let room = fits && (old.is_some() || retained.len() < self.0.retained_max);
-        if room {
-            retained.keep(&message.topic, Arc::clone(message), message.bytes());
-        } else {
-            self.0.table.metrics.unretained.one();
-        }
-        room
+    fn announced(&self) -> RwLockReadGuard<'_, Retained<Arc<Published>>> {
+        self.0.announced.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -358,7 +358,7 @@ impl Sessions {
                 sessions.forget_presence(now).await;
                 sessions.forget_told(now).await;
                 sessions.forget_traces(now).await;
-                sessions.router.forget_retained(now);
+                sessions.router.retained().forget_over(now);
                 match sessions.deps.store.forget_retained(now, batch_max).await {
                     Ok(0) => {}
                     Ok(count) => tracing::info!(count, "retained messages were deleted that had expired"),

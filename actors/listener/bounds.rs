@@ -148,10 +148,10 @@ impl Options {
     }
 }
 
-/// For all connections of this node. Clones are the same.
 /// What is over is of no use meanwhile; it only takes memory.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 
+/// For all connections of this node. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Bounds {
     decided: Arc<Mutex<decided::Bounds>>,

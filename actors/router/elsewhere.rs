@@ -1,10 +1,8 @@
-//! What other nodes have stored: kept sessions and retained messages, as the tables have them.
+//! Kept sessions that other nodes have, as the tables have them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
 
 use wakala::id::{ClientId, Epoch};
-use wakala::message::Message;
 use wakala::session::Subscription;
 
 use super::{Client, Router, Table};
@@ -34,23 +32,6 @@ impl Router {
         }
         for (client, (epoch, with)) in by_client {
             table.adopt(&client, epoch, &with);
-        }
-    }
-
-    /// These are all retained messages, or those of the topics `of`.
-    pub(crate) fn adopt_retained(&self, of: Option<&BTreeSet<String>>, stored: Vec<Message>) {
-        let mut retained = self.0.retained.write().unwrap_or_else(PoisonError::into_inner);
-        for topic in of.into_iter().flatten() {
-            if stored.iter().all(|message| *message.topic != **topic) {
-                retained.forget(topic);
-            }
-        }
-        for message in stored {
-            // One that is the same keeps its place: whoever is walking through them has still to come by it.
-            if retained.get(&message.topic).is_none_or(|known| **known != message) {
-                let bytes = message.bytes();
-                retained.keep(&message.topic.clone(), Arc::new(message), bytes);
-            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! one. What is kept at a topic later comes to it as any publish does, and is left out here: so nobody hears of a topic twice
 //! what is new, or what is old after it.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use ntex_bytes::ByteString;
 use ntex_mqtt::v5::codec::{QoS, RetainHandling};
@@ -12,7 +12,7 @@ use wakala::id::ClientId;
 use wakala::message::Message as Published;
 use wakala::session::{Addressed, Subscription};
 use wakala::time::Time;
-use wakala::topics::shared;
+use wakala::topics::{Retained, shared};
 
 use super::Router;
 
@@ -140,18 +140,18 @@ pub(crate) struct Page<P> {
 impl Router {
     /// The next of what is retained, as far as the share goes.
     pub(crate) fn page(&self, owed: &mut Owed, share: &mut Share, now: Time) -> Vec<Addressed> {
-        let (stores, after, behind): (_, _, fn(_) -> _) = match &owed.behind {
-            Behind::Retained(after) => (&self.0.retained, after, Behind::Retained),
-            Behind::Announced(after) => (&self.0.announced, after, Behind::Announced),
+        let page = |messages: &Retained<Arc<Published>>, after: &Option<Box<str>>, share| {
+            let found = messages.look(owed.filter(), after.as_deref(), owed.until);
+            let found = found.map(|(topic, message)| (topic, message.cloned()));
+            let Page { messages, last, done } = owed.fill(found, share, now);
+            Page { messages, last: last.map(Box::from), done }
+        };
+        let (Page { messages, last, done }, behind): (_, fn(_) -> _) = match &owed.behind {
+            Behind::Retained(after) => (self.0.retained.looked_at(|all| page(all, after, share)), Behind::Retained),
+            Behind::Announced(after) => (page(&self.announced(), after, share), Behind::Announced),
             Behind::Present(_) => return Vec::new(),
         };
-        let retained = stores.read().unwrap_or_else(PoisonError::into_inner);
-        let found = retained.look(owed.filter(), after.as_deref(), owed.until);
-        let found = found.map(|(topic, message)| (topic, message.cloned()));
-        let Page { messages, last, done } = owed.fill(found, share, now);
-        let last = last.map(|topic| behind(Some(topic.into())));
-        drop(retained);
-        owed.go_on(last, done);
+        owed.go_on(last.map(|topic| behind(Some(topic))), done);
         messages
     }
 

@@ -70,12 +70,12 @@ impl Sessions {
             self.0.neighbours.tell(|| Word::Anything);
         }
         let again = words.contains(&Word::Anything);
-        let (mut clients, mut topics) = (BTreeSet::new(), BTreeSet::new());
+        let (mut clients, mut topics) = (BTreeSet::new(), Vec::new());
         for word in words {
             match word {
                 Word::Here | Word::Anything => {}
                 Word::Changed(client) => drop(clients.insert(client)),
-                Word::Retained(topic) => drop(topics.insert(topic)),
+                Word::Retained(topic) => topics.push(topic),
                 Word::Queued(client) => drop(self.wake(client.as_str())),
             }
         }
@@ -87,11 +87,24 @@ impl Sessions {
             let names = clients.iter().cloned().collect();
             router.adopt(Some(&clients), store.guest_subscriptions(Some(names)).await?);
         }
-        if !topics.is_empty() {
-            let names = topics.iter().cloned().collect();
-            router.adopt_retained(Some(&topics), store.retained(self.clock().now(), Some(names)).await?);
-        }
+        router.retained().doubt(topics);
         Ok(again)
+    }
+
+    /// Reads what is retained at topics of which memory may have it wrong.
+    async fn end_doubts(&self) -> Result<(), Error> {
+        while let Some(reading) = self.router().retained().read_doubtful() {
+            match self.store().retained(self.clock().now(), reading.topics()).await {
+                Ok(rows) => reading.adopt(rows),
+                Err(error @ Error::Broken(_)) => {
+                    // Asked again it would say the same, for ever.
+                    tracing::error!(%error, "what is retained cannot be read");
+                    reading.give_up();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Reads what others subscribe to; and, where they may have told of more than was heard, that too.
@@ -100,7 +113,8 @@ impl Sessions {
             let (router, store) = (self.router(), self.store());
             router.adopt(None, store.guest_subscriptions(None).await?);
             if behind {
-                router.adopt_retained(None, store.retained(self.clock().now(), None).await?);
+                let reading = router.retained().read_all();
+                reading.adopt(store.retained(self.clock().now(), None).await?);
                 self.wake_all();
             }
         }
@@ -113,8 +127,12 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, first: bool) -> Result<(), E
     // What is there is read once more when others have heard that this node is there.
     let (mut greeted, mut read) = (None::<Instant>, None::<Instant>);
     let mut behind = !first;
+    let Some(memory) = inner.upgrade().map(|inner| Arc::clone(inner.router.retained())) else { return Ok(()) };
     loop {
-        let heard = ear.hear(PATIENCE).await;
+        let heard = tokio::select! {
+            heard = ear.hear(PATIENCE) => heard,
+            () = memory.doubted() => Ok(Heard::Nothing),
+        };
         let Some(sessions) = inner.upgrade().map(Sessions) else { return Ok(()) };
         let neighbours = &sessions.0.neighbours;
         neighbours.listening(true);
@@ -132,5 +150,6 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, first: bool) -> Result<(), E
             sessions.catch_up(behind).await?;
             (behind, read) = (false, Some(Instant::now()));
         }
+        sessions.end_doubts().await?;
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sea_orm::sqlx;
@@ -24,14 +25,14 @@ use super::told::{self, Asked, Entered, Entry};
 use super::{Error, Store, timestamp};
 
 /// One publish, as far as it is to be stored.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Publication {
     /// For whom, of those whose session outlives their connection.
     pub to: Vec<Recipient>,
     /// To whom it is handed when it is stored, of the others: a message at QoS 2 that came before is for nobody.
     pub then: Vec<Recipient>,
     /// It is its topic's retained message now, or with an empty payload removes that.
-    pub retain: Option<Arc<Message>>,
+    pub retain: Option<Retaining>,
     /// A packet identifier that its publisher used at QoS 2.
     pub remember: Option<Remembered>,
     /// It is the will of this connection.
@@ -46,6 +47,48 @@ impl Publication {
     #[must_use]
     pub fn at(at: Time) -> Self {
         Self { to: Vec::new(), then: Vec::new(), retain: None, remember: None, will: None, told: None, at }
+    }
+
+    /// After its commit.
+    pub(crate) fn settle(&self, stored: &Stored) {
+        if let (Some(retain), Stored::At(_)) = (&self.retain, stored) {
+            retain.stored.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A message that is to be its topic's retained one. Who keeps it in memory already is told what became of that when this is
+/// dropped, however it comes to that.
+#[derive(Debug)]
+pub struct Retaining {
+    message: Arc<Message>,
+    stored: AtomicBool,
+    keeper: Option<Arc<dyn Keeper>>,
+}
+
+/// Who keeps messages before they are stored.
+pub trait Keeper: Send + Sync + std::fmt::Debug {
+    /// One of them is stored, as the last of its topic then; or it is not, as far as is known.
+    fn settled(&self, message: &Arc<Message>, stored: bool);
+}
+
+impl Retaining {
+    #[must_use]
+    pub fn new(message: Arc<Message>, keeper: Option<Arc<dyn Keeper>>) -> Self {
+        Self { message, stored: AtomicBool::new(false), keeper }
+    }
+
+    #[must_use]
+    pub fn message(&self) -> &Arc<Message> {
+        &self.message
+    }
+}
+
+impl Drop for Retaining {
+    fn drop(&mut self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.settled(&self.message, *self.stored.get_mut());
+        }
     }
 }
 
@@ -134,7 +177,10 @@ impl Store {
             let began = Instant::now();
             let error = match self.publish(Arc::clone(&all), part.clone(), room).await {
                 Ok(taken) => {
-                    all.iter().skip(part.start).zip(&taken).for_each(|(each, one)| stored(each, one));
+                    for (each, one) in all.iter().skip(part.start).zip(&taken) {
+                        each.settle(one);
+                        stored(each, one);
+                    }
                     done.extend(taken.into_iter().map(Ok));
                     slow = 0;
                     continue;
@@ -340,7 +386,9 @@ async fn retain(db: &mut PgConnection, publications: &[Publication], new: &[bool
         .iter()
         .zip(new)
         .filter(|(_, new)| **new)
-        .filter_map(|(each, _)| each.retain.as_ref().map(|message| (&*message.topic, (&**message, each.at))))
+        .filter_map(|(each, _)| {
+            each.retain.as_ref().map(|Retaining { message, .. }| (&*message.topic, (&**message, each.at)))
+        })
         .collect();
     if last.is_empty() {
         return Ok(());

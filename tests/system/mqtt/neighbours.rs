@@ -24,6 +24,30 @@ async fn two(database: &Database) -> (Broker, Broker) {
     (first, second)
 }
 
+/// What a new subscriber is given there.
+async fn found(broker: &Broker, topic: &str) -> Option<String> {
+    let (mut wire, _) = Wire::connect(broker.plain(), true, "looks", true).await;
+    assert_eq!(wire.subscribe(topic, 0).await, 0);
+    wire.send(&[0xC0, 0]).await;
+    let mut found = None;
+    while let Some((first, body)) = wire.receive().await {
+        match first & 0xF0 {
+            0x30 => {
+                found = body.get(2 + topic.len() + 1..).map(|payload| String::from_utf8_lossy(payload).into_owned())
+            }
+            _ => break,
+        }
+    }
+    wire.leave().await;
+    found
+}
+
+fn retained(topic: &str, id: u8, payload: &str) -> Vec<u8> {
+    packet(0x33, &[&text(topic)[..], &[0, id, 0], payload.as_bytes()].concat())
+}
+
+const NO_EARS: &str = "select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen%' and datname = current_database()";
+
 async fn publish(broker: &Broker, topic: &str, payload: &str) {
     let (mut wire, _) = Wire::connect(broker.plain(), true, "publisher", true).await;
     wire.publish(topic, 1, 1, payload).await;
@@ -78,18 +102,11 @@ async fn what_is_retained_at_one_node_is_retained_at_all() {
     let database = Database::new();
     let (first, second) = two(&database).await;
     let (mut publisher, _) = Wire::connect(first.plain(), true, "retains", true).await;
-    for (id, payload) in [(1, &b"on"[..]), (2, b"off"), (3, b"")] {
-        publisher.send(&packet(0x33, &[&text("light")[..], &[0, id, 0], payload].concat())).await;
+    for (id, payload) in [(1, "on"), (2, "off"), (3, "")] {
+        publisher.send(&retained("light", id, payload)).await;
         assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let (mut wire, _) = Wire::connect(second.plain(), true, "looks", true).await;
-        assert_eq!(wire.subscribe("light", 1).await, 1);
-        if payload.is_empty() {
-            wire.silence().await;
-        } else {
-            assert_eq!(wire.delivery().await.2.as_bytes(), payload);
-        }
-        wire.leave().await;
+        assert_eq!(found(&second, "light").await.as_deref(), Some(payload).filter(|payload| !payload.is_empty()));
     }
 }
 
@@ -99,9 +116,7 @@ async fn what_was_said_while_nobody_listened_is_read() {
     let database = Database::new();
     let (first, second) = two(&database).await;
     let (mut wire, _) = Wire::connect(first.plain(), true, "kept", false).await;
-    let _ = database.rows(
-        "select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen%' and datname = current_database()",
-    );
+    let _ = database.rows(NO_EARS);
     assert_eq!(wire.subscribe("a", 1).await, 1);
     wire.leave().await;
     for _ in 0..50 {
@@ -140,20 +155,70 @@ async fn a_node_that_is_alone_and_loses_its_ear_keeps_what_it_retains() {
     let database = Database::new();
     let broker = Broker::open(&database).await;
     let (mut publisher, _) = Wire::connect(broker.plain(), true, "retains", true).await;
-    let retain = |id: u8, payload: &[u8]| packet(0x33, &[&text("light")[..], &[0, id, 0], payload].concat());
-    publisher.send(&retain(1, b"old")).await;
+    publisher.send(&retained("light", 1, "old")).await;
     assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
     let slow = Holding::new(&database, "lock table wakala.retained in exclusive mode");
-    publisher.send(&retain(2, b"new")).await;
+    publisher.send(&retained("light", 2, "new")).await;
     publisher.silence().await;
-    let _ = database.rows(
-        "select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen%' and datname = current_database()",
-    );
+    let _ = database.rows(NO_EARS);
     // It listens again after 100 ms, and looks every second.
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    let (mut wire, _) = Wire::connect(broker.plain(), true, "looks", true).await;
-    assert_eq!(wire.subscribe("light", 1).await, 1);
-    assert_eq!(wire.delivery().await.2, "new");
+    assert_eq!(found(&broker, "light").await.as_deref(), Some("new"));
     drop(slow);
     assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
+}
+
+/// Who has others beside it and has missed what they said reads all there is; what waits for the database here is not in that.
+#[tokio::test]
+async fn what_is_retained_and_waits_outlives_a_look_at_the_table_and_what_is_gone_there_does_not() {
+    let database = Database::new();
+    let (first, second) = two(&database).await;
+    let (mut publisher, _) = Wire::connect(first.plain(), true, "retains", true).await;
+    for (id, topic) in [(1, "light"), (2, "gone")] {
+        publisher.send(&retained(topic, id, "old")).await;
+        assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let slow = Holding::new(&database, "select from wakala.retained where topic = 'light' for update");
+    publisher.send(&retained("light", 3, "new")).await;
+    publisher.silence().await;
+    let _ = database.rows("delete from wakala.retained where topic = 'gone' returning topic");
+    let _ = database.rows(NO_EARS);
+    for broker in [&first, &second] {
+        let mut tries = 0;
+        while found(broker, "gone").await.is_some() {
+            tries += 1;
+            assert!(tries < 100, "it is gone from the table");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    assert_eq!(found(&first, "light").await.as_deref(), Some("new"));
+    drop(slow);
+    assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for broker in [&first, &second] {
+        assert_eq!(found(broker, "light").await.as_deref(), Some("new"));
+    }
+}
+
+#[tokio::test]
+async fn what_the_database_does_not_take_is_not_retained_in_memory_either() {
+    let database = Database::new();
+    let broker = Broker::open(&database).await;
+    let _ = database.rows(
+        "create function no() returns trigger language plpgsql as $$ begin raise 'no'; end $$; \
+         create trigger no before insert or update on wakala.retained for each row \
+         when (new.payload = 'no') execute function no()",
+    );
+    let (mut publisher, _) = Wire::connect(broker.plain(), true, "retains", true).await;
+    publisher.send(&retained("light", 1, "old")).await;
+    assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
+    publisher.send(&retained("light", 2, "no")).await;
+    publisher.send(&retained("lamp", 3, "no")).await;
+    let mut tries = 0;
+    while (found(&broker, "light").await.as_deref(), found(&broker, "lamp").await) != (Some("old"), None) {
+        tries += 1;
+        assert!(tries < 100, "it is not in the table");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

@@ -1,0 +1,389 @@
+//! Retained messages, as whoever subscribes finds them.
+//!
+//! What is published here is found at once, before it is stored; what another node has stored, when this one has read it.
+//! Memory follows the table: a topic is in doubt when what was found of it is not stored after all, when the last that is
+//! stored is not the one that is found, and when another node has stored something. Then its row is read, once nothing of it
+//! is under way here: until then the row is not the last word.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use ntex_bytes::ByteString;
+use tokio::sync::Notify;
+use wakala::message::Message;
+use wakala::time::Time;
+use wakala::topics::Retained;
+
+use crate::metrics::Metrics;
+use crate::store::publications::{Keeper, Retaining};
+
+/// Messages that are forgotten while nobody else can look for one.
+const FORGOTTEN_PAGE: usize = 1000;
+
+/// Rows that are read in one go.
+const READ_PAGE: usize = 1000;
+
+#[derive(Debug)]
+pub(crate) struct Memory {
+    known: RwLock<Known>,
+    topics_max: usize,
+    bytes_max: u64,
+    metrics: Arc<Metrics>,
+    doubted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    messages: Retained<Arc<Message>>,
+    /// How many publishes of a topic are on their way into the table. Those of whom none is any more stay here as long as
+    /// rows are being read, which may be from before.
+    under_way: BTreeMap<ByteString, usize>,
+    doubtful: BTreeSet<ByteString>,
+    reading: bool,
+}
+
+/// Rows are being read, of these topics or of all. Until it is dropped nobody else reads any.
+#[derive(Debug)]
+pub(crate) struct Reading<'a> {
+    memory: &'a Memory,
+    of: Option<BTreeSet<ByteString>>,
+    read: bool,
+}
+
+impl Memory {
+    pub(super) fn new(topics_max: usize, bytes_max: u64, metrics: Arc<Metrics>) -> Self {
+        Self { known: RwLock::default(), topics_max, bytes_max, metrics, doubted: Notify::new() }
+    }
+
+    /// Keeps a message in place of the one of its topic, or forgets that if this one has no payload. None when there is no
+    /// room for it.
+    pub(super) fn keep(self: &Arc<Self>, message: &Arc<Message>) -> Option<Retaining> {
+        let mut known = self.write();
+        if !self.has_room(&known.messages, message) {
+            drop(known);
+            self.metrics.unretained.one();
+            return None;
+        }
+        known.put(message);
+        *known.under_way.entry(message.topic.clone()).or_default() += 1;
+        drop(known);
+        Some(Retaining::new(Arc::clone(message), Some(Arc::clone(self) as Arc<dyn Keeper>)))
+    }
+
+    fn has_room(&self, messages: &Retained<Arc<Message>>, new: &Message) -> bool {
+        let old = messages.get(&new.topic).map(|old| old.bytes());
+        let (bytes, before) = (u64::from(new.bytes()), old.map_or(0, u64::from));
+        // What becomes smaller has room, also where a limit was lowered since.
+        let fits = bytes <= before || messages.bytes() - before + bytes <= self.bytes_max;
+        new.payload.is_empty() || fits && (old.is_some() || messages.len() < self.topics_max)
+    }
+
+    /// How many topics have one, and what they take in memory, in bytes.
+    pub(super) fn holds(&self) -> (usize, u64) {
+        let known = self.read();
+        (known.messages.len(), known.messages.bytes())
+    }
+
+    /// How many were ever kept: what is kept from now on is beyond it.
+    pub(super) fn count(&self) -> u64 {
+        self.read().messages.count()
+    }
+
+    pub(super) fn looked_at<T>(&self, look: impl FnOnce(&Retained<Arc<Message>>) -> T) -> T {
+        look(&self.read().messages)
+    }
+
+    /// Forgets those that are over: their topics make room for others.
+    pub(crate) fn forget_over(&self, now: Time) {
+        let over: Vec<ByteString> = self.looked_at(|messages| {
+            let over = messages.values().filter(|message| message.is_over(now));
+            over.map(|message| message.topic.clone()).collect()
+        });
+        for page in over.chunks(FORGOTTEN_PAGE) {
+            let mut known = self.write();
+            for topic in page {
+                // There may be another by now.
+                if known.messages.get(topic).is_some_and(|message| message.is_over(now)) {
+                    known.messages.forget(topic);
+                }
+            }
+        }
+    }
+
+    /// Another node has stored something there.
+    pub(crate) fn doubt(&self, topics: impl IntoIterator<Item = String>) {
+        self.write().doubtful.extend(topics.into_iter().map(ByteString::from));
+        self.doubted.notify_one();
+    }
+
+    /// Done when a topic may be in doubt.
+    pub(crate) async fn doubted(&self) {
+        self.doubted.notified().await;
+    }
+
+    /// To be called before the rows of all topics are read.
+    pub(crate) fn read_all(&self) -> Reading<'_> {
+        self.write().reading = true;
+        Reading { memory: self, of: None, read: false }
+    }
+
+    /// The same for a page of those that are in doubt; None when no row would be the last word.
+    pub(crate) fn read_doubtful(&self) -> Option<Reading<'_>> {
+        let mut known = self.write();
+        let Known { under_way, doubtful, .. } = &mut *known;
+        let of: BTreeSet<_> =
+            doubtful.iter().filter(|topic| !under_way.contains_key(*topic)).take(READ_PAGE).cloned().collect();
+        if of.is_empty() {
+            return None;
+        }
+        doubtful.retain(|topic| !of.contains(topic));
+        known.reading = true;
+        drop(known);
+        Some(Reading { memory: self, of: Some(of), read: false })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Keeper for Memory {
+    fn settled(&self, message: &Arc<Message>, stored: bool) {
+        let mut known = self.write();
+        let Known { messages, under_way, doubtful, reading } = &mut *known;
+        let Some(left) = under_way.get_mut(&message.topic) else { return };
+        *left -= 1;
+        let last = *left == 0;
+        if last && !*reading {
+            under_way.remove(&message.topic);
+        }
+        let found = messages.get(&message.topic);
+        let same = found.map_or(message.payload.is_empty(), |found| Arc::ptr_eq(found, message));
+        if !stored || last && !same {
+            doubtful.insert(message.topic.clone());
+        }
+        let doubted = last && doubtful.contains(&message.topic);
+        drop(known);
+        if doubted {
+            self.doubted.notify_one();
+        }
+    }
+}
+
+impl Reading<'_> {
+    /// Whose rows are to be read; all if it does not say.
+    pub(crate) fn topics(&self) -> Option<Vec<String>> {
+        Some(self.of.as_ref()?.iter().map(ToString::to_string).collect())
+    }
+
+    /// These are the rows.
+    pub(crate) fn adopt(mut self, rows: Vec<Message>) {
+        let rows: BTreeMap<ByteString, Message> = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
+        let mut known = self.memory.write();
+        let without_row: Vec<ByteString> = match &self.of {
+            Some(of) => of.iter().filter(|topic| !rows.contains_key(*topic)).cloned().collect(),
+            None => {
+                let topics = known.messages.values().map(|message| &message.topic);
+                topics.filter(|topic| !rows.contains_key(*topic)).cloned().collect()
+            }
+        };
+        for topic in without_row {
+            if known.has_last_word(&topic) {
+                known.messages.forget(&topic);
+            }
+        }
+        for (topic, row) in rows {
+            // One that is the same keeps its place: whoever is walking through them has still to come by it.
+            let new = known.messages.get(&topic).is_none_or(|found| **found != row);
+            if new && known.has_last_word(&topic) {
+                known.put(&Arc::new(row));
+            }
+        }
+        drop(known);
+        self.read = true;
+    }
+
+    /// They cannot be read, now or later.
+    pub(crate) fn give_up(mut self) {
+        self.read = true;
+    }
+}
+
+impl Known {
+    fn put(&mut self, message: &Arc<Message>) {
+        if message.payload.is_empty() {
+            self.messages.forget(&message.topic);
+        } else {
+            self.messages.keep(&message.topic, Arc::clone(message), message.bytes());
+        }
+    }
+
+    /// Whether the row that was read of this topic counts; else it is to be read again.
+    fn has_last_word(&mut self, topic: &ByteString) -> bool {
+        let passed = self.under_way.contains_key(topic);
+        if passed {
+            self.doubtful.insert(topic.clone());
+        }
+        !passed
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let mut known = self.memory.write();
+        known.reading = false;
+        known.under_way.retain(|_, count| *count > 0);
+        if !self.read {
+            known.doubtful.extend(self.of.take().into_iter().flatten());
+        }
+        let doubted = !known.doubtful.is_empty();
+        drop(known);
+        // Not at once where it could not be read: whoever reads waits before it is tried again.
+        if self.read && doubted {
+            self.memory.doubted.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ntex_mqtt::v5::codec::QoS;
+    use wakala::time::Time;
+
+    use super::*;
+    use crate::store::publications::{Publication, Stored};
+
+    fn message(payload: &str) -> Message {
+        let (topic, payload) = (ByteString::from_static("t"), payload.as_bytes().to_vec().into());
+        Message { topic, payload, qos: QoS::AtLeastOnce, retain: true, expires_at: None, properties: None }
+    }
+
+    fn memory() -> Arc<Memory> {
+        Arc::new(Memory::new(10, 1000, Arc::default()))
+    }
+
+    /// As it goes on its way into the table.
+    fn keep(memory: &Arc<Memory>, payload: &str) -> Publication {
+        let retain = Some(memory.keep(&Arc::new(message(payload))).expect("there is room"));
+        Publication { retain, ..Publication::at(Time::from_millis(0)) }
+    }
+
+    fn stored(publication: Publication) {
+        publication.settle(&Stored::At(Vec::new()));
+    }
+
+    fn found(memory: &Memory) -> Option<Vec<u8>> {
+        memory.looked_at(|messages| messages.get("t").map(|found| found.payload.to_vec()))
+    }
+
+    fn reads(memory: &Memory, rows: &[&str]) -> bool {
+        let Some(reading) = memory.read_doubtful() else { return false };
+        reading.adopt(rows.iter().map(|row| message(row)).collect());
+        true
+    }
+
+    #[test]
+    fn what_is_stored_in_its_order_is_not_read_again() {
+        let memory = memory();
+        let (one, two) = (keep(&memory, "one"), keep(&memory, "two"));
+        assert_eq!(found(&memory), Some(b"two".to_vec()), "at once");
+        stored(one);
+        stored(two);
+        stored(keep(&memory, ""));
+        assert_eq!((found(&memory), reads(&memory, &[])), (None, false));
+    }
+
+    #[test]
+    fn what_is_not_stored_is_in_doubt_once_nothing_is_under_way() {
+        let memory = memory();
+        stored(keep(&memory, "old"));
+        let (refused, later) = (keep(&memory, "refused"), keep(&memory, "later"));
+        refused.settle(&Stored::Before);
+        drop(refused);
+        assert!(!reads(&memory, &["old"]), "the row is not the last word");
+        drop(later);
+        assert!(reads(&memory, &["old"]));
+        assert_eq!(found(&memory), Some(b"old".to_vec()));
+        drop(keep(&memory, "refused"));
+        assert!(reads(&memory, &[]), "and where there is no row");
+        assert_eq!((found(&memory), reads(&memory, &[])), (None, false));
+    }
+
+    #[test]
+    fn what_is_stored_in_another_order_is_in_doubt() {
+        let memory = memory();
+        for (one, two, row) in [("one", "two", &["one"][..]), ("", "two", &[]), ("one", "", &["one"])] {
+            let (first, second) = (keep(&memory, one), keep(&memory, two));
+            stored(second);
+            stored(first);
+            assert!(reads(&memory, row), "{one:?} after {two:?}");
+            assert_eq!(found(&memory).as_deref(), row.first().map(|row| row.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn what_others_stored_is_read_when_nothing_is_under_way() {
+        let memory = memory();
+        let own = keep(&memory, "own");
+        memory.doubt(["t".to_owned()]);
+        assert!(!reads(&memory, &["theirs"]));
+        assert_eq!(found(&memory), Some(b"own".to_vec()));
+        stored(own);
+        assert!(reads(&memory, &["theirs"]));
+        assert_eq!(found(&memory), Some(b"theirs".to_vec()));
+    }
+
+    #[test]
+    fn a_row_that_was_read_before_a_commit_does_not_count_after_it() {
+        let memory = memory();
+        for all in [true, false] {
+            memory.doubt(["t".to_owned()]);
+            let reading = if all { memory.read_all() } else { memory.read_doubtful().expect("in doubt") };
+            stored(keep(&memory, "new"));
+            reading.adopt(vec![message("old")]);
+            assert_eq!(found(&memory), Some(b"new".to_vec()));
+            assert!(reads(&memory, &["new"]), "it is read again");
+            assert!(!reads(&memory, &["new"]));
+        }
+    }
+
+    #[test]
+    fn with_all_rows_what_has_none_is_forgotten_unless_it_is_under_way() {
+        let memory = memory();
+        stored(keep(&memory, "old"));
+        let reading = memory.read_all();
+        let own = keep(&memory, "own");
+        reading.adopt(Vec::new());
+        assert_eq!(found(&memory), Some(b"own".to_vec()));
+        stored(own);
+        memory.read_all().adopt(Vec::new());
+        assert_eq!(found(&memory), None);
+    }
+
+    #[test]
+    fn what_could_not_be_read_stays_in_doubt() {
+        let memory = memory();
+        memory.doubt(["t".to_owned()]);
+        drop(memory.read_doubtful());
+        memory.read_doubtful().expect("still").give_up();
+        assert!(memory.read_doubtful().is_none());
+    }
+
+    #[test]
+    fn no_more_topics_and_bytes_are_kept_than_there_may_be() {
+        let memory = Arc::new(Memory::new(1, u64::from(message("12345678").bytes()), Arc::default()));
+        let keeps = |topic: &'static str, payload: &str| {
+            let message = Message { topic: ByteString::from_static(topic), ..message(payload) };
+            memory.keep(&Arc::new(message)).is_some()
+        };
+        assert!(keeps("t", "1234"));
+        assert!(!keeps("u", "1"), "a second topic");
+        assert!(!keeps("t", "123456789") && keeps("t", "12345678"));
+        assert!(keeps("t", "") && keeps("u", "1"));
+        assert_eq!(memory.metrics.unretained.get(), 2);
+    }
+}
