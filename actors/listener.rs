@@ -1,37 +1,34 @@
 //! Where terminals connect: plain, TLS and WebSocket, MQTT 3.1.1 and MQTT 5 on one port.
 //!
-//! ntex accepts, and carries TLS and the bytes, on worker threads of its own. Each worker is a runtime of one thread that
-//! owns the sockets it was given and the session actors of those connections. What a stranger may cost before it has
-//! proved who it is, is bounded in bytes, in time and in number (`welcome`).
+//! Each of the listener's threads (`workers`) is a runtime by itself that owns the sockets it has accepted and the session
+//! actors of those connections; ntex carries TLS and the bytes. What a stranger may cost before it has proved who it is, is
+//! bounded in bytes, in time and in number (`welcome`).
 
 pub mod bounds;
 pub mod identity;
+mod porch;
 mod stream;
 pub mod tls;
 mod websocket;
 mod welcome;
+mod workers;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use ntex::SharedCfg;
-use ntex::io::{Filter, Io, IoConfig};
-use ntex::server::rustls::TlsServerFilter;
-use ntex::service::fn_service;
 use ntex::time::Millis;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 use wakala::session::Elsewhere;
 
-use crate::metrics::wire;
 use crate::sessions::Sessions;
-use crate::turns::turn;
 use identity::Identity;
+use porch::Porch;
+use tls::Credentials;
 pub use tls::Tls;
-use tls::{Credentials, Handshake};
 use websocket::Upgrade;
 pub use websocket::WebSocket;
-use welcome::{Door, Stranger};
+use welcome::Door;
+use workers::{Way, Workers};
 
 /// Where terminals connect, and what they may cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,7 +52,7 @@ pub struct Options {
     /// Other nodes that MQTT 5 clients are sent to when this one stops or is full, as they find them from where they are.
     /// Empty: they are sent to none.
     pub elsewhere: Vec<String>,
-    /// Connections at the same time that have not proved yet who they are, per worker; the next one is closed.
+    /// Connections at the same time that have not proved yet who they are, per worker; further ones wait to be accepted.
     pub strangers_max: usize,
     /// From the end of the TLS handshake, or of the WebSocket's, to the last byte of CONNECT.
     #[serde(with = "humantime_serde")]
@@ -105,6 +102,13 @@ impl Default for Options {
     }
 }
 
+/// How long sessions have to take their leave when the node stops, and how often it is looked whether they have.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// How long a client has then to read why.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
 /// Why nobody can connect.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -116,8 +120,8 @@ pub enum Error {
     Tls(#[from] tls::Error),
     #[error("listener: {0}")]
     Identity(String),
-    #[error("the listener's thread ended before it listened: {0}")]
-    Thread(String),
+    #[error("the listener's threads do not listen: {0}")]
+    Thread(std::io::Error),
 }
 
 /// A listener that runs.
@@ -133,9 +137,7 @@ pub struct Listening {
     identity: Identity,
     elsewhere: Elsewhere,
     sessions: Sessions,
-    server: ntex::server::Server,
-    /// Closed when the listener's thread has ended, however.
-    ended: oneshot::Receiver<()>,
+    workers: Workers,
 }
 
 impl Options {
@@ -188,26 +190,27 @@ impl Listening {
         }
     }
 
-    /// Comes when the listener's thread has ended. Without having been told to, that is a fault: nobody can connect.
+    /// Comes when the listener's threads have ended. Without having been told to, that is a fault: nobody can connect.
     pub async fn ended(&mut self) {
-        let _ = (&mut self.ended).await;
+        self.workers.ended().await;
     }
 
-    /// Stops accepting, ends all connections and waits for the listener's thread.
+    /// Stops accepting, ends all connections and waits for the listener's threads.
     pub async fn stop(mut self) {
-        self.server.pause().await;
+        self.workers.close();
         self.sessions.send_elsewhere(&self.elsewhere);
-        self.server.stop(true).await;
-        // Not by joining it: a thread that waits for a thread that hangs would keep the process from its end.
+        let gone = async {
+            while !self.sessions.is_empty() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        if tokio::time::timeout(LEAVE_WITHIN, gone).await.is_err() {
+            tracing::warn!(left = self.sessions.len(), within = ?LEAVE_WITHIN, "not all sessions have ended: they are cut");
+        }
+        // What they were told is on its way, and whoever reads it closes its connection.
+        tokio::time::sleep(LAST_WORDS).await;
+        self.workers.end();
         self.ended().await;
-    }
-}
-
-/// Whoever forgets it wants nobody served any more: else its threads would go on, and all that looks at the database for them.
-impl Drop for Listening {
-    fn drop(&mut self) {
-        // It is told so at once; nobody waits for it.
-        drop(self.server.stop(false));
     }
 }
 
@@ -220,12 +223,12 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
     let mut websocket = options.websocket.clone().unwrap_or_default();
     let wss = websocket.tls.zip(credentials.clone());
     let tls = options.tls.as_ref().map(|tls| tls.address).zip(credentials.clone());
-    let mut ways = Vec::new();
+    let mut sockets = Vec::new();
     let mut way = |name, address: Option<SocketAddr>, credentials, websocket| {
         let Some(address) = address else { return Ok(None) };
-        let socket = open(address, options.backlog)?;
+        let socket = workers::open(address, options.backlog).map_err(|why| Error::Address { address, why })?;
         let address = socket.local_addr().map_err(|why| Error::Address { address, why })?;
-        ways.push(Way { name, socket, credentials, websocket });
+        sockets.push((name, socket, credentials, websocket));
         Ok::<_, Error>(Some(address))
     };
     let (tls, of_tls) = tls.unzip();
@@ -234,7 +237,7 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
     let tls = way("tls", tls, of_tls, None)?;
     websocket.plain = way("websocket", websocket.plain, None, options.websocket.clone())?;
     websocket.tls = way("websocket with TLS", wss, of_wss, options.websocket.clone())?;
-    if ways.is_empty() {
+    if sockets.is_empty() {
         return Err(Error::Nowhere);
     }
     let identity = Identity::open(options, &sessions).map_err(Error::Identity)?;
@@ -243,123 +246,17 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
     if let Some((credentials, tls)) = credentials.as_ref().zip(options.tls.as_ref()) {
         credentials.look_every(tls.look_every, &sessions);
     }
-    let (told, hears) = oneshot::channel();
-    let (ends, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("mqtt".to_owned())
-        .spawn({
-            let options = options.clone();
-            move || {
-                // Dropped last, by a panic too.
-                let _ends: oneshot::Sender<()> = ends;
-                serve(&options, ways, door, told);
-            }
+    let within = Millis(u32::try_from(options.handshake_within.as_millis()).unwrap_or(u32::MAX));
+    let ways: Vec<Way> = sockets
+        .into_iter()
+        .map(|(name, socket, credentials, websocket)| {
+            let upgrade = websocket.map(|options: WebSocket| Upgrade::new(&options, within));
+            Way { name, socket, porch: Porch { door: door.clone(), credentials, upgrade, within } }
         })
-        .map_err(|error| Error::Thread(error.to_string()))?;
-    let server = hears.await.map_err(|_| Error::Thread("no word from it".to_owned()))?;
-    let server = server.map_err(|error| Error::Thread(error.to_string()))?;
+        .collect();
+    let workers = Workers::start(options.workers, &ways).await.map_err(Error::Thread)?;
     let elsewhere = Elsewhere::new(&options.elsewhere);
-    let listening = Listening { plain, tls, websocket, credentials, identity, elsewhere, sessions, server, ended };
+    let listening = Listening { plain, tls, websocket, credentials, identity, elsewhere, sessions, workers };
     tracing::info!(at = ?listening.addresses(), "terminals may connect");
     Ok(listening)
-}
-
-fn open(address: SocketAddr, backlog: i32) -> Result<TcpListener, Error> {
-    ntex::server::create_tcp_listener(address, backlog).map_err(|why| Error::Address { address, why })
-}
-
-type Told = oneshot::Sender<std::io::Result<ntex::server::Server>>;
-
-/// One of the addresses, and what its connections pass before they are a stream of MQTT's bytes.
-struct Way {
-    name: &'static str,
-    socket: TcpListener,
-    credentials: Option<Credentials>,
-    websocket: Option<WebSocket>,
-}
-
-/// The life of the listener's thread: ntex's own system, which ends with its server.
-fn serve(options: &Options, ways: Vec<Way>, door: Door, told: Told) {
-    let (workers, strangers_max) = (options.workers.max(1), options.strangers_max);
-    let within = Millis(u32::try_from(options.handshake_within.as_millis()).unwrap_or(u32::MAX));
-    let system = ntex::rt::System::new("mqtt", stream::Runtime);
-    system.block_on(async move {
-        let mut builder = ntex::server::build()
-            .workers(workers)
-            // Of strangers, on one worker: a session is no longer counted by ntex.
-            .maxconn(strangers_max)
-            .shutdown_timeout(Millis(2_000))
-            .disable_signals();
-        for Way { name, socket, credentials, websocket } in ways {
-            let door = door.clone();
-            let added = builder.listen(name, socket, async move |_| {
-                let upgrade = websocket.as_ref().map(|options| Upgrade::new(options, within));
-                let porch = Porch { door: door.clone(), credentials: credentials.clone(), upgrade, within };
-                fn_service(move |io: Io| {
-                    let porch = porch.clone();
-                    async move {
-                        porch.pass(io).await;
-                        Ok::<_, std::io::Error>(())
-                    }
-                })
-            });
-            builder = match added {
-                Ok(builder) => builder.config(name, SharedCfg::new("mqtt").add(io_config()).build()),
-                Err(error) => return drop(told.send(Err(error))),
-            };
-        }
-        let server = builder.run();
-        if told.send(Ok(server.clone())).is_ok() {
-            let _ = server.await;
-        }
-    });
-}
-
-/// What lies before the door: TLS, WebSocket, both or neither.
-#[derive(Clone)]
-struct Porch {
-    door: Door,
-    credentials: Option<Credentials>,
-    upgrade: Option<Upgrade>,
-    within: Millis,
-}
-
-impl Porch {
-    async fn pass(&self, io: Io) {
-        self.door.arrived(self.credentials.is_some(), self.upgrade.is_some());
-        let Some(stranger) = self.door.stranger(&io.get_ref()) else { return self.door.crowded() };
-        // Of thousands who come at once each would be ready for its handshake, and those who are connected wait for all.
-        // Nor is anything of them read before, which would take a buffer for each.
-        io.pause();
-        turn().await;
-        let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None).await };
-        let handshake = credentials.handshake();
-        match TlsServerFilter::create(io, handshake.config(), self.within).await {
-            Ok(io) => {
-                wire::SHAKEN.one();
-                self.enter(io, stranger, Some(handshake)).await;
-            }
-            Err(error) => {
-                wire::UNSHAKEN.one();
-                tls::tell_of_failure(&error);
-                stranger.failed();
-            }
-        }
-    }
-
-    async fn enter<F: Filter>(&self, io: Io<F>, stranger: Stranger, handshake: Option<Handshake>) {
-        let io = match &self.upgrade {
-            Some(upgrade) => match upgrade.accept(io).await {
-                Some(io) => io.boxed(),
-                None => return stranger.failed(),
-            },
-            None => io.boxed(),
-        };
-        self.door.welcome(io, Some(stranger), handshake).await;
-    }
-}
-
-/// Buffers belong to the worker: who is idle has none. A client that has this much unread is written no more to.
-fn io_config() -> IoConfig {
-    IoConfig::new().set_read_buf(16 * 1024, 512, 32).set_write_buf(64 * 1024, 512, 32)
 }

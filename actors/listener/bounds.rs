@@ -2,12 +2,11 @@
 //!
 //! [`wakala::bounds`] decides; here it is asked, under one lock for all workers, and what it says is counted and logged.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ntex::io::IoRef;
-use ntex::io::types::PeerAddr;
 use ntex::tls::rustls::PeerCertChain;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal};
 use serde::{Deserialize, Serialize};
@@ -158,11 +157,6 @@ pub(super) struct Bounds {
     sessions: Sessions,
 }
 
-fn address(io: &IoRef) -> IpAddr {
-    // One that has gone already has none.
-    io.query::<PeerAddr>().get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |PeerAddr(address)| address.ip())
-}
-
 impl Bounds {
     pub(super) fn new(options: &Options, workers: usize, sessions: Sessions) -> Self {
         let decided = decided::Bounds::new(options.limits(workers.max(1)), options.ranges());
@@ -188,8 +182,8 @@ impl Bounds {
     }
 
     /// A connection was accepted: its place among those of its address, if there is one, and if the address is not banned.
-    pub(super) fn enter(&self, io: &IoRef) -> Option<Entered> {
-        let (address, now) = (address(io), self.sessions.clock().now());
+    pub(super) fn enter(&self, address: IpAddr) -> Option<Entered> {
+        let now = self.sessions.clock().now();
         let counts = self.sessions.counts();
         if let Some(ban) = self.sessions.bans().on_address(address, now) {
             counts.banned_addresses.one();
@@ -206,7 +200,7 @@ impl Bounds {
                 tracing::warn!(%place, "connections are closed: too many from there have not said who they are");
             });
         }
-        entered.then(|| Entered { bounds: self.clone(), place })
+        entered.then(|| Entered { bounds: self.clone(), address, place })
     }
 
     fn tell(&self, what: &str, log: impl FnOnce()) {
@@ -218,8 +212,14 @@ impl Bounds {
 
     /// A CONNECT came: what it shows of itself, unless it is banned or comes too often.
     /// `vouched`: somebody vouches for its certificate.
-    pub(super) fn knock(&self, io: &IoRef, connect: &Connect, vouched: bool) -> Result<Caller, Refusal> {
-        let (address, now) = (address(io), self.sessions.clock().now());
+    pub(super) fn knock(
+        &self,
+        entered: &Entered,
+        io: &IoRef,
+        connect: &Connect,
+        vouched: bool,
+    ) -> Result<Caller, Refusal> {
+        let (&Entered { address, place, .. }, now) = (entered, self.sessions.clock().now());
         let peer = io.query::<PeerCertChain<'static>>();
         let certificate = peer.as_ref().and_then(|PeerCertChain(chain)| Some(tls::fingerprint(chain.first()?)));
         let user = connect.username.as_ref().map(|name| Box::from(&**name));
@@ -230,7 +230,6 @@ impl Bounds {
             (client, _) => client.into(),
         };
         self.let_by(&client, &traits, now)?;
-        let place = Place::of(address);
         let knocked = {
             let mut decided = self.decided();
             let further = decided.knock(&client, place, vouched, now);
@@ -241,8 +240,8 @@ impl Bounds {
     }
 
     /// Whether too many came from there who led to nobody.
-    pub(super) fn is_spent(&self, io: &IoRef) -> bool {
-        self.decided().is_spent(Place::of(address(io)), self.sessions.clock().now())
+    pub(super) fn is_spent(&self, entered: &Entered) -> bool {
+        self.decided().is_spent(entered.place, self.sessions.clock().now())
     }
 
     /// Whoever is banned is not let by.
@@ -360,6 +359,7 @@ impl Caller {
 /// One of the strangers of its address.
 pub(super) struct Entered {
     bounds: Bounds,
+    address: IpAddr,
     place: Place,
 }
 

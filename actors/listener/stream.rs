@@ -57,11 +57,8 @@ impl Driver for Sockets {
 }
 
 impl Reactor for Sockets {
-    fn from_tcp_stream(&self, stream: std::net::TcpStream, options: SharedCfg) -> io::Result<Io> {
-        stream.set_nonblocking(true)?;
-        // A PUBACK of four bytes does not wait for more.
-        stream.set_nodelay(true)?;
-        Ok(Io::new(Socket(Rc::new(TcpStream::from_std(stream)?)), options))
+    fn from_tcp_stream(&self, _: std::net::TcpStream, _: SharedCfg) -> io::Result<Io> {
+        Err(ErrorKind::Unsupported.into())
     }
 
     fn tcp_connect(&self, _: SocketAddr, _: SharedCfg) -> Receiver<Io> {
@@ -75,6 +72,11 @@ impl Reactor for Sockets {
     fn from_unix_stream(&self, _: std::os::unix::net::UnixStream, _: SharedCfg) -> io::Result<Io> {
         Err(ErrorKind::Unsupported.into())
     }
+}
+
+/// A connection's bytes from now on.
+pub(super) fn carry(connection: TcpStream, options: SharedCfg) -> Io {
+    Io::new(Socket(Rc::new(connection)), options)
 }
 
 #[derive(Clone)]

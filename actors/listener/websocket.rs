@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
 use ntex::io::{Filter, FilterBuf, FilterLayer, Io, Layer};
@@ -83,7 +83,7 @@ impl WebSocket {
 /// Makes connections WebSockets.
 #[derive(Clone, Debug)]
 pub(super) struct Upgrade {
-    terms: Rc<Terms>,
+    terms: Arc<Terms>,
     head_bytes_max: usize,
     within: Millis,
 }
@@ -91,7 +91,7 @@ pub(super) struct Upgrade {
 impl Upgrade {
     pub(super) fn new(options: &WebSocket, within: Millis) -> Self {
         let terms = Terms { path: options.path.clone(), origins: options.origins.clone() };
-        Self { terms: Rc::new(terms), head_bytes_max: options.head_bytes_max as usize, within }
+        Self { terms: Arc::new(terms), head_bytes_max: options.head_bytes_max as usize, within }
     }
 
     /// The connection as a stream of MQTT's bytes; none when it was no request for that, which it has been told.

@@ -1,9 +1,10 @@
 //! From the first byte to the session: CONNECT within its bounds, who it is, and what is stored of it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ntex::io::{IoBoxed, IoRef};
+use ntex::io::IoBoxed;
 use ntex_bytes::BytesMut;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal, Packet};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -70,10 +71,18 @@ impl Door {
         }
     }
 
-    pub(super) fn stranger(&self, io: &IoRef) -> Option<Stranger> {
-        let entered = self.bounds.enter(io)?;
-        let place = Arc::clone(&self.strangers).try_acquire_owned().ok()?;
-        Some(Stranger { _place: place, entered })
+    /// A place among the strangers, as soon as there is one. None when nobody is let in any more.
+    pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.strangers).acquire_owned().await.ok()
+    }
+
+    /// Whoever has taken it, unless its address has too many already.
+    pub(super) fn stranger(&self, address: IpAddr, place: OwnedSemaphorePermit) -> Option<Stranger> {
+        let entered = self.bounds.enter(address);
+        if entered.is_none() {
+            self.sessions.store().metrics().connections.crowded.one();
+        }
+        Some(Stranger { _place: place, entered: entered? })
     }
 
     /// One came, in this way.
@@ -88,17 +97,9 @@ impl Door {
         transport.one();
     }
 
-    /// One was closed at the door.
-    pub(super) fn crowded(&self) {
-        self.sessions.store().metrics().connections.crowded.one();
-    }
-
     /// Takes a connection as far as its session, or ends it.
-    pub(super) async fn welcome(&self, io: IoBoxed, stranger: Option<Stranger>, handshake: Option<Handshake>) {
+    pub(super) async fn welcome(&self, io: IoBoxed, stranger: Stranger, handshake: Option<Handshake>) {
         let connections = &self.sessions.store().metrics().connections;
-        let Some(stranger) = stranger.or_else(|| self.stranger(&io.get_ref())) else {
-            return connections.crowded.one();
-        };
         let Ok(read) = tokio::time::timeout(self.connect_within, self.read_connect(&io)).await else {
             tracing::debug!("no CONNECT in time");
             connections.slow.one();
@@ -108,7 +109,7 @@ impl Door {
         if let Some((frames, connect)) = read {
             // On the heap for as long as it takes: the session itself does not need this much. It is a stranger until it is
             // known who it is, however long its password waits for its turn.
-            Box::pin(self.admit(io, frames, connect, handshake)).await;
+            Box::pin(self.admit(io, frames, connect, handshake, &stranger.entered)).await;
         } else {
             stranger.failed();
             connections.unread.one();
@@ -159,16 +160,21 @@ impl Door {
         io.recv(&FirstFrame { bytes_max: self.connect_bytes_max }).await.ok().flatten()
     }
 
-    async fn admit(&self, io: IoBoxed, frames: Frames, mut connect: Box<Connect>, handshake: Option<Handshake>) {
+    async fn admit(
+        &self,
+        io: IoBoxed,
+        frames: Frames,
+        mut connect: Box<Connect>,
+        handshake: Option<Handshake>,
+        entered: &Entered,
+    ) {
         self.sessions.taps().connecting(&connect, frames.version());
         // Where it makes no difference nobody is asked.
         let vouched = match &handshake {
-            Some(handshake) if self.bounds.is_spent(&io.get_ref()) => {
-                self.identity.knows_certificate(&io, handshake).await
-            }
+            Some(handshake) if self.bounds.is_spent(entered) => self.identity.knows_certificate(&io, handshake).await,
             _ => false,
         };
-        let caller = match self.bounds.knock(&io.get_ref(), &connect, vouched) {
+        let caller = match self.bounds.knock(entered, &io.get_ref(), &connect, vouched) {
             Ok(caller) => caller,
             Err(refusal) => return self.turn_away(&io, &frames, &connect, refusal).await,
         };
