@@ -39,7 +39,7 @@ impl Way {
 pub(super) struct Workers {
     phase: watch::Sender<Phase>,
     /// Closed when all have ended, however.
-    ended: oneshot::Receiver<()>,
+    ended: watch::Receiver<()>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Workers {
     /// When a thread cannot be started, or does not listen.
     pub(super) async fn start(count: usize, ways: &[Way]) -> io::Result<Self> {
         let (phase, _) = watch::channel(Phase::Open);
-        let (ends, ended) = oneshot::channel();
+        let (ends, ended) = watch::channel(());
         let (workers, ends) = (Self { phase, ended }, Arc::new(ends));
         for nth in 0..count.max(1) {
             let ways = ways.iter().map(Way::again).collect::<io::Result<Vec<_>>>()?;
@@ -98,7 +98,7 @@ impl Workers {
     /// process from its end.
     pub(super) async fn ended(&mut self) {
         // Nobody says anything there.
-        let _ = (&mut self.ended).await;
+        let _ = self.ended.changed().await;
     }
 }
 
@@ -112,7 +112,7 @@ impl Drop for Workers {
 /// Dropped last by a thread, also by a panic: where one ends the others do.
 struct Lives {
     phase: watch::Sender<Phase>,
-    _ends: Arc<oneshot::Sender<()>>,
+    _ends: Arc<watch::Sender<()>>,
 }
 
 impl Drop for Lives {
@@ -164,4 +164,19 @@ fn is_gone(error: &io::Error) -> bool {
 /// Buffers belong to the worker: who is idle has none. A client that has this much unread is written no more to.
 fn io_config() -> IoConfig {
     IoConfig::new().set_read_buf(16 * 1024, 512, 32).set_write_buf(64 * 1024, 512, 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn where_one_ends_the_others_do_and_whoever_asks_again_hears_it_again() {
+        let mut workers = Workers::start(2, &[]).await.expect("they start");
+        assert!(tokio::time::timeout(Duration::from_millis(100), workers.ended()).await.is_err(), "they live");
+        drop(Lives { phase: workers.phase.clone(), _ends: Arc::new(watch::channel(()).0) });
+        for _ in 0..2 {
+            tokio::time::timeout(Duration::from_secs(10), workers.ended()).await.expect("they have ended");
+        }
+    }
 }
