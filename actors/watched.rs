@@ -80,7 +80,10 @@ impl<T: Send + Sync + 'static> Watched<T> {
 
     /// Reads them again, changed or not. It reads files: not for an event loop.
     pub(crate) fn reload(&self) {
-        self.0.read_again(&mut self.0.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever asks is to hear what is wrong, though it be what was wrong before.
+        seen.report.failure = None;
+        self.0.read_again(&mut seen);
     }
 
     /// Reads them again when they have changed and stood still for one look, until nobody holds them any more.
@@ -101,10 +104,12 @@ impl<T> Inner<T> {
     fn look(&self) {
         let stamp = Stamp::of(self.paths.iter());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if stamp == seen.read {
-            seen.moving = None;
-        } else if seen.moving.as_ref() == Some(&stamp) {
+        // What could not be read may be readable now, and look the same: as after a chmod.
+        let again = stamp == seen.read && seen.report.failure.is_some();
+        if again || stamp != seen.read && seen.moving.as_ref() == Some(&stamp) {
             self.read_again(&mut seen);
+        } else if stamp == seen.read {
+            seen.moving = None;
         } else {
             seen.moving = Some(stamp);
         }
@@ -120,6 +125,7 @@ impl<T> Inner<T> {
                 seen.report.failure = None;
                 tracing::info!(what = self.what, "files were read again and are in force");
             }
+            Err(why) if seen.report.failure.as_ref() == Some(&why) => {}
             Err(why) => {
                 tracing::error!(
                     what = self.what,

@@ -205,18 +205,23 @@ impl Credentials {
     /// # Errors
     /// What is wrong with them. It is logged and counted, and what was in force stays so.
     pub fn reload(&self) -> Result<(), Error> {
-        self.read_again(&mut self.0.seen.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever asks is to hear what is wrong, though it be what was wrong before.
+        seen.failure = None;
+        self.read_again(&mut seen)
     }
 
     /// Reads the files again if they have changed and stand still. A file that is being written is left to be finished.
     fn look(&self) {
         let stamp = self.0.files.stamp();
         let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if stamp == seen.read {
-            seen.moving = None;
-        } else if seen.moving.as_ref() == Some(&stamp) {
+        // What could not be read may be readable now, and look the same: as after a chmod.
+        let again = stamp == seen.read && seen.failure.is_some();
+        if again || stamp != seen.read && seen.moving.as_ref() == Some(&stamp) {
             // It is logged where it happens.
             let _ = self.read_again(&mut seen);
+        } else if stamp == seen.read {
+            seen.moving = None;
         } else {
             seen.moving = Some(stamp);
         }
@@ -236,6 +241,7 @@ impl Credentials {
                 tracing::info!(certificate_until = %until, revoked, "the TLS files were read again and are in force");
                 Ok(())
             }
+            Err(error) if seen.failure.as_ref() == Some(&error.to_string()) => Err(error),
             Err(error) => {
                 seen.failures += 1;
                 seen.failure = Some(error.to_string());
