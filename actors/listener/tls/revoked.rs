@@ -45,8 +45,11 @@ impl Revoked {
         let (mut names, mut until) = (HashSet::new(), None);
         for der in lists {
             let (_, list) = CertificateRevocationList::from_der(der).map_err(|error| error.to_string())?;
-            let signer = authorities.iter().find(|authority| list.verify_signature(authority.public_key()).is_ok());
-            let Some(signer) = signer else {
+            let signed = |authority: &&X509Certificate<'_>| list.verify_signature(authority.public_key()).is_ok();
+            let signers: Vec<_> = authorities.iter().filter(signed).collect();
+            // Of authorities with one key, as one that was given another name, that which the list names.
+            let named = signers.iter().find(|signer| signer.subject().as_raw() == list.issuer().as_raw());
+            let Some(signer) = named.or(signers.first()) else {
                 return Err(format!("none of the configured authorities signed the list of {}", list.issuer()));
             };
             // By the signer's own name: that is what certificates under it call their issuer, byte for byte.
