@@ -76,13 +76,17 @@ impl FromStr for Network {
             Some((address, bits)) => (address, Some(bits.parse::<u8>().map_err(|_| none())?)),
             None => (text, None),
         };
-        let found: IpAddr = address.parse().map_err(|_| none())?;
-        // As the socket's other end is written, so is this.
-        let found = if bits.is_none() { found.to_canonical() } else { found };
-        let bits = bits.unwrap_or_else(|| width(found));
-        if bits > width(found) {
+        let written: IpAddr = address.parse().map_err(|_| none())?;
+        let bits = bits.unwrap_or_else(|| width(written));
+        if bits > width(written) {
             return Err(none());
         }
+        // As the socket's other end is written, so is this: an IPv4 address in IPv6 has 96 bits before it.
+        let (found, bits) =
+            match (written.to_canonical(), bits.checked_sub(width(written) - width(written.to_canonical()))) {
+                (found, Some(bits)) => (found, bits),
+                (_, None) => (written, bits),
+            };
         if bits == 0 {
             return Err(Error::Everybody(text.to_owned()));
         }

@@ -68,6 +68,17 @@ fn of_row(row: &PgRow) -> Result<Banned, Error> {
     })
 }
 
+/// One that cannot be read keeps nobody out, and must not keep the others from being known: who bans may have done so in the
+/// database itself.
+fn in_force(row: &PgRow) -> Option<Ban> {
+    let read = || -> Result<Ban, Error> {
+        let until: Option<OffsetDateTime> = row.try_get("until")?;
+        Ok(Ban { id: row.try_get("id")?, subject: subject_of(row)?, until: until.map(time_of) })
+    };
+    let id: Option<i64> = row.try_get("id").ok();
+    read().inspect_err(|error| tracing::error!(ban = id, %error, "a ban cannot be read and keeps nobody out")).ok()
+}
+
 pub(super) async fn insert<'c>(executor: impl PgExecutor<'c>, ban: &NewBan) -> Result<i64, Error> {
     let (id,): (i64,) = sqlx::query_as(
         "insert into wakala.ban (kind, subject, why, banned_by, since, until) values ($1, $2, $3, $4, $5, $6) \
@@ -161,11 +172,7 @@ impl Store {
                 format!("select id, kind, subject, until from wakala.ban where {IN_FORCE} order by id desc limit $2");
             let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(timestamp(now)).bind(i64::from(max));
             let rows = query.fetch_all(pool).await?;
-            let bans = rows.iter().map(|row| {
-                let until: Option<OffsetDateTime> = row.try_get("until")?;
-                Ok(Ban { id: row.try_get("id")?, subject: subject_of(row)?, until: until.map(time_of) })
-            });
-            Ok(Some((all, bans.collect::<Result<_, Error>>()?)))
+            Ok(Some((all, rows.iter().filter_map(in_force).collect())))
         })
         .await
     }
