@@ -16,6 +16,7 @@ use wakala::time::Time;
 
 use super::tls;
 use crate::metrics::counts::Count;
+use crate::session::lease::calendar;
 use crate::sessions::Sessions;
 
 /// What is borne. Behind one address of a mobile operator there may be hundreds of terminals: what is counted against an
@@ -185,7 +186,7 @@ impl Bounds {
     pub(super) fn enter(&self, address: IpAddr) -> Option<Entered> {
         let now = self.sessions.clock().now();
         let counts = self.sessions.counts();
-        if let Some(ban) = self.sessions.bans().on_address(address, now) {
+        if let Some(ban) = self.sessions.bans().on_address(address, calendar()) {
             counts.banned_addresses.one();
             if self.decided().is_news(&format!("ban {ban} {address}"), now) {
                 tracing::info!(%address, ban, "connections are closed at once: the address is banned");
@@ -229,7 +230,7 @@ impl Bounds {
             ("", Some(user)) => user.clone(),
             (client, _) => client.into(),
         };
-        self.let_by(&client, &traits, now)?;
+        self.let_by(&client, &traits)?;
         let knocked = {
             let mut decided = self.decided();
             let further = decided.knock(&client, place, vouched, now);
@@ -245,8 +246,8 @@ impl Bounds {
     }
 
     /// Whoever is banned is not let by.
-    fn let_by(&self, client: &str, traits: &Traits, now: Time) -> Result<(), Refusal> {
-        let Some(ban) = self.sessions.bans().on(client, traits, now) else { return Ok(()) };
+    fn let_by(&self, client: &str, traits: &Traits) -> Result<(), Refusal> {
+        let Some(ban) = self.sessions.bans().on(client, traits, calendar()) else { return Ok(()) };
         self.sessions.counts().banned.one();
         self.tell(&format!("ban {ban} {client}"), || {
             tracing::info!(client = %client.escape_debug(), ban, "a CONNECT was refused: banned");
@@ -299,7 +300,7 @@ impl Caller {
 
     /// Its name is known, which it need not have said: a token or a certificate may have.
     pub(super) fn named(&self, client: &str) -> Result<(), Refusal> {
-        self.bounds.let_by(client, &self.traits, self.now())
+        self.bounds.let_by(client, &self.traits)
     }
 
     /// A terminal has proved who it is.

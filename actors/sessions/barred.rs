@@ -15,6 +15,7 @@ use wakala::id::ClientId;
 use super::Sessions;
 use super::bounds::{Counts, Report};
 use crate::listener::tls::{Papers, Trust};
+use crate::session::lease::calendar;
 use crate::session::{End, Session};
 use crate::store::Error;
 
@@ -51,7 +52,7 @@ impl Sessions {
         }
     }
 
-    /// The bans in force, as of the latest look.
+    /// The bans in force, as of the latest look. Until when is by the calendar, as whoever bans has it.
     pub(crate) fn bans(&self) -> Arc<Bans> {
         Arc::clone(&self.0.barred.read().bans)
     }
@@ -73,7 +74,7 @@ impl Sessions {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn look_for_bans(&self) -> Result<usize, Error> {
-        let (now, max) = (self.clock().now(), self.0.deps.options.bounds.bans_max);
+        let (now, max) = (calendar(), self.0.deps.options.bounds.bans_max);
         let known = self.0.barred.read().known.clone();
         if let Some((known, bans)) = self.store().bans_in_force(now, known, max).await? {
             let bans = Arc::new(Bans::of(bans));
@@ -110,7 +111,7 @@ impl Sessions {
     }
 
     fn end_banned(&self) -> usize {
-        let (bans, now) = (self.bans(), self.clock().now());
+        let (bans, now) = (self.bans(), calendar());
         if bans.is_empty() {
             return 0;
         }
