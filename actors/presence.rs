@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use wakala::id::{ClientId, Epoch};
 use wakala::message::Message;
+use wakala::mqtt::Properties;
 use wakala::presence::{Board, Standing, Told, concerns, topic};
 use wakala::session::{Addressed, Subscription};
 use wakala::time::Time;
@@ -254,7 +255,7 @@ fn message(node: &str, client: &ClientId, standing: Standing, why: Option<&str>)
         qos: QoS::AtLeastOnce,
         retain: false,
         expires_at: None,
-        properties: None,
+        properties: Properties::default(),
     }
 }
 

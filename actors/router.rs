@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
 use wakala::message::Message as Published;
+use wakala::mqtt::Properties;
 use wakala::session::{Addressed, Subscription, Template, What};
 use wakala::time::Time;
 use wakala::topics::{Granted, Match, Retained, Subscriptions, matches};
@@ -410,7 +411,8 @@ impl Router {
             return;
         }
         let (topic, payload, qos) = (ByteString::from(topic), text.into(), QoS::AtMostOnce);
-        let message = Published { topic, payload, qos, retain: true, expires_at: None, properties: None };
+        let message =
+            Published { topic, payload, qos, retain: true, expires_at: None, properties: Properties::default() };
         let message = Arc::new(message);
         announced.keep(&message.topic, Arc::clone(&message), message.bytes());
         drop(announced);

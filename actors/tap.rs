@@ -441,7 +441,7 @@ mod tests {
     async fn a_line_is_read_as_it_was_written() {
         let taps = taps(Options::default());
         let mut view = taps.begin(&client("c"), Whose::Guest).expect("a tap");
-        let publish = ntex_mqtt::v5::codec::Publish { topic: "t".into(), ..Default::default() };
+        let publish = wakala::mqtt::Publish { topic: "t".into(), ..Default::default() };
         let mut session = Tapped::default();
         session.told(&taps, guest(&client("c")), &Outbound::Publish(publish, Bytes::from_static(b"x")));
         let about = Line::Packet {

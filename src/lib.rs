@@ -26,6 +26,7 @@ pub mod admission;
 pub mod conservation;
 pub mod load;
 pub mod message;
+pub mod mqtt;
 pub mod presence;
 pub mod session;
 pub mod topics;

@@ -165,6 +165,7 @@ impl Router {
 #[cfg(test)]
 mod tests {
     use ntex_mqtt::v5::codec::SubscriptionOptions;
+    use wakala::mqtt::Properties;
 
     use super::*;
 
@@ -175,7 +176,7 @@ mod tests {
 
     fn message(qos: QoS, payload: usize) -> Arc<Published> {
         let (topic, payload) = (ByteString::from_static("t"), vec![0; payload].into());
-        Arc::new(Published { topic, payload, qos, retain: true, expires_at: None, properties: None })
+        Arc::new(Published { topic, payload, qos, retain: true, expires_at: None, properties: Properties::default() })
     }
 
     #[test]

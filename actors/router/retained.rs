@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use ntex_bytes::ByteString;
+use ntex_bytes::{ByteString, Bytes};
 use tokio::sync::Notify;
 use wakala::message::Message;
 use wakala::time::Time;
@@ -61,19 +61,20 @@ impl Memory {
         Self { known: RwLock::default(), topics_max, bytes_max, metrics, doubted: Notify::new() }
     }
 
-    /// Keeps a message in place of the one of its topic, or forgets that if this one has no payload. None when there is no
-    /// room for it.
+    /// Keeps a message in place of the one of its topic, or forgets that if this one has no payload or there is no room for
+    /// it: it is out of date all the same [MQTT-3.3.1-5]. None when there is nothing to do.
     pub(super) fn keep(self: &Arc<Self>, message: &Arc<Message>) -> Option<Retaining> {
         let mut known = self.write();
-        if !self.has_room(&known.messages, message) {
-            drop(known);
+        let mut message = Arc::clone(message);
+        if !self.has_room(&known.messages, &message) {
             self.metrics.unretained.one();
-            return None;
+            known.messages.get(&message.topic)?;
+            message = Arc::new(Message { payload: Bytes::new(), ..(*message).clone() });
         }
-        known.put(message);
+        known.put(&message);
         *known.under_way.entry(message.topic.clone()).or_default() += 1;
         drop(known);
-        Some(Retaining::new(Arc::clone(message), Some(Arc::clone(self) as Arc<dyn Keeper>)))
+        Some(Retaining::new(message, Some(Arc::clone(self) as Arc<dyn Keeper>)))
     }
 
     fn has_room(&self, messages: &Retained<Arc<Message>>, new: &Message) -> bool {
@@ -258,6 +259,7 @@ impl Drop for Reading<'_> {
 #[cfg(test)]
 mod tests {
     use ntex_mqtt::v5::codec::QoS;
+    use wakala::mqtt::Properties;
     use wakala::time::Time;
 
     use super::*;
@@ -265,7 +267,14 @@ mod tests {
 
     fn message(payload: &str) -> Message {
         let (topic, payload) = (ByteString::from_static("t"), payload.as_bytes().to_vec().into());
-        Message { topic, payload, qos: QoS::AtLeastOnce, retain: true, expires_at: None, properties: None }
+        Message {
+            topic,
+            payload,
+            qos: QoS::AtLeastOnce,
+            retain: true,
+            expires_at: None,
+            properties: Properties::default(),
+        }
     }
 
     fn memory() -> Arc<Memory> {
@@ -384,11 +393,14 @@ mod tests {
         let memory = Arc::new(Memory::new(1, u64::from(message("12345678").bytes()), Arc::default()));
         let keeps = |topic: &'static str, payload: &str| {
             let message = Message { topic: ByteString::from_static(topic), ..message(payload) };
-            memory.keep(&Arc::new(message)).is_some()
+            memory.keep(&Arc::new(message)).is_some_and(|_kept| memory.holds().0 == 1 || payload.is_empty())
         };
         assert!(keeps("t", "1234"));
         assert!(!keeps("u", "1"), "a second topic");
-        assert!(!keeps("t", "123456789") && keeps("t", "12345678"));
+        assert_eq!(memory.holds().0, 1);
+        assert!(!keeps("t", "123456789"), "too large");
+        assert_eq!(memory.holds(), (0, 0), "and what was there is out of date");
+        assert!(keeps("t", "12345678"));
         assert!(keeps("t", "") && keeps("u", "1"));
         assert_eq!(memory.metrics.unretained.get(), 2);
     }

@@ -7,6 +7,7 @@ use ntex_codec::{Decoder, Encoder};
 use ntex_mqtt::error::{DecodeError, EncodeError};
 use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use ntex_mqtt::{v3::codec as v3, v5::codec as v5};
+use wakala::mqtt::Publish;
 use wakala::session::strict::{self, Flaw};
 use wakala::session::{Version, lift};
 
@@ -14,14 +15,14 @@ use wakala::session::{Version, lift};
 #[derive(Debug)]
 pub enum Inbound {
     Packet(v5::Packet),
-    Publish(v5::Publish, Bytes),
+    Publish(Publish, Bytes),
 }
 
 /// What a client is sent.
 #[derive(Debug)]
 pub enum Outbound {
     Packet(v5::Packet),
-    Publish(v5::Publish, Bytes),
+    Publish(Publish, Bytes),
 }
 
 /// The codec of one connection.
@@ -61,20 +62,16 @@ impl Frames {
         }
     }
 
-    fn decode_frame(&self, src: &mut BytesMut) -> Result<Option<Inbound>, DecodeError> {
-        // The frame is there whole, so a payload never comes in chunks.
+    /// Of a whole frame.
+    fn decode_packet(&self, frame: &mut BytesMut) -> Result<Option<v5::Packet>, DecodeError> {
         Ok(match &self.codec {
-            Codec::V3(codec) => match codec.decode(src)? {
-                Some(v3::Decoded::Packet(packet, _)) => Some(Inbound::Packet(lift::packet(packet))),
-                Some(v3::Decoded::Publish(publish, payload, _)) => {
-                    Some(Inbound::Publish(lift::publish(publish), payload))
-                }
-                Some(v3::Decoded::PayloadChunk(..)) | None => None,
+            Codec::V3(codec) => match codec.decode(frame)? {
+                Some(v3::Decoded::Packet(packet, _)) => Some(lift::packet(packet)),
+                _ => None,
             },
-            Codec::V5(codec) => match codec.decode(src)? {
-                Some(v5::Decoded::Packet(packet, _)) => Some(Inbound::Packet(packet)),
-                Some(v5::Decoded::Publish(publish, payload, _)) => Some(Inbound::Publish(publish, payload)),
-                Some(v5::Decoded::PayloadChunk(..)) | None => None,
+            Codec::V5(codec) => match codec.decode(frame)? {
+                Some(v5::Decoded::Packet(packet, _)) => Some(packet),
+                _ => None,
             },
         })
     }
@@ -92,14 +89,19 @@ impl Decoder for Frames {
         };
         let expiry_of_zero = strict::frame(self.version(), frame)?;
         // A frame of its own: what a session keeps of it must not keep the whole read buffer.
-        let mut frame = src.split_to(bytes);
-        let mut frame = BytesMut::from(&*std::mem::take(&mut frame));
-        if let Some(at) = expiry_of_zero {
-            strict::mend(&mut frame, at);
-        }
-        self.decode_frame(&mut frame)
-            .and_then(|inbound| inbound.ok_or(DecodeError::MalformedPacket).map(Some))
-            .map_err(flaw)
+        let frame = src.split_to(bytes);
+        let inbound = if is_publish(&frame) {
+            let (publish, payload) =
+                Publish::read(self.version(), &Bytes::copy_from_slice(&frame)).ok_or(UNREADABLE)?;
+            Inbound::Publish(publish, payload)
+        } else {
+            let mut frame = BytesMut::from(&*frame);
+            if let Some(at) = expiry_of_zero {
+                strict::mend(&mut frame, at);
+            }
+            Inbound::Packet(self.decode_packet(&mut frame).map_err(flaw)?.ok_or(UNREADABLE)?)
+        };
+        Ok(Some(inbound))
     }
 }
 
@@ -113,16 +115,20 @@ impl Encoder for Frames {
                 Some(packet) => codec.encodev(v3::Encoded::Packet(packet), dst),
                 None => Ok(()),
             },
-            (Codec::V3(codec), Outbound::Publish(publish, payload)) => {
-                codec.encodev(v3::Encoded::Publish(lift::lower_publish(publish), Some(payload)), dst)
-            }
             (Codec::V5(codec), Outbound::Packet(packet)) => codec.encodev(v5::Encoded::Packet(packet), dst),
-            (Codec::V5(codec), Outbound::Publish(publish, payload)) => {
-                codec.encodev(v5::Encoded::Publish(publish, Some(payload)), dst)
+            (_, Outbound::Publish(publish, payload)) => {
+                publish.write(self.version(), payload, dst);
+                Ok(())
             }
         }
     }
 }
+
+fn is_publish(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|first| first >> 4 == 3)
+}
+
+const UNREADABLE: Flaw = Flaw { reason: Reason::MalformedPacket, why: "not a packet of this version of MQTT" };
 
 /// A codec's error does not always say which fault it is; what it refuses beyond [`strict`] cannot be parsed.
 fn flaw(error: DecodeError) -> Flaw {
@@ -130,6 +136,6 @@ fn flaw(error: DecodeError) -> Flaw {
         DecodeError::MaxSizeExceeded { .. } => {
             Flaw { reason: Reason::PacketTooLarge, why: "larger than the maximum packet size" }
         }
-        _ => Flaw { reason: Reason::MalformedPacket, why: "not a packet of this version of MQTT" },
+        _ => UNREADABLE,
     }
 }

@@ -120,6 +120,8 @@ fn wake(mut state: MutexGuard<'_, State>) {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use wakala::mqtt::Properties;
+
     use std::num::{NonZeroU16, NonZeroU32};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -201,7 +203,7 @@ pub(crate) mod tests {
             qos: ntex_mqtt::v5::codec::QoS::AtMostOnce,
             retain: false,
             expires_at: None,
-            properties: None,
+            properties: Properties::default(),
         };
         let qos = message.qos;
         let addressed = Addressed { message: Arc::new(message), qos, retain: false, identifiers: vec![] };
@@ -215,15 +217,14 @@ pub(crate) mod tests {
     #[test]
     fn what_a_message_has_in_properties_takes_room_too() {
         let inbox = Inbox::new(&limits(8, 1000));
-        let nothing = (ntex_bytes::ByteString::new(), ntex_bytes::ByteString::new());
-        let properties = wakala::message::Properties::new(false, None, None, None, vec![nothing; 100]);
+        let properties = Properties::stored([0x26, 0, 0, 0, 0].repeat(200)).expect("user properties");
         let message = wakala::message::Message {
             topic: "t".into(),
             payload: Bytes::new(),
             qos: ntex_mqtt::v5::codec::QoS::AtLeastOnce,
             retain: false,
             expires_at: None,
-            properties: Some(Box::new(properties)),
+            properties,
         };
         let qos = message.qos;
         let addressed = Addressed { message: Arc::new(message), qos, retain: false, identifiers: vec![] };

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use ntex::io::{IoBoxed, RecvError};
-use wakala::message::published_bytes;
 use wakala::session::Event;
 use wakala::time::Time;
 
@@ -118,7 +117,7 @@ impl Session {
     /// Takes a terminal's publish out of what it shares with the others of its agent; until when they owe it, if they do.
     fn owed(&self, event: &Event, now: Time) -> Option<Time> {
         match (&self.purse, event) {
-            (Some(purse), Event::Publish(publish, payload)) => purse.pay(published_bytes(publish, payload), now),
+            (Some(purse), Event::Publish(publish, payload)) => purse.pay(publish.message_bytes(payload), now),
             _ => None,
         }
     }

@@ -11,6 +11,7 @@ use wakala::id::ClientId;
 use wakala::session::Addressed;
 
 use super::decision::{Drawn, draw_existing};
+use super::messages::stored_properties;
 use super::publications::{BYTES_MAX, Overflow, Publication, ROWS_MAX, Recipient, Room, Stored};
 use super::{Error, tally, timestamp, told};
 
@@ -183,7 +184,7 @@ impl Rows {
         self.retain.push(addressed.retain);
         self.bytes += message.payload.len();
         self.payloads.push(message.payload.to_vec());
-        self.properties.push(message.properties.as_ref().map(|properties| properties.to_bytes()));
+        self.properties.push(stored_properties(&message.properties));
         // An array of arrays would have to be rectangular.
         let identifiers: Vec<String> = addressed.identifiers.iter().map(ToString::to_string).collect();
         self.identifiers.push(format!("{{{}}}", identifiers.join(",")));

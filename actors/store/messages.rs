@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, TerminalId};
-use wakala::message as mqtt;
+use wakala::mqtt::Properties;
 use wakala::session::{Addressed, Delivery, What, messages_topic};
 use wakala::time::Time;
 
@@ -186,7 +186,7 @@ pub(super) fn delivery(row: Row) -> Result<Option<Delivery>, Error> {
     let payload = Bytes::from(payload);
     let Some(qos) = qos else { return Ok(Some(Delivery { seq, released: false, what: What::Receipt(payload) })) };
     let (qos, retain) = (qos_of(qos), retain.unwrap_or(false));
-    let message = mqtt::Message {
+    let message = wakala::message::Message {
         topic: topic.unwrap_or_default().into(),
         payload,
         qos,
@@ -200,9 +200,13 @@ pub(super) fn delivery(row: Row) -> Result<Option<Delivery>, Error> {
     Ok(Some(Delivery { seq, released: released.unwrap_or(false), what: What::Message(addressed) }))
 }
 
-pub(super) fn read_properties(stored: Option<Vec<u8>>) -> Result<Option<Box<mqtt::Properties>>, Error> {
-    let read = |bytes: Vec<u8>| mqtt::Properties::from_bytes(&bytes).map(Box::new);
-    stored.map(read).transpose().map_err(|error| Error::Broken(error.to_string()))
+pub(super) fn read_properties(stored: Option<Vec<u8>>) -> Result<Properties, Error> {
+    Properties::stored(stored.unwrap_or_default()).map_err(|error| Error::Broken(error.to_string()))
+}
+
+/// As they are stored: null where there are none.
+pub(super) fn stored_properties(properties: &Properties) -> Option<Vec<u8>> {
+    (!properties.is_empty()).then(|| properties.as_bytes().to_vec())
 }
 
 async fn queue(db: &mut PgConnection, message: &Message, limits: Limits) -> Result<Queueing, Error> {

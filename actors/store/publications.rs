@@ -19,7 +19,7 @@ use wakala::time::Time;
 use super::batch::Batcher;
 use super::copies::queue;
 use super::marks::{Remembered, remember};
-use super::messages::read_properties;
+use super::messages::{read_properties, stored_properties};
 use super::sessions::{discard, qos_of};
 use super::told::{self, Asked, Entered, Entry};
 use super::{Error, Store, timestamp};
@@ -403,7 +403,7 @@ async fn retain(db: &mut PgConnection, publications: &[Publication], new: &[bool
     .bind(kept.iter().map(|(topic, _)| (*topic).to_owned()).collect::<Vec<_>>())
     .bind(kept.iter().map(|(_, (message, _))| message.qos as i16).collect::<Vec<_>>())
     .bind(kept.iter().map(|(_, (message, _))| message.payload.to_vec()).collect::<Vec<_>>())
-    .bind(kept.iter().map(|(_, (message, _))| message.properties.as_ref().map(|p| p.to_bytes())).collect::<Vec<_>>())
+    .bind(kept.iter().map(|(_, (message, _))| stored_properties(&message.properties)).collect::<Vec<_>>())
     .bind(kept.iter().map(|(_, (message, _))| message.expires_at.map(timestamp)).collect::<Vec<_>>())
     .bind(kept.iter().map(|(_, (_, at))| timestamp(*at)).collect::<Vec<_>>())
     .execute(&mut *db)
@@ -428,7 +428,7 @@ mod tests {
             qos: ntex_mqtt::v5::codec::QoS::AtLeastOnce,
             retain: false,
             expires_at: None,
-            properties: None,
+            properties: wakala::mqtt::Properties::default(),
         });
         let addressed = Addressed { qos: message.qos, message, retain: false, identifiers: Vec::new() };
         let client = ClientId::new("c").expect("short");

@@ -11,10 +11,11 @@ use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use wakala::id::{ClientId, Epoch};
-use wakala::message::{Message, Properties};
+use wakala::message::Message;
+use wakala::mqtt::Properties;
 use wakala::time::Time;
 
-use super::messages::read_properties;
+use super::messages::{read_properties, stored_properties};
 use super::sessions::{Ended, Left, qos_of};
 use super::{Error, Store, timestamp};
 
@@ -95,17 +96,7 @@ pub(super) async fn keep(db: &mut PgConnection, wills: &[(&ClientId, Epoch, &Las
     if wills.is_empty() {
         return Ok(());
     }
-    let properties = wills.iter().map(|(_, _, will)| {
-        let properties = Properties::new(
-            will.is_utf8_payload.unwrap_or(false),
-            will.content_type.clone(),
-            will.response_topic.clone(),
-            will.correlation_data.clone(),
-            will.user_properties.clone(),
-        );
-        (properties != Properties::default()).then(|| properties.to_bytes())
-    });
-    let properties: Vec<Option<Vec<u8>>> = properties.collect();
+    let properties = wills.iter().map(|(.., will)| stored_properties(&Properties::from(*will))).collect::<Vec<_>>();
     let expiry_s = |will: &LastWill| will.message_expiry_interval.map(|seconds| i64::from(seconds.get()));
     sqlx::query(
         "insert into wakala.will (client_id, epoch, topic, qos, retain, payload, properties, expiry_s, delay_s) \

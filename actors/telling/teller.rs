@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use wakala::id::{ClientId, TerminalId};
 use wakala::message::Message as Published;
+use wakala::mqtt::Properties;
 use wakala::session::strict::is_topic_name;
 use wakala::session::{messages_topic, payload_bytes_max};
 use wakala::time::Time;
@@ -150,8 +151,8 @@ async fn publish(teller: Data<Teller>, request: HttpRequest, wanted: Query<Wante
     let expires_at = wanted.expires(at)?;
     let asked = Asked { id: Uuid::now_v7(), by, key };
     let told = Told { retain: wanted.retain, ..new(&asked, &topic, qos as u8, payload.len(), at, expires_at) };
-    let message =
-        Published { topic, payload: payload.into(), qos, retain: wanted.retain, expires_at, properties: None };
+    let (payload, properties) = (payload.into(), Properties::default());
+    let message = Published { topic, payload, qos, retain: wanted.retain, expires_at, properties };
     let _turn = teller.turn(&asked)?;
     let stored = match teller.sessions.store().told_before(asked.clone(), message.clone(), at).await? {
         Some(before) => (Stored::Told(before), 0),

@@ -3,9 +3,10 @@
 use std::num::NonZeroU16;
 
 use ntex_bytes::ByteString;
-use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, Publish};
+use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 
 use super::strict::Flaw;
+use crate::mqtt::Publish;
 
 /// What a client's aliases stand for.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ impl Heard {
 
     /// Puts the topic in the alias' place.
     pub(super) fn resolve(&mut self, publish: &mut Publish) -> Result<(), Flaw> {
-        let Some(alias) = publish.properties.topic_alias.take() else {
+        let Some(alias) = publish.topic_alias.take() else {
             if publish.topic.is_empty() {
                 return Err(Flaw { reason: Reason::ProtocolError, why: "neither a topic nor an alias (3.3.2.1)" });
             }

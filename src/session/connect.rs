@@ -1,5 +1,6 @@
 //! What a CONNECT asks for, what is granted, and how a refusal is said.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ntex_bytes::ByteString;
@@ -9,6 +10,7 @@ use super::rights::Rights;
 use super::strict::Flaw;
 use super::{Limits, Version};
 use crate::id::ClientId;
+use crate::mqtt::PACKET_BYTES_MAX;
 use crate::topics;
 
 /// What holds for one connection.
@@ -45,8 +47,6 @@ struct Asked {
 
 /// The largest CONNACK without texts: 5 bytes and 25 of properties.
 const CONNACK_BYTES: u32 = 30;
-/// What a name that the server gives may add to it.
-const ASSIGNED_BYTES: u32 = 48;
 /// The bytes around the codes of the largest of the other answers.
 const SHORT_BYTES: u32 = 10;
 /// The largest CONNACK that says when to come again: two texts of 20 digits each.
@@ -81,8 +81,8 @@ impl Terms {
             return Err(ConnectAckReason::ClientIdentifierNotValid);
         }
         // [MQTT-3.1.2-24]: what it could not be sent, it cannot be promised.
-        let packet_bytes_max = connect.max_packet_size.map_or(u32::MAX, std::num::NonZeroU32::get);
-        if packet_bytes_max < CONNACK_BYTES + if connect.client_id.is_empty() { ASSIGNED_BYTES } else { 0 } {
+        let packet_bytes_max = connect.max_packet_size.map_or(PACKET_BYTES_MAX, NonZeroU32::get).min(PACKET_BYTES_MAX);
+        if packet_bytes_max < CONNACK_BYTES {
             return Err(ConnectAckReason::PacketTooLarge);
         }
         let expiry_max_s = u32::try_from(limits.session_expiry_max.as_secs()).unwrap_or(u32::MAX);
@@ -116,6 +116,12 @@ impl Terms {
             problem_info: connect.request_problem_info,
             will: connect.last_will.clone().map(Box::new),
         })
+    }
+
+    /// Whether the client can be told the name that it is given, if it gave none itself [MQTT-3.1.2-24].
+    #[must_use]
+    pub fn takes(&self, name: &ClientId) -> bool {
+        self.assigned_bytes(name) <= self.room(CONNACK_BYTES)
     }
 
     /// The keep-alive in force.
@@ -154,8 +160,13 @@ impl Terms {
 
     fn response_info(&self, client: &ClientId) -> Option<ByteString> {
         let info = ByteString::from(format!("r/{}", client.as_str()));
-        let room = self.room(CONNACK_BYTES + if self.asked.named { 0 } else { ASSIGNED_BYTES });
-        (self.asked.response_info && info.len() + AROUND_TEXT <= room).then_some(info)
+        let bytes = AROUND_TEXT + info.len() + self.assigned_bytes(client);
+        (self.asked.response_info && bytes <= self.room(CONNACK_BYTES)).then_some(info)
+    }
+
+    /// What the name that the server gives adds to the CONNACK.
+    fn assigned_bytes(&self, name: &ClientId) -> usize {
+        if self.asked.named { 0 } else { AROUND_TEXT + name.as_str().len() }
     }
 
     /// What the client's Maximum Packet Size leaves beside so many bytes.

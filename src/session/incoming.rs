@@ -26,10 +26,12 @@ pub(super) struct Incoming {
     handed: usize,
     /// How many requests of those are not durable yet.
     admitting: u16,
-    /// How many of `arrived` count against the Receive Maximum; those in `received` do too.
+    /// How many of `arrived` count against the Receive Maximum; those in `received` do too, but for `earlier`.
     unanswered: u16,
     /// Identifiers of QoS 2: the message is durable, PUBCOMP was not sent.
     received: BTreeSet<NonZeroU16>,
+    /// Those of them that an earlier connection left. The Receive Maximum is a connection's own (4.9).
+    earlier: BTreeSet<NonZeroU16>,
     /// Those of them that were released and are being forgotten, oldest first.
     releasing: VecDeque<NonZeroU16>,
     /// Whether identifiers outlive the connection.
@@ -75,6 +77,7 @@ impl Incoming {
             admitting: 0,
             unanswered: 0,
             received: BTreeSet::new(),
+            earlier: BTreeSet::new(),
             releasing: VecDeque::new(),
             kept,
             max: limits.inbound_max.get(),
@@ -85,6 +88,7 @@ impl Incoming {
 
     /// Identifiers of QoS 2 that an earlier connection left.
     pub(super) fn remember(&mut self, received: Vec<NonZeroU16>) {
+        self.earlier.extend(&received);
         self.received.extend(received);
     }
 
@@ -115,12 +119,15 @@ impl Incoming {
 
     /// Whether one more at QoS 1 or 2 is more than the Receive Maximum.
     pub(super) fn exceeded(&self, version: Version) -> bool {
-        let max = match version {
-            Version::V5 => self.max,
-            // MQTT 3.1.1 has none. What a client leaves unreleased is bounded all the same.
-            Version::V3 => self.unreleased_max,
-        };
-        usize::from(self.unanswered) + self.received.len() >= usize::from(max)
+        let all = usize::from(self.unanswered) + self.received.len();
+        // MQTT 3.1.1 has none. What a client leaves unreleased is bounded all the same, over all its connections.
+        match version {
+            Version::V3 => all >= usize::from(self.unreleased_max),
+            Version::V5 => {
+                all - self.earlier.len() >= usize::from(self.max)
+                    || all >= usize::from(self.unreleased_max.max(self.max))
+            }
+        }
     }
 
     /// MQTT 3.1.1 has no Receive Maximum, and QoS 0 none in either version: then the socket is left unread. The packets
@@ -242,7 +249,7 @@ impl Incoming {
             self.releasing.push_back(packet_id);
             return effects.push(Effect::Forget { packet_id });
         }
-        let known = self.received.remove(&packet_id);
+        let known = self.forget(packet_id);
         complete(packet_id, known, effects);
     }
 
@@ -250,12 +257,17 @@ impl Incoming {
     pub(super) fn forgotten(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) {
         if let Some(place) = self.releasing.iter().position(|releasing| *releasing == packet_id) {
             self.releasing.remove(place);
-            self.received.remove(&packet_id);
+            self.forget(packet_id);
             complete(packet_id, true, effects);
         }
         if self.releasing.is_empty() {
             self.releasing = VecDeque::new();
         }
+    }
+
+    fn forget(&mut self, packet_id: NonZeroU16) -> bool {
+        self.earlier.remove(&packet_id);
+        self.received.remove(&packet_id)
     }
 }
 

@@ -45,20 +45,6 @@ pub fn packet(packet: v3::Packet) -> v5::Packet {
     }
 }
 
-/// A client's PUBLISH, raised.
-#[must_use]
-pub fn publish(publish: v3::Publish) -> v5::Publish {
-    v5::Publish {
-        dup: publish.dup,
-        retain: publish.retain,
-        qos: publish.qos,
-        packet_id: publish.packet_id,
-        topic: publish.topic,
-        payload_size: publish.payload_size,
-        properties: v5::PublishProperties::default(),
-    }
-}
-
 fn connect(connect: v3::Connect) -> v5::Connect {
     v5::Connect {
         clean_start: connect.clean_session,
@@ -123,19 +109,6 @@ pub fn lower(packet: v5::Packet) -> Option<v3::Packet> {
         | v5::Packet::PingRequest
         | v5::Packet::Disconnect(_)
         | v5::Packet::Auth(_) => None,
-    }
-}
-
-/// A PUBLISH for a client, lowered.
-#[must_use]
-pub fn lower_publish(publish: v5::Publish) -> v3::Publish {
-    v3::Publish {
-        dup: publish.dup,
-        retain: publish.retain,
-        qos: publish.qos,
-        topic: publish.topic,
-        packet_id: publish.packet_id,
-        payload_size: publish.payload_size,
     }
 }
 

@@ -36,12 +36,13 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ntex_bytes::{ByteString, Bytes};
-use ntex_mqtt::v5::codec as mqtt;
 use ntex_mqtt::v5::codec::{Disconnect, DisconnectReasonCode as Reason, Packet, QoS};
 
 use crate::conservation::Fate;
 use crate::id::ClientId;
-use crate::message::{Message, published_bytes};
+use crate::message::Message;
+use crate::mqtt::Publish;
+pub use crate::mqtt::Version;
 use crate::time::Time;
 use crate::topics;
 use connect::Terms;
@@ -57,15 +58,6 @@ pub use sizes::Sizes;
 use strict::Flaw;
 use subscriptions::{Asked, Pending, changed_bytes};
 pub use subscriptions::{Change, Subscription};
-
-/// The two protocol versions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// MQTT 3.1.1, protocol level 4.
-    V3,
-    /// MQTT 5, protocol level 5.
-    V5,
-}
 
 /// A session as the database gave it when the connection opened it.
 #[derive(Clone, Debug, Default)]
@@ -84,7 +76,7 @@ pub struct Loaded {
 pub enum Event {
     /// A packet of the client's other than PUBLISH, after [`strict::frame`].
     Packet(Packet),
-    Publish(mqtt::Publish, Bytes),
+    Publish(Publish, Bytes),
     /// With this one's latest publish, what all terminals of its agent have published is paid for at this time only.
     Owed {
         until: Time,
@@ -129,7 +121,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     Send(Packet),
-    Publish(mqtt::Publish, Bytes),
+    Publish(Publish, Bytes),
     /// Have the request admitted and logged, and remember the packet identifier; [`Event::Durable`] when that is done.
     Admit {
         ticket: u32,
@@ -372,7 +364,7 @@ impl Session {
             }
             Event::Publish(publish, payload) => {
                 self.hears(now);
-                self.pacer.published(published_bytes(&publish, &payload), &self.limits.pace, now);
+                self.pacer.published(publish.message_bytes(&payload), &self.limits.pace, now);
                 if let Err(flaw) = self.publish(publish, payload, now, effects) {
                     self.close(Some(flaw.reason), flaw.why, effects);
                 }
@@ -445,7 +437,7 @@ impl Session {
 
     fn publish(
         &mut self,
-        mut publish: mqtt::Publish,
+        mut publish: Publish,
         payload: Bytes,
         now: Time,
         effects: &mut Vec<Effect>,

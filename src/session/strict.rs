@@ -83,8 +83,8 @@ pub fn nameless(connect: &[u8]) -> bool {
     matches!(version(connect), Ok(Ok(Version::V3))) && frame(Version::V3, connect).is_ok() && asks() == Ok(true)
 }
 
-/// Whether a client may send this frame, as far as the frame alone can tell. Gives the place of a Message Expiry Interval
-/// of 0, for [`mend`].
+/// Whether a client may send this frame, as far as the frame alone can tell. Gives the place of a will's Message Expiry
+/// Interval of 0, for [`mend`].
 ///
 /// # Errors
 /// What is wrong with it.
@@ -101,11 +101,8 @@ pub fn frame(version: Version, frame: &[u8]) -> Checked<Option<usize>> {
     ensure(version == Version::V3 || header.shortest, LONGER_THAN_NEEDED)?;
     let expiry_of_zero = match kind {
         1 => connect(version, &mut fields)?,
-        3 => publish(version, flags, &mut fields)?,
-        _ => {
-            without_message(version, kind, &mut fields)?;
-            None
-        }
+        3 => publish(version, flags, &mut fields).map(|()| None)?,
+        _ => without_message(version, kind, &mut fields).map(|()| None)?,
     };
     Ok(expiry_of_zero.map(|value| value.as_ptr().addr() - frame.as_ptr().addr()))
 }
@@ -150,7 +147,8 @@ fn connect<'a>(version: Version, fields: &mut Fields<'a>) -> Checked<Option<&'a 
     if will {
         if version == Version::V5 {
             fields.properties(|id, value| {
-                expiry_of_zero = expiry_of_zero.or_else(|| is_expiry_of_zero(id, value).then_some(value));
+                let is_expiry_of_zero = id == property::MESSAGE_EXPIRY_INTERVAL && value == [0; 4];
+                expiry_of_zero = expiry_of_zero.or_else(|| is_expiry_of_zero.then_some(value));
                 will_property(id, value)
             })?;
         }
@@ -166,8 +164,7 @@ fn connect<'a>(version: Version, fields: &mut Fields<'a>) -> Checked<Option<&'a 
     fields.end().map(|()| expiry_of_zero)
 }
 
-/// Gives the value of its Message Expiry Interval, if that is 0.
-fn publish<'a>(version: Version, flags: u8, fields: &mut Fields<'a>) -> Checked<Option<&'a [u8]>> {
+fn publish(version: Version, flags: u8, fields: &mut Fields<'_>) -> Checked {
     let (dup, qos) = (flags & 0x08 != 0, (flags >> 1) & 3);
     ensure(qos < 3, malformed("QoS 3 [MQTT-3.3.1-4]"))?;
     ensure(qos > 0 || !dup, malformed("DUP at QoS 0 [MQTT-3.3.1-2]"))?;
@@ -175,19 +172,15 @@ fn publish<'a>(version: Version, flags: u8, fields: &mut Fields<'a>) -> Checked<
     if qos > 0 {
         packet_identifier(fields)?;
     }
-    let (mut alias, mut expiry_of_zero) = (false, None);
+    let mut alias = false;
     if version == Version::V5 {
         fields.properties(|id, value| {
             alias |= id == property::TOPIC_ALIAS;
-            expiry_of_zero = expiry_of_zero.or_else(|| is_expiry_of_zero(id, value).then_some(value));
             publish_property(id, value)
         })?;
     }
     ensure(!topic.is_empty() || alias, protocol("an empty topic without an alias (3.3.2.1)"))?;
-    if !topic.is_empty() {
-        topic_name(topic)?;
-    }
-    Ok(expiry_of_zero)
+    if topic.is_empty() { Ok(()) } else { topic_name(topic) }
 }
 
 fn publish_property(id: u8, value: &[u8]) -> Checked {
@@ -196,7 +189,17 @@ fn publish_property(id: u8, value: &[u8]) -> Checked {
             Err(Flaw { reason: Reason::TopicAliasInvalid, why: "topic alias 0 [MQTT-3.3.2-8]" })
         }
         property::SUBSCRIPTION_IDENTIFIER => Err(protocol("a subscription identifier from a client [MQTT-3.3.4-6]")),
-        _ => will_property(id, value),
+        property::PAYLOAD_FORMAT if value != [0] && value != [1] => {
+            Err(malformed("a payload format that is not known (3.3.2.3.2)"))
+        }
+        property::PAYLOAD_FORMAT
+        | property::MESSAGE_EXPIRY_INTERVAL
+        | property::CONTENT_TYPE
+        | property::RESPONSE_TOPIC
+        | property::CORRELATION_DATA
+        | property::TOPIC_ALIAS
+        | property::USER_PROPERTY => will_property(id, value),
+        _ => Err(malformed("a property that a PUBLISH does not have (table 2-4)")),
     }
 }
 
@@ -353,23 +356,21 @@ fn property_value(id: u8, value: &[u8]) -> Checked {
     ensure(fits, protocol("a value that the property may not have (3.1.2.11, 3.8.2.1.2)"))
 }
 
-/// Makes a frame that [`frame`] let pass one that the codec takes too: to the codec a message that expires after 0 seconds
-/// is malformed. The standard allows it (3.3.2.3.3); here it is given one second. `at` is what [`frame`] gave.
+/// Makes a frame that [`frame`] let pass one that the codec takes too: to the codec a will that expires after 0 seconds is
+/// malformed. The standard allows it (3.1.3.2.4); here it is given one second. `at` is what [`frame`] gave.
 pub fn mend(frame: &mut [u8], at: usize) {
     if let Some(last) = frame.get_mut(at + 3) {
         *last = 1;
     }
 }
 
-fn is_expiry_of_zero(id: u8, value: &[u8]) -> bool {
-    id == property::MESSAGE_EXPIRY_INTERVAL && value == [0; 4]
-}
-
 /// The properties of which something is said here (table 2-4).
 mod property {
+    pub(super) const PAYLOAD_FORMAT: u8 = 0x01;
     pub(super) const MESSAGE_EXPIRY_INTERVAL: u8 = 0x02;
     pub(super) const CONTENT_TYPE: u8 = 0x03;
     pub(super) const RESPONSE_TOPIC: u8 = 0x08;
+    pub(super) const CORRELATION_DATA: u8 = 0x09;
     pub(super) const SUBSCRIPTION_IDENTIFIER: u8 = 0x0B;
     pub(super) const AUTHENTICATION_METHOD: u8 = 0x15;
     pub(super) const AUTHENTICATION_DATA: u8 = 0x16;
@@ -447,7 +448,7 @@ impl<'a> Fields<'a> {
         ensure(shortest, LONGER_THAN_NEEDED).map(|()| value)
     }
 
-    /// Shows each property with its value's bytes, lengths included (2.2.2.2). The codec checks which may be where.
+    /// Shows each property with its value's bytes, lengths included (2.2.2.2). The codec checks which may be where, but in a PUBLISH.
     fn properties(&mut self, mut check: impl FnMut(u8, &'a [u8]) -> Checked) -> Checked {
         let length = self.variable()?;
         let mut properties = Self { rest: self.take(length)? };

@@ -13,7 +13,7 @@ use super::rights::Rights;
 use super::strict::Flaw;
 use super::{Effect, Session, protocol};
 use crate::id::ClientId;
-use crate::message::user_property_bytes;
+use crate::mqtt::user_property_bytes;
 
 /// One subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::fmt::Display;
 use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec as v5;
 use v5::{Packet, RetainHandling};
+use wakala::mqtt::{Property, Publish};
 
 use super::frames::Inbound;
 
@@ -86,7 +87,7 @@ fn will(it: &v5::LastWill) -> String {
     line.users(&it.user_properties) + "}"
 }
 
-fn publish(it: &v5::Publish, carried: &Bytes) -> String {
+fn publish(it: &Publish, carried: &Bytes) -> String {
     let mut line = Line::new(format!("PUBLISH q{}", u8::from(it.qos)));
     if it.dup {
         line.word("dup");
@@ -96,16 +97,26 @@ fn publish(it: &v5::Publish, carried: &Bytes) -> String {
     }
     line.property("id", it.packet_id);
     line.word(format!("{} {}", text(&it.topic), payload(carried)));
-    let properties = &it.properties;
-    line.property("PayloadFormatIndicator", present(u8::from(properties.is_utf8_payload), 0));
-    line.property("MessageExpiryInterval", properties.message_expiry_interval);
-    line.property("ContentType", properties.content_type.as_ref().map(text));
-    line.property("ResponseTopic", properties.response_topic.as_ref().map(text));
-    line.property("CorrelationData", properties.correlation_data.as_ref().map(binary));
-    properties.subscription_ids.iter().for_each(|id| line.property("SubscriptionIdentifier", Some(id)));
-    line.property("TopicAlias", properties.topic_alias);
-    assert_eq!(usize::try_from(it.payload_size).ok(), Some(carried.len()), "the payload came in pieces");
-    line.users(&properties.user_properties)
+    let mut shown: Vec<_> = it.properties.iter().map(|property| self::property(property)).collect();
+    shown.extend(it.expiry_s.map(|seconds| (0x02, format!("MessageExpiryInterval={seconds}"))));
+    shown.extend(it.subscription_ids.iter().map(|id| (0x0B, format!("SubscriptionIdentifier={id}"))));
+    shown.extend(it.topic_alias.map(|alias| (0x23, format!("TopicAlias={alias}"))));
+    shown.sort_by_key(|(number, _)| *number);
+    shown.iter().for_each(|(_, shown)| line.word(shown));
+    line.0
+}
+
+/// One that goes on with the message, with its number.
+fn property(property: Property<'_>) -> (u8, String) {
+    let text = |text: &str| self::text(&ByteString::from(text.to_owned()));
+    match property {
+        Property::PayloadFormat(format) => (0x01, format!("PayloadFormatIndicator={format}")),
+        Property::ContentType(it) => (0x03, format!("ContentType={}", text(it))),
+        Property::ResponseTopic(it) => (0x08, format!("ResponseTopic={}", text(it))),
+        Property::CorrelationData(it) => (0x09, format!("CorrelationData={}", binary(&Bytes::copy_from_slice(it)))),
+        Property::User(name, value) => (0x26, format!("UserProperty={}:{}", text(name), text(value))),
+        other => panic!("{other:?} does not go on"),
+    }
 }
 
 fn acknowledgement(

@@ -111,8 +111,8 @@ const SECONDS: &[(&str, Rule)] =
     &[("0000000A", Reads("=10")), ("00000000", Reads("=0")), ("FFFFFFFF", Reads("=4294967295"))];
 const MESSAGE_SECONDS: &[(&str, Rule)] = &[
     ("0000000A", Reads("=10")),
-    // Of no use, but nothing forbids it (3.3.2.3.3). The codec has no zero: it becomes one second.
-    ("00000000", Reads("=1")),
+    // Of no use, but nothing forbids it (3.3.2.3.3).
+    ("00000000", Reads("=0")),
     ("00000001", Reads("=1")),
     ("FFFFFFFF", Reads("=4294967295")),
 ];
@@ -207,7 +207,6 @@ pub(crate) fn is_default(id: u8, place: Place, reads: &str) -> bool {
     match (id, reads) {
         (0x17, "=1") | (0x19 | 0x22, "=0") => true,
         (0x11, "=0") => place == Connect,
-        (0x01, "=0") => place == Publish,
         _ => false,
     }
 }

@@ -6,6 +6,7 @@
 use ntex_bytes::{BytePages, ByteString, BytesMut};
 use ntex_codec::{Decoder, Encoder};
 use ntex_mqtt::v5::codec::Packet;
+use wakala::mqtt::Property;
 use wakala::session::{Version, strict};
 
 use super::frames::{Frames, Inbound, Outbound};
@@ -51,12 +52,15 @@ fn look_through(inbound: &Inbound) {
     match inbound {
         Inbound::Publish(publish, _) => {
             assert!(!publish.dup || publish.packet_id.is_some(), "DUP at QoS 0");
-            assert!(!publish.topic.is_empty() || publish.properties.topic_alias.is_some(), "a message for nobody");
-            assert!(publish.properties.subscription_ids.is_empty(), "a server's property");
+            assert!(!publish.topic.is_empty() || publish.topic_alias.is_some(), "a message for nobody");
+            assert!(publish.subscription_ids.is_empty(), "a server's property");
             topic(&publish.topic);
-            publish.properties.response_topic.iter().for_each(|it| topic(it));
-            publish.properties.content_type.iter().for_each(|it| text(it));
-            users(&publish.properties.user_properties);
+            publish.properties.iter().for_each(|property| match property {
+                Property::ResponseTopic(it) => topic(it),
+                Property::ContentType(it) => text(it),
+                Property::User(name, value) => [name, value].into_iter().for_each(text),
+                _ => {}
+            });
         }
         Inbound::Packet(Packet::Connect(connect)) => {
             assert!(connect.auth_method.is_some() || connect.auth_data.is_none(), "data without a method");

@@ -285,15 +285,9 @@ impl World {
     fn publish(&mut self, how: u8) {
         let Some(connection) = &self.connection else { return };
         let used = connection.watch.unanswered();
-        let max = match connection.watch.version {
-            Version::V3 => self.limits.unreleased_max,
-            Version::V5 => self.limits.inbound_max,
-        };
         let free = (1..=40_u16).map(|id| (id + u16::from(how >> 4)) % 40 + 1).find(|id| !used.contains(id));
-        let Some(packet_id) = free.filter(|_| used.len() < usize::from(max.get()) && connection.socket.is_empty())
-        else {
-            return;
-        };
+        let may = connection.watch.has_room() && connection.socket.is_empty();
+        let Some(packet_id) = free.filter(|_| may) else { return };
         let topic = match (&self.rights, connection.watch.version) {
             (Rights::Terminal, _) => "q/T1",
             (_, Version::V5) if how & 12 == 0 => "closed",
@@ -452,7 +446,7 @@ impl World {
             qos: qos(how),
             retain: false,
             expires_at: (how & 0x40 != 0).then(|| self.now + life),
-            properties: None,
+            properties: wakala::mqtt::Properties::default(),
         };
         let identifiers = if how & 0x80 == 0 {
             Vec::new()

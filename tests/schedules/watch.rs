@@ -6,6 +6,7 @@ use ntex_bytes::{BytePages, ByteString};
 use ntex_codec::Encoder;
 use ntex_mqtt::v5::codec::{self as mqtt, Packet, QoS};
 use wakala::conservation::Fate;
+use wakala::mqtt::Publish;
 use wakala::session::{self, Effect, Limits, Sizes, Version};
 
 use crate::connection::Row;
@@ -56,6 +57,8 @@ pub(crate) struct Watch {
     durable: BTreeSet<u32>,
     /// Identifiers of QoS 2 whose PUBREC said that the message was taken.
     pub(crate) received: BTreeSet<u16>,
+    /// Those of them that an earlier connection left.
+    earlier: BTreeSet<u16>,
     pub(crate) releasing: BTreeSet<u16>,
     completes_unknown: u32,
     /// Of SUBSCRIBE and UNSUBSCRIBE: the identifier, how many filters, and which of the two.
@@ -121,6 +124,7 @@ impl Watch {
             sent_before: loaded.sent_to,
             sent_to: loaded.sent_to,
             received: loaded.received.iter().map(|id| id.get()).collect(),
+            earlier: loaded.received.iter().map(|id| id.get()).collect(),
             limits,
             connacks: 0,
             closed: false,
@@ -148,25 +152,36 @@ impl Watch {
         self.packet_bytes_max >= bytes
     }
 
-    /// How many of the client's publishes count against the Receive Maximum that it was told.
+    /// The identifiers of the client's publishes that are not complete.
     pub(crate) fn unanswered(&self) -> BTreeSet<u16> {
         self.arrivals.iter().map(|arrival| arrival.packet_id).chain(self.received.iter().copied()).collect()
     }
 
+    /// Whether the client may send one more, by the Receive Maximum that it was told (4.9) and by what one may leave unreleased.
+    pub(crate) fn has_room(&self) -> bool {
+        let of = |max: std::num::NonZeroU16| usize::from(max.get());
+        let (unanswered, limits) = (self.unanswered(), &self.limits);
+        match self.version {
+            Version::V3 => unanswered.len() < of(limits.unreleased_max),
+            Version::V5 => {
+                unanswered.difference(&self.earlier).count() < of(limits.inbound_max)
+                    && unanswered.len() < of(limits.unreleased_max.max(limits.inbound_max))
+            }
+        }
+    }
+
     /// The client sends a publish: its serial number, and whether it is one more than it may.
-    pub(crate) fn publishes(&mut self, publish: &mqtt::Publish) -> (u32, bool) {
+    pub(crate) fn publishes(&mut self, publish: &Publish) -> (u32, bool) {
         self.next_serial += 1;
         let serial = self.next_serial;
         let Some(packet_id) = publish.packet_id.map(std::num::NonZeroU16::get) else { return (serial, false) };
-        let unanswered = self.unanswered();
+        let over = self.version == Version::V5 && !self.unanswered().contains(&packet_id) && !self.has_room();
         let repeated = publish.qos == QoS::ExactlyOnce && self.received.contains(&packet_id);
         let waits = self.arrivals.iter().any(|arrival| arrival.packet_id == packet_id);
         let ignored = self.version == Version::V3 && publish.dup && waits && !repeated;
         if !ignored {
             self.arrivals.push_back(Arrival { serial, packet_id, qos: publish.qos, repeated });
         }
-        let max = usize::from(self.limits.inbound_max.get());
-        let over = self.version == Version::V5 && !unanswered.contains(&packet_id) && unanswered.len() >= max;
         (serial, over)
     }
 
@@ -271,6 +286,7 @@ impl Watch {
                 let packet_id = ack.packet_id.get();
                 if u8::from(ack.reason_code) == 0 {
                     assert!(self.releasing.remove(&packet_id) && self.received.remove(&packet_id));
+                    self.earlier.remove(&packet_id);
                 } else {
                     assert!(!self.received.contains(&packet_id));
                     self.completes_unknown = self.completes_unknown.checked_sub(1).expect("for a PUBREL each");
@@ -330,7 +346,7 @@ impl Watch {
         assert!(self.flights.len() <= self.window, "more than the client takes at once");
     }
 
-    fn hears_publish(&mut self, publish: &mqtt::Publish, payload: &ntex_bytes::Bytes) {
+    fn hears_publish(&mut self, publish: &Publish, payload: &ntex_bytes::Bytes) {
         let bytes = self.encoded(Outbound::Publish(publish.clone(), payload.clone()));
         assert!(bytes <= self.packet_bytes_max, "larger than the client takes [MQTT-3.1.2-24]");
         let topic = self.resolve(publish);
@@ -365,8 +381,8 @@ impl Watch {
         assert!(self.flights.len() <= self.window, "more than the client takes at once [MQTT-3.3.4-9]");
     }
 
-    fn resolve(&mut self, publish: &mqtt::Publish) -> ByteString {
-        let Some(alias) = publish.properties.topic_alias else { return publish.topic.clone() };
+    fn resolve(&mut self, publish: &Publish) -> ByteString {
+        let Some(alias) = publish.topic_alias else { return publish.topic.clone() };
         assert!(alias.get() <= self.topic_alias_max, "more aliases than the client knows [MQTT-3.1.2-26]");
         if !publish.topic.is_empty() {
             self.aliases.insert(alias.get(), publish.topic.clone());
@@ -386,7 +402,7 @@ impl Watch {
         assert!(self.closed || self.completes_unknown == 0, "a PUBREL for nothing is answered at once");
         let limits = &self.limits;
         let of = |max: std::num::NonZeroU16| usize::from(max.get());
-        let unanswered = of(if self.version == Version::V3 { limits.unreleased_max } else { limits.inbound_max });
+        let unanswered = of(limits.unreleased_max.max(limits.inbound_max));
         assert!(sizes.arrived <= 2 * of(limits.inbound_max), "{sizes:?}");
         assert!(sizes.received <= unanswered.max(loaded), "{sizes:?}");
         assert!(sizes.changes <= 16, "{sizes:?}");

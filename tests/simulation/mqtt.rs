@@ -2,21 +2,21 @@
 
 use ntex_bytes::Bytes;
 use ntex_mqtt::{v3::codec as v3, v5::codec as v5};
+use wakala::mqtt::Publish;
 use wakala::session::{Version, lift};
 
 /// One packet on a connection.
 #[derive(Debug)]
 pub(crate) enum Mqtt {
     V3(v3::Packet),
-    V3Publish(v3::Publish, Bytes),
     V5(v5::Packet),
-    V5Publish(v5::Publish, Bytes),
+    Publish(Version, Publish, Bytes),
 }
 
 /// A packet of a client, raised to MQTT 5.
 pub(crate) enum Raised {
     Packet(v5::Packet),
-    Publish(v5::Publish, Bytes),
+    Publish(Publish, Bytes),
 }
 
 impl Mqtt {
@@ -28,26 +28,19 @@ impl Mqtt {
         }
     }
 
-    pub(crate) fn publish(version: Version, publish: v5::Publish, payload: Bytes) -> Self {
-        match version {
-            Version::V3 => Self::V3Publish(lift::lower_publish(publish), payload),
-            Version::V5 => Self::V5Publish(publish, payload),
-        }
-    }
-
     pub(crate) fn version(&self) -> Version {
         match self {
-            Self::V3(_) | Self::V3Publish(..) => Version::V3,
-            Self::V5(_) | Self::V5Publish(..) => Version::V5,
+            Self::V3(_) => Version::V3,
+            Self::V5(_) => Version::V5,
+            Self::Publish(version, ..) => *version,
         }
     }
 
     pub(crate) fn raised(self) -> Raised {
         match self {
             Self::V3(packet) => Raised::Packet(lift::packet(packet)),
-            Self::V3Publish(publish, payload) => Raised::Publish(lift::publish(publish), payload),
             Self::V5(packet) => Raised::Packet(packet),
-            Self::V5Publish(publish, payload) => Raised::Publish(publish, payload),
+            Self::Publish(_, publish, payload) => Raised::Publish(publish, payload),
         }
     }
 }

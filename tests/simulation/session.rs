@@ -231,7 +231,7 @@ impl Node {
                     }
                 }
                 Effect::Publish(publish, payload) => {
-                    stage.send(wire, 1, Payload::Mqtt(Mqtt::publish(version, publish, payload)));
+                    stage.send(wire, 1, Payload::Mqtt(Mqtt::Publish(version, publish, payload)));
                 }
                 Effect::Admit { ticket, payload, remember: _ } => self.admit(wire, ticket, enrolled, payload, stage),
                 Effect::Store(change) => self.again(wire, Again::Store(change), RETRY_MIN, stage),

@@ -4,13 +4,13 @@ use std::num::{NonZeroU16, NonZeroU32};
 
 use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec::{
-    DisconnectReasonCode as Reason, Packet, Publish, PublishAck2, PublishAck2Reason, PublishAckReason,
-    PublishProperties, QoS,
+    DisconnectReasonCode as Reason, Packet, PublishAck2, PublishAck2Reason, PublishAckReason, QoS,
 };
 
 use super::super::strict::Flaw;
 use super::{Addressed, DIRECT_IDENTIFIERS, Effect, Outgoing, Place, Queued, ROW_IDENTIFIERS, State, What, packet_id};
 use crate::conservation::Fate;
+use crate::mqtt::{Publish, Version};
 
 /// A message as it goes out.
 struct Out {
@@ -137,41 +137,44 @@ impl Outgoing {
         let lane = self.lanes.of_row(what);
         let (granted, identifier) = lane.granted.unwrap_or((QoS::AtLeastOnce, None));
         let own_topic = lane.topic.as_deref().cloned();
-        let (topic, payload, qos, retain, mut properties) = match what {
-            What::Receipt(payload) => (None, payload.clone(), QoS::AtLeastOnce, false, PublishProperties::default()),
+        let (mut publish, payload) = match what {
+            What::Receipt(payload) => (Publish { qos: QoS::AtLeastOnce, ..Publish::default() }, payload.clone()),
             What::Message(Addressed { message, qos, retain, identifiers }) => {
+                let qos = message.qos.min(*qos).min(granted);
                 // [MQTT-4.3.3-7]: at QoS 2 what was sent is sent again all the same, for its receiver has the identifier.
-                let exactly_once = message.qos.min(*qos).min(granted) == QoS::ExactlyOnce;
-                let went = exactly_once && row.is_some_and(|seq| seq <= self.sent_before);
+                let went = qos == QoS::ExactlyOnce && row.is_some_and(|seq| seq <= self.sent_before);
                 if message.is_over(self.now) && !went {
                     return Err(Unsent::Over);
                 }
-                let properties =
-                    PublishProperties { subscription_ids: identifiers.clone(), ..message.publish_properties(self.now) };
-                let topic = Some(message.topic.clone());
-                (topic, message.payload.clone(), message.qos.min(*qos).min(granted), *retain, properties)
+                let publish = Publish {
+                    retain: *retain,
+                    qos,
+                    topic: message.topic.clone(),
+                    expiry_s: message.left_s(self.now),
+                    subscription_ids: identifiers.clone(),
+                    properties: message.properties.clone(),
+                    ..Publish::default()
+                };
+                (publish, message.payload.clone())
             }
         };
-        let bytes = what.property_bytes();
-        if own_topic.is_some() {
-            properties.subscription_ids = identifier.into_iter().collect();
+        if let Some(topic) = own_topic {
+            publish.topic = topic;
+            publish.subscription_ids = identifier.into_iter().collect();
         }
-        let topic = own_topic.or(topic).unwrap_or_default();
-        let packet_id = match (qos, row) {
+        publish.packet_id = match (publish.qos, row) {
             (QoS::AtMostOnce, _) => None,
             (_, Some(seq)) => Some(packet_id(seq)),
             (_, None) => Some(self.next_direct_id()),
         };
-        let payload_size = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let dup = packet_id.is_some() && row.is_some_and(|seq| seq <= self.sent_before);
-        let mut publish = Publish { dup, retain, qos, packet_id, payload_size, properties, topic };
-        let (frame, max) = (frame_bytes(&publish, bytes), u64::from(self.packet_bytes_max));
+        publish.dup = publish.packet_id.is_some() && row.is_some_and(|seq| seq <= self.sent_before);
+        let (frame, max) = (frame_bytes(&publish, payload.len()), u64::from(self.packet_bytes_max));
         if frame > max {
             return Err(Unsent::TooLarge);
         }
         // With its topic beside it, a new alias makes the packet larger.
         if frame + ALIAS_BYTES <= max {
-            (publish.topic, publish.properties.topic_alias) = self.aliases.shorten(&publish.topic);
+            (publish.topic, publish.topic_alias) = self.aliases.shorten(&publish.topic);
         }
         Ok(Out { publish, payload })
     }
@@ -302,18 +305,6 @@ enum Unsent {
     TooLarge,
 }
 
-impl What {
-    /// The bytes of the properties that the message brought along.
-    fn property_bytes(&self) -> usize {
-        match self {
-            Self::Receipt(_) => 0,
-            Self::Message(addressed) => {
-                addressed.message.properties.as_ref().map_or(0, |properties| properties.byte_len())
-            }
-        }
-    }
-}
-
 fn is_error(reason: PublishAckReason) -> bool {
     u8::from(reason) >= 0x80
 }
@@ -341,39 +332,17 @@ fn out_of_turn(why: &'static str) -> Flaw {
 /// The largest payload of a message on this topic in a packet of so many bytes.
 #[must_use]
 pub fn payload_bytes_max(topic: ByteString, packet_bytes_max: u32) -> u32 {
-    let properties = PublishProperties {
-        message_expiry_interval: NonZeroU32::new(1),
-        subscription_ids: vec![NonZeroU32::MAX],
-        ..PublishProperties::default()
-    };
-    let packet_id = Some(NonZeroU16::MIN);
-    let payload_size = packet_bytes_max;
-    let whole = Publish { topic, packet_id, payload_size, properties, ..Publish::default() };
-    let around = frame_bytes(&whole, 0) - u64::from(payload_size);
+    let (packet_id, subscription_ids) = (Some(NonZeroU16::MIN), vec![NonZeroU32::MAX]);
+    let whole = Publish { topic, packet_id, subscription_ids, expiry_s: Some(1), ..Publish::default() };
+    let max = usize::try_from(packet_bytes_max).unwrap_or(usize::MAX);
+    let around = frame_bytes(&whole, max) - u64::from(packet_bytes_max);
     packet_bytes_max.saturating_sub(u32::try_from(around).unwrap_or(u32::MAX))
 }
 
 /// What a topic alias may add to a packet: the property, and a byte to each of two lengths.
 const ALIAS_BYTES: u64 = 5;
 
-/// The bytes of the packet on the wire (3.3); `properties` are those that the message brought along.
-fn frame_bytes(publish: &Publish, properties: usize) -> u64 {
-    let identifiers = publish.properties.subscription_ids.iter().map(|id| 1 + variable_bytes(u64::from(id.get())));
-    let expiry = if publish.properties.message_expiry_interval.is_some() { 5 } else { 0 };
-    let properties = u64::try_from(properties).unwrap_or(u64::MAX) + expiry + identifiers.sum::<u64>();
-    let topic = u64::try_from(publish.topic.len()).unwrap_or(u64::MAX);
-    let packet_id = if publish.packet_id.is_some() { 2 } else { 0 };
-    let payload = u64::from(publish.payload_size);
-    let remaining = 2 + topic + packet_id + variable_bytes(properties) + properties + payload;
-    1 + variable_bytes(remaining) + remaining
-}
-
-/// The bytes of a Variable Byte Integer (1.5.5).
-const fn variable_bytes(value: u64) -> u64 {
-    match value {
-        0..0x80 => 1,
-        0x80..0x4000 => 2,
-        0x4000..0x20_0000 => 3,
-        _ => 4,
-    }
+/// That of MQTT 5: a client of 3.1.1 names no maximum.
+fn frame_bytes(publish: &Publish, payload: usize) -> u64 {
+    u64::try_from(publish.frame_bytes(Version::V5, payload)).unwrap_or(u64::MAX)
 }

@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
-use ntex_mqtt::v5::codec::{Packet, Publish};
+use ntex_mqtt::v5::codec::Packet;
 
 use crate::id::{TerminalId, TransactionId};
+use crate::mqtt::Publish;
 use crate::{receipt, request};
 
 /// What one connection has shown: at most one transaction for each packet identifier and direction.

@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 
 use super::Version;
 use crate::id::ClientId;
+use crate::mqtt::Property;
 pub use joined::Joined;
 
 /// Data that is not shown.
@@ -288,23 +289,32 @@ impl Redactor {
     }
 
     #[must_use]
-    pub fn publish(&self, publish: &mqtt::Publish, payload: &[u8]) -> Summary {
-        let properties = &publish.properties;
-        Summary::Publish(Box::new(Publish {
+    pub fn publish(&self, publish: &crate::mqtt::Publish, payload: &[u8]) -> Summary {
+        let mut shown = Publish {
             topic: self.topic(&publish.topic),
             qos: publish.qos as u8,
             id: publish.packet_id.map(std::num::NonZeroU16::get),
             dup: publish.dup,
             retain: publish.retain,
             payload: self.hidden(payload),
-            alias: properties.topic_alias.map(std::num::NonZeroU16::get),
-            expiry_s: properties.message_expiry_interval.map(std::num::NonZeroU32::get),
-            response_topic: properties.response_topic.as_ref().map(|topic| self.topic(topic)),
-            correlation_data: properties.correlation_data.as_ref().map(|data| self.hidden(data)),
-            content_type: properties.content_type.as_ref().map(|text| self.hidden(text.as_bytes())),
-            identifiers: properties.subscription_ids.iter().map(|id| id.get()).collect(),
-            user_properties: properties.user_properties.len(),
-        }))
+            alias: publish.topic_alias.map(std::num::NonZeroU16::get),
+            expiry_s: publish.expiry_s,
+            response_topic: None,
+            correlation_data: None,
+            content_type: None,
+            identifiers: publish.subscription_ids.iter().map(|id| id.get()).collect(),
+            user_properties: 0,
+        };
+        for property in publish.properties.iter() {
+            match property {
+                Property::ResponseTopic(topic) => shown.response_topic = Some(self.topic(topic)),
+                Property::CorrelationData(data) => shown.correlation_data = Some(self.hidden(data)),
+                Property::ContentType(text) => shown.content_type = Some(self.hidden(text.as_bytes())),
+                Property::User(..) => shown.user_properties += 1,
+                _ => {}
+            }
+        }
+        Summary::Publish(Box::new(shown))
     }
 
     /// Any other packet.

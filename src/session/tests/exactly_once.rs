@@ -3,6 +3,7 @@
 use ntex_mqtt::v5::codec::{PublishAck2, PublishAckReason};
 
 use super::*;
+use crate::mqtt::Properties;
 
 fn publish_2(packet_id: u16, payload: &'static str) -> Event {
     let publish =
@@ -33,7 +34,7 @@ fn row(seq: i64, released: bool) -> Delivery {
         qos: QoS::ExactlyOnce,
         retain: false,
         expires_at: None,
-        properties: None,
+        properties: Properties::default(),
     };
     let addressed =
         Addressed { message: Arc::new(message), qos: QoS::ExactlyOnce, retain: false, identifiers: Vec::new() };
@@ -99,9 +100,17 @@ fn what_was_taken_before_the_connection_broke_is_not_taken_again() {
 
 #[test]
 fn identifiers_count_until_they_are_complete() {
-    // The Receive Maximum is 4.
-    let mut five = session(false, &[1, 2, 3, 4], 0);
-    assert_eq!(told(&handle(&mut five, publish_2(5, "x"), 1)), ["disconnect 93", "close"]);
+    // The Receive Maximum is 4, and what an earlier connection left does not count (4.9), but is bounded.
+    let mut five = session(false, &[1, 2], 0);
+    for number in 3..=6 {
+        handle(&mut five, publish_2(number, "x"), 1);
+        handle(&mut five, Event::Durable { ticket: u32::from(number) - 3 }, 1);
+    }
+    handle(&mut five, pubrel(1), 1);
+    handle(&mut five, Event::Forgotten { packet_id: id(1) }, 1);
+    assert_eq!(told(&handle(&mut five, publish_2(7, "x"), 1)), ["disconnect 93", "close"]);
+    let mut five = session(false, &[1, 2, 3, 4, 5, 6], 0);
+    assert_eq!(told(&handle(&mut five, publish_2(7, "x"), 1)), ["disconnect 93", "close"]);
     let mut three = playing(open(), Version::V3, &asked(true), Loaded::default()).0;
     for number in 1..=6 {
         handle(&mut three, publish_2(number, "x"), 1);

@@ -1,10 +1,12 @@
 //! Receipts and other messages in one queue: what goes out at which QoS, and what waits without being in the way.
 
 use super::*;
+use crate::mqtt::Properties;
 
 fn told_at(seq: i64, qos: QoS, expires_at: Option<Time>, payload: &'static str) -> Delivery {
     let (topic, payload) = ("c/T1".into(), Bytes::from_static(payload.as_bytes()));
-    let message = Arc::new(Message { topic, payload, qos, retain: false, expires_at, properties: None });
+    let message =
+        Arc::new(Message { topic, payload, qos, retain: false, expires_at, properties: Properties::default() });
     Delivery {
         seq,
         released: false,
@@ -71,7 +73,7 @@ fn a_message_goes_out_at_the_lesser_qos_of_its_own_and_its_subscriptions() {
             assert_eq!(told(&effects), wanted, "{granted:?}: nothing at QoS 0 has an identifier or DUP");
             let Effect::Publish(first, _) = &effects[0] else { panic!("{effects:?}") };
             assert_eq!((first.qos, first.retain), (granted, false));
-            assert_eq!(first.properties.subscription_ids, [NonZeroU32::new(5).expect("not zero")]);
+            assert_eq!(first.subscription_ids, [NonZeroU32::new(5).expect("not zero")]);
         }
     }
 }
@@ -162,10 +164,9 @@ fn an_expired_message_is_not_sent_and_the_rest_of_the_time_of_another_is_told() 
         let sent: Vec<(&str, Option<u32>)> = effects
             .iter()
             .filter_map(|effect| match effect {
-                Effect::Publish(publish, payload) => Some((
-                    std::str::from_utf8(payload).expect("text"),
-                    publish.properties.message_expiry_interval.map(NonZeroU32::get),
-                )),
+                Effect::Publish(publish, payload) => {
+                    Some((std::str::from_utf8(payload).expect("text"), publish.expiry_s))
+                }
                 _ => None,
             })
             .collect();

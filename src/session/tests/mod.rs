@@ -14,7 +14,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
 use ntex_mqtt::v5::codec::{
-    Connect, ConnectAckReason, Publish, PublishAck, Subscribe, SubscribeAckReason, SubscriptionOptions, Unsubscribe,
+    Connect, ConnectAckReason, LastWill, PublishAck, Subscribe, SubscribeAckReason, SubscriptionOptions, Unsubscribe,
 };
 
 use super::pace::Pace;
@@ -301,7 +301,7 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
     assert_eq!(told(&effects), ["suback [01, 83, 00, 87, 87, a2, 9e, 87]", "fetch r0 c0"]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![receipt(1, "a")], last: 1 }, 1);
     let Effect::Publish(publish, _) = &effects[0] else { panic!("{effects:?}") };
-    assert_eq!(publish.properties.subscription_ids, [NonZeroU32::new(77).expect("not zero")]);
+    assert_eq!(publish.subscription_ids, [NonZeroU32::new(77).expect("not zero")]);
     let gone = Unsubscribe {
         packet_id: id(2),
         user_properties: vec![],
@@ -376,8 +376,8 @@ fn keep_alive_is_one_and_a_half_and_has_a_cap() {
     }
 }
 
-fn will(topic: &'static str) -> mqtt::LastWill {
-    mqtt::LastWill {
+fn will(topic: &'static str) -> LastWill {
+    LastWill {
         qos: QoS::AtLeastOnce,
         retain: false,
         topic: topic.into(),
@@ -403,7 +403,7 @@ fn a_will_is_kept_until_the_client_takes_its_leave() {
         assert_eq!(session.remains().will, kept);
         assert!(session.terms().will.is_none(), "what it says is stored, and not in memory besides");
     }
-    let connect = Connect { last_will: Some(mqtt::LastWill { retain: true, ..will }), ..asked(false) };
+    let connect = Connect { last_will: Some(LastWill { retain: true, ..will }), ..asked(false) };
     let terms = |version, rights| Terms::of(&connect, version, &limits(), &rights);
     assert_eq!(terms(Version::V5, Rights::Terminal), Err(ConnectAckReason::RetainNotSupported));
     assert!(terms(Version::V3, Rights::Terminal).is_ok() && terms(Version::V5, open()).is_ok());

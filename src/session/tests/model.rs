@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proptest::prelude::*;
 
 use super::*;
+use crate::mqtt::Properties;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -250,7 +251,8 @@ impl World {
             let waiting = self.rows.iter().filter(|(seq, row)| !row.done && wanted(**seq, row.kind));
             let message = |seq: i64, qos| {
                 let (topic, payload) = ("c/T1".into(), Bytes::from(seq.to_string()));
-                let message = Message { topic, payload, qos, retain: false, expires_at: None, properties: None };
+                let message =
+                    Message { topic, payload, qos, retain: false, expires_at: None, properties: Properties::default() };
                 What::Message(Addressed { message: Arc::new(message), qos, retain: false, identifiers: vec![] })
             };
             let deliveries = waiting.take(usize::from(max)).map(|(&seq, row)| {

@@ -1,22 +1,27 @@
 //! A client of a general broker: any topic, aliases both ways, messages that are not stored.
 
-use ntex_mqtt::v5::codec::{Codec, Encoded, PublishProperties};
-
 use super::*;
-use crate::message::Properties;
+use crate::mqtt::Properties;
 
 fn connected(version: Version, connect: &Connect) -> Session {
     playing(open(), version, connect, Loaded::default()).0
 }
 
 fn to(topic: &'static str, alias: u16) -> Event {
-    let properties = PublishProperties { topic_alias: NonZeroU16::new(alias), ..PublishProperties::default() };
-    Event::Publish(Publish { topic: topic.into(), properties, ..Publish::default() }, Bytes::from_static(b"x"))
+    let publish = Publish { topic: topic.into(), topic_alias: NonZeroU16::new(alias), ..Publish::default() };
+    Event::Publish(publish, Bytes::from_static(b"x"))
 }
 
 fn for_it(topic: &'static str, qos: QoS, payload: &'static str) -> Event {
     let payload = Bytes::from_static(payload.as_bytes());
-    let message = Message { topic: topic.into(), payload, qos, retain: false, expires_at: None, properties: None };
+    let message = Message {
+        topic: topic.into(),
+        payload,
+        qos,
+        retain: false,
+        expires_at: None,
+        properties: Properties::default(),
+    };
     let addressed = Addressed { message: Arc::new(message), qos: QoS::ExactlyOnce, retain: false, identifiers: vec![] };
     Event::Message(addressed)
 }
@@ -94,7 +99,7 @@ fn the_first_topics_get_the_aliases_that_the_client_allows() {
         let sent = ["a", "a", "b", "c"].map(|topic| {
             let effects = handle(&mut session, for_it(topic, QoS::AtMostOnce, "x"), 1);
             let Effect::Publish(publish, _) = &effects[0] else { panic!("{effects:?}") };
-            let alias = publish.properties.topic_alias.map_or_else(|| "-".to_owned(), |alias| alias.to_string());
+            let alias = publish.topic_alias.map_or_else(|| "-".to_owned(), |alias| alias.to_string());
             format!("{} {alias}", publish.topic)
         });
         assert_eq!(sent, wanted, "{allows}");
@@ -133,20 +138,20 @@ fn identifiers_that_are_in_flight_are_not_given_again() {
     }
 }
 
-/// Messages of every shape, and what the codec makes of them.
+/// Messages of every shape, and what becomes of them on the wire.
 #[test]
-fn what_fits_is_what_the_codec_writes() {
-    let text = ByteString::from_static;
-    let properties = |name: &'static str| {
-        let users = vec![(text("a"), text(name)), (text("b"), text(""))];
-        Properties::new(true, Some(text(name)), Some(text("r")), Some(Bytes::from_static(b"123")), users)
+fn what_fits_is_what_is_written() {
+    let properties = |name: &str| {
+        let length = u8::try_from(name.len()).expect("short");
+        let bytes = [&[0x26, 0, 1, b'a', 0, length], name.as_bytes(), &[0x08, 0, 1, b'r', 0x01, 1]].concat();
+        Properties::stored(bytes).expect("properties")
     };
-    let long: &'static str = "x".repeat(150).leak();
+    let long = "x".repeat(150);
     for (payload, with, qos, expires) in [
-        (20, None, QoS::AtMostOnce, None),
-        (100, None, QoS::AtLeastOnce, None),
-        (121, Some(properties("n")), QoS::AtLeastOnce, Some(at(9))),
-        (20_000, Some(properties(long)), QoS::ExactlyOnce, Some(at(9))),
+        (20, Properties::default(), QoS::AtMostOnce, None),
+        (100, Properties::default(), QoS::AtLeastOnce, None),
+        (121, properties("n"), QoS::AtLeastOnce, Some(at(9))),
+        (20_000, properties(&long), QoS::ExactlyOnce, Some(at(9))),
     ] {
         for identifier in [1, 127, 128, 268_435_455] {
             let message = Message {
@@ -155,7 +160,7 @@ fn what_fits_is_what_the_codec_writes() {
                 qos,
                 retain: false,
                 expires_at: expires,
-                properties: with.clone().map(Box::new),
+                properties: with.clone(),
             };
             let identifiers = vec![NonZeroU32::new(identifier).expect("not zero")];
             let addressed = Addressed { message: Arc::new(message), qos, retain: true, identifiers };
@@ -166,8 +171,7 @@ fn what_fits_is_what_the_codec_writes() {
             };
             let Effect::Publish(publish, payload) = sent(1_000_000) else { panic!("it fits") };
             let mut wire = ntex_bytes::BytePages::default();
-            let item = Encoded::Publish(publish, Some(payload));
-            ntex_codec::Encoder::encodev(&Codec::new(), item, &mut wire).expect("it can be written");
+            publish.write(Version::V5, payload, &mut wire);
             let bytes = u32::try_from(wire.len()).expect("short");
             assert!(matches!(sent(bytes), Effect::Publish(..)), "{bytes}");
             assert_eq!(tell(&sent(bytes - 1)), "too large 0", "{bytes}");

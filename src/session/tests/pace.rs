@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::bounds::Rate;
+use crate::mqtt::Properties;
 
 fn paced(pace: Pace) -> Session {
     let limits = Limits { pace, ..limits() };
@@ -63,7 +64,7 @@ fn properties_and_filters_are_paid_for() {
     let bytes = Pace { bytes: Rate::per_second(10, 30), ..Pace::default() };
     let mut session = paced(bytes);
     let Event::Publish(mut empty, payload) = publish(0, "") else { panic!("a publish") };
-    empty.properties.user_properties = vec![(ByteString::new(), ByteString::new()); 6];
+    empty.properties = Properties::stored([0x26, 0, 0, 0, 0].repeat(6)).expect("user properties");
     session.handle(Event::Publish(empty, payload), at(0), &mut Vec::new());
     assert_eq!(session.held_by(), Some(TooFast::Client));
     let mut session = paced(bytes);

@@ -27,8 +27,6 @@ fn a_client_that_could_not_be_answered_is_not_let_in() {
     let terms = |connect: &Connect| Terms::of(connect, Version::V5, &limits(), &open()).map(|_| ());
     assert_eq!(terms(&limited(29)), Err(ConnectAckReason::PacketTooLarge));
     assert_eq!(terms(&limited(30)), Ok(()));
-    let nameless = Connect { client_id: ByteString::new(), ..limited(30) };
-    assert_eq!(terms(&nameless), Err(ConnectAckReason::PacketTooLarge), "its name is to be told too");
     let curious = Connect { request_response_info: true, ..limited(38) };
     let told = |connect: &Connect| {
         let (_, effects) = playing(open(), Version::V5, connect, Loaded::default());
@@ -37,6 +35,22 @@ fn a_client_that_could_not_be_answered_is_not_let_in() {
     };
     assert_eq!(told(&curious), None);
     assert_eq!(told(&Connect { max_packet_size: NonZeroU32::new(39), ..curious }).as_deref(), Some("r/T1"));
+}
+
+/// [MQTT-3.1.2-24]: its name is to be told too, if it is the server's to give.
+#[test]
+fn a_name_that_could_not_be_told_is_not_given() {
+    let name = ClientId::new("a name of some length").expect("short");
+    for (client, max, takes) in [("", 55, false), ("", 56, true), ("C", 30, true)] {
+        let connect = Connect { client_id: client.into(), ..limited(max) };
+        let terms = Terms::of(&connect, Version::V5, &limits(), &open()).expect("terms");
+        assert_eq!(terms.takes(&name), takes, "{client:?} {max}");
+        let ack = terms.accept(&name, &open(), false, &limits());
+        let mut wire = ntex_bytes::BytePages::default();
+        let packet = ntex_mqtt::v5::codec::Encoded::Packet(Packet::ConnectAck(Box::new(ack)));
+        ntex_codec::Encoder::encodev(&ntex_mqtt::v5::codec::Codec::new(), packet, &mut wire).expect("written");
+        assert!(!takes || wire.len() <= max as usize, "{} of {max}", wire.len());
+    }
 }
 
 /// [MQTT-3.14.2-3], [MQTT-3.9.2-1], [MQTT-3.4.2-2]

@@ -43,10 +43,7 @@ impl Terminal {
             Mqtt::V5(v5::Packet::PublishAck(ack)) => self.acknowledged(ack.packet_id, stage),
             Mqtt::V3(v3::Packet::PingResponse) | Mqtt::V5(v5::Packet::PingResponse) => self.pinged = None,
             Mqtt::V5(v5::Packet::Disconnect(_)) => self.hang_up(stage),
-            Mqtt::V3Publish(publish, payload) => {
-                self.delivered(publish.packet_id, publish.dup, &publish.topic, payload, stage);
-            }
-            Mqtt::V5Publish(publish, payload) => {
+            Mqtt::Publish(_, publish, payload) => {
                 self.delivered(publish.packet_id, publish.dup, &publish.topic, payload, stage);
             }
             Mqtt::V3(packet) => panic!("a terminal hears {packet:?}"),

@@ -14,6 +14,7 @@ use ntex_mqtt::{v3::codec as v3, v5::codec as v5};
 use prost::Message as _;
 use wakala::card::Ksn;
 use wakala::id::{RequestKey, TransactionId};
+use wakala::mqtt::Publish;
 use wakala::session::Version;
 use wakala::time::Time;
 use wakala::wire;
@@ -482,20 +483,11 @@ impl Terminal {
         let payload = asked.map_or_else(Bytes::new, |asked| asked.bytes.clone());
         let topic = asked.map_or_else(|| "q/somebody".to_owned(), |_| format!("q/{}", self.enrolled.id));
         let topic = ByteString::from(topic);
-        let payload_size = u32::try_from(payload.len()).unwrap_or(0);
         let (qos, packet_id) = (v5::QoS::AtLeastOnce, Some(packet));
         let who = self.enrolled.id.clone();
         let about = asked.map_or_else(|| About::Terminal(who.clone()), |asked| About::Transaction(self.id(asked)));
         stage.tell(|| about, || format!("{who}: publishes on {topic} as {packet}, dup={dup}"));
-        let publish = match self.version {
-            Version::V3 => {
-                Mqtt::V3Publish(v3::Publish { dup, retain: false, qos, topic, packet_id, payload_size }, payload)
-            }
-            Version::V5 => {
-                let publish = v5::Publish { dup, qos, topic, packet_id, payload_size, ..Default::default() };
-                Mqtt::V5Publish(publish, payload)
-            }
-        };
-        self.send(publish, stage);
+        let publish = Publish { dup, qos, topic, packet_id, ..Publish::default() };
+        self.send(Mqtt::Publish(self.version, publish, payload), stage);
     }
 }

@@ -68,7 +68,7 @@ async fn a_publish_that_the_database_does_not_take_keeps_no_other_from_it() {
             qos: QoS::AtLeastOnce,
             retain: true,
             expires_at: None,
-            properties: None,
+            properties: wakala::mqtt::Properties::default(),
         };
         let retain = Some(Retaining::new(Arc::new(message), None));
         let publication = Publication { retain, ..Publication::at(now()) };

@@ -91,7 +91,7 @@ impl Client {
             && self.five
         {
             let alias = 1 + u16::try_from(words.topic).expect("few") % limits().topic_alias_max;
-            publish.properties.topic_alias = NonZeroU16::new(alias);
+            publish.topic_alias = NonZeroU16::new(alias);
             if self.said.insert(alias, words.topic) == Some(words.topic) {
                 publish.topic = ByteString::new();
                 tally.aliases_up += 1;
@@ -110,7 +110,7 @@ impl Client {
             ..Publish::default()
         };
         if self.five {
-            publish.properties.message_expiry_interval = words.expiry.and_then(NonZeroU32::new);
+            publish.expiry_s = words.expiry;
         }
         Event::Publish(publish, Bytes::from(number.to_string()))
     }
@@ -155,7 +155,7 @@ impl Client {
     }
 
     fn hears_publish(&mut self, publish: &Publish, payload: &[u8], tally: &mut Tally) -> Heard {
-        if let Some(alias) = publish.properties.topic_alias {
+        if let Some(alias) = publish.topic_alias {
             assert!(alias.get() <= self.topic_alias_max, "more aliases than it has room for [MQTT-3.1.2-26]");
             if publish.topic.is_empty() {
                 tally.aliases_down += 1;
