@@ -54,10 +54,10 @@ pub struct Options {
     pub elsewhere: Vec<String>,
     /// Connections at the same time that have not proved yet who they are, per worker; further ones wait to be accepted.
     pub strangers_max: usize,
-    /// From the end of the TLS handshake, or of the WebSocket's, to the last byte of CONNECT.
+    /// From when a connection is served to the last byte of CONNECT, with the TLS handshake and the WebSocket's.
     #[serde(with = "humantime_serde")]
     pub connect_within: Duration,
-    /// The longest TLS handshake, and the longest wait for the request that opens a WebSocket.
+    /// Of it, the longest TLS handshake, and the longest wait for the request that opens a WebSocket.
     #[serde(with = "humantime_serde")]
     pub handshake_within: Duration,
     /// The largest CONNECT, header included, in bytes.
@@ -198,9 +198,13 @@ impl Listening {
     /// Stops accepting, ends all connections and waits for the listener's threads.
     pub async fn stop(mut self) {
         self.workers.close();
-        self.sessions.send_elsewhere(&self.elsewhere);
         let gone = async {
-            while !self.sessions.is_empty() {
+            loop {
+                // Again for whoever was about to be let in, and for whom its mailbox had no room.
+                self.sessions.send_elsewhere(&self.elsewhere);
+                if self.sessions.is_empty() {
+                    break;
+                }
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
@@ -246,12 +250,13 @@ pub async fn start(options: &Options, sessions: Sessions) -> Result<Listening, E
     if let Some((credentials, tls)) = credentials.as_ref().zip(options.tls.as_ref()) {
         credentials.look_every(tls.look_every, &sessions);
     }
-    let within = Millis(u32::try_from(options.handshake_within.as_millis()).unwrap_or(u32::MAX));
+    let within = options.handshake_within.min(options.connect_within);
+    let millis = Millis(u32::try_from(within.as_millis()).unwrap_or(u32::MAX));
     let ways: Vec<Way> = sockets
         .into_iter()
         .map(|(name, socket, credentials, websocket)| {
             let upgrade = websocket.map(|options: WebSocket| Upgrade::new(&options, within));
-            Way { name, socket, porch: Porch { door: door.clone(), credentials, upgrade, within } }
+            Way { name, socket, porch: Porch { door: door.clone(), credentials, upgrade, within: millis } }
         })
         .collect();
     let workers = Workers::start(options.workers, &ways).await.map_err(Error::Thread)?;

@@ -7,6 +7,7 @@ use ntex::io::{Filter, Io};
 use ntex::server::rustls::TlsServerFilter;
 use ntex::time::Millis;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::tls::{self, Credentials, Handshake};
 use super::websocket::Upgrade;
@@ -20,6 +21,7 @@ pub(super) struct Porch {
     pub(super) door: Door,
     pub(super) credentials: Option<Credentials>,
     pub(super) upgrade: Option<Upgrade>,
+    /// The longest TLS handshake.
     pub(super) within: Millis,
 }
 
@@ -37,12 +39,14 @@ impl Porch {
         // Nor is anything of them read before, which would take a buffer for each.
         io.pause();
         turn().await;
-        let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None).await };
+        // One time for all of it: whoever drags each of its parts out has no more than who drags out one.
+        let by = self.door.connected_by();
+        let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None, by).await };
         let handshake = credentials.handshake();
         match TlsServerFilter::create(io, handshake.config(), self.within).await {
             Ok(io) => {
                 wire::SHAKEN.one();
-                self.enter(io, stranger, Some(handshake)).await;
+                self.enter(io, stranger, Some(handshake), by).await;
             }
             Err(error) => {
                 wire::UNSHAKEN.one();
@@ -52,14 +56,14 @@ impl Porch {
         }
     }
 
-    async fn enter<F: Filter>(&self, io: Io<F>, stranger: Stranger, handshake: Option<Handshake>) {
+    async fn enter<F: Filter>(&self, io: Io<F>, stranger: Stranger, handshake: Option<Handshake>, by: Instant) {
         let io = match &self.upgrade {
-            Some(upgrade) => match upgrade.accept(io).await {
+            Some(upgrade) => match upgrade.accept(io, by).await {
                 Some(io) => io.boxed(),
                 None => return stranger.failed(),
             },
             None => io.boxed(),
         };
-        self.door.welcome(io, stranger, handshake).await;
+        self.door.welcome(io, stranger, handshake, by).await;
     }
 }

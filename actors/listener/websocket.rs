@@ -10,11 +10,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use ntex::io::{Filter, FilterBuf, FilterLayer, Io, Layer};
-use ntex::time::{Millis, timeout};
 use ntex_bytes::BytesMut;
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
 use wakala::websocket::frames::{Code, Frames, What, binary, pong};
 use wakala::websocket::upgrade::{self, Refusal, Terms};
 
@@ -85,19 +86,20 @@ impl WebSocket {
 pub(super) struct Upgrade {
     terms: Arc<Terms>,
     head_bytes_max: usize,
-    within: Millis,
+    within: Duration,
 }
 
 impl Upgrade {
-    pub(super) fn new(options: &WebSocket, within: Millis) -> Self {
+    pub(super) fn new(options: &WebSocket, within: Duration) -> Self {
         let terms = Terms { path: options.path.clone(), origins: options.origins.clone() };
         Self { terms: Arc::new(terms), head_bytes_max: options.head_bytes_max as usize, within }
     }
 
-    /// The connection as a stream of MQTT's bytes; none when it was no request for that, which it has been told.
-    pub(super) async fn accept<F: Filter>(&self, io: Io<F>) -> Option<Io<Layer<Carried, F>>> {
+    /// The connection as a stream of MQTT's bytes; none when it was no request for that, which it has been told, or did not
+    /// come in time.
+    pub(super) async fn accept<F: Filter>(&self, io: Io<F>, by: Instant) -> Option<Io<Layer<Carried, F>>> {
         let head = RequestHead { bytes_max: self.head_bytes_max, seen: Cell::new(0) };
-        let Ok(received) = timeout(self.within, io.recv(&head)).await else {
+        let Ok(received) = timeout_at(by.min(Instant::now() + self.within), io.recv(&head)).await else {
             tracing::debug!("no request for a WebSocket in time");
             io.terminate();
             return None;

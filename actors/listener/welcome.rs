@@ -8,6 +8,7 @@ use ntex::io::IoBoxed;
 use ntex_bytes::BytesMut;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal, Packet};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 use wakala::ban::Traits;
 use wakala::id::{ClientId, Epoch};
 use wakala::session::connect::{Terms, busy, refuse};
@@ -71,6 +72,11 @@ impl Door {
         }
     }
 
+    /// Until when whoever is served now is to have sent its CONNECT.
+    pub(super) fn connected_by(&self) -> Instant {
+        Instant::now() + self.connect_within
+    }
+
     /// A place among the strangers, as soon as there is one. None when nobody is let in any more.
     pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.strangers).acquire_owned().await.ok()
@@ -98,9 +104,9 @@ impl Door {
     }
 
     /// Takes a connection as far as its session, or ends it.
-    pub(super) async fn welcome(&self, io: IoBoxed, stranger: Stranger, handshake: Option<Handshake>) {
+    pub(super) async fn welcome(&self, io: IoBoxed, stranger: Stranger, handshake: Option<Handshake>, by: Instant) {
         let connections = &self.sessions.store().metrics().connections;
-        let Ok(read) = tokio::time::timeout(self.connect_within, self.read_connect(&io)).await else {
+        let Ok(read) = timeout_at(by, self.read_connect(&io)).await else {
             tracing::debug!("no CONNECT in time");
             connections.slow.one();
             stranger.failed();
@@ -179,7 +185,11 @@ impl Door {
             Err(refusal) => return self.turn_away(&io, &frames, &connect, refusal).await,
         };
         let password = connect.password.take().map(Secret);
-        let identified = self.identity.identify(&io, &connect, frames.version(), password, handshake, &caller).await;
+        let identified = tokio::select! {
+            identified = self.identity.identify(&io, &connect, frames.version(), password, handshake, &caller) => identified,
+            // Nobody waits for it: in a storm its password would keep others waiting, who wait for less long than that takes.
+            () = io.on_disconnect() => return end(&io).await,
+        };
         match identified.and_then(|identified| self.grant(&connect, &frames, identified, &caller)) {
             Ok(admitted) => {
                 // It is no stranger any more: in a storm it may wait for its turn, and takes no place of those who come.
@@ -201,31 +211,34 @@ impl Door {
         identified: Identified,
         caller: &Caller,
     ) -> Result<Admitted, Refusal> {
-        let Identified { bearer, lease, vouched } = identified;
+        let Identified { bearer, papers, lease, vouched } = identified;
         let (client, rights) = match &bearer {
-            Bearer::Terminal(terminal, _) => (ClientId::from(&terminal.id), Rights::Terminal),
+            Bearer::Terminal(terminal) => (ClientId::from(&terminal.id), Rights::Terminal),
             Bearer::Guest(client, rights) => (client.clone(), rights.clone()),
         };
         caller.named(client.as_str())?;
         let terms = Terms::of(connect, frames.version(), self.sessions.limits(), &rights)?;
         match &bearer {
-            Bearer::Terminal(..) => caller.proved(client.as_str())?,
+            Bearer::Terminal(_) => caller.proved(client.as_str())?,
             Bearer::Guest(..) if vouched => caller.vouched(client.as_str())?,
             // It could have come under any other name.
             Bearer::Guest(..) => caller.guest(&connect.client_id)?,
+        }
+        if !terms.takes(&client) {
+            return Err(Refusal::PacketTooLarge);
         }
         if !self.sessions.has_room_for(&client, self.connections_max) {
             return Err(Refusal::UseAnotherServer);
         }
         match bearer {
-            Bearer::Terminal(terminal, papers) => Ok(Admitted::terminal(*terminal, terms, papers, lease)),
+            Bearer::Terminal(terminal) => Ok(Admitted::terminal(*terminal, terms, papers, lease)),
             Bearer::Guest(..) => {
                 if terms.expiry_s > 0 && !self.sessions.router().has_room_for(&client) {
                     return Err(Refusal::QuotaExceeded);
                 }
                 let keeps = self.sessions.router().keeps(&client);
                 let stored = terms.expiry_s > 0 || terms.will.is_some() || keeps || self.sessions.stores_clean();
-                Ok(Admitted { client, rights, who: Who::Guest { stored }, terms, papers: None, lease })
+                Ok(Admitted { client, rights, who: Who::Guest { stored }, terms, papers, lease })
             }
         }
     }

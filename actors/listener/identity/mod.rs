@@ -53,6 +53,8 @@ pub(super) struct Secret(pub(super) Bytes);
 /// Somebody who has proved who he is, or need not.
 pub(super) struct Identified {
     pub(super) bearer: Bearer,
+    /// What is to be remembered of the certificate that he came with.
+    pub(super) papers: Option<Papers>,
     /// Until when his proof is good, if it ends.
     pub(super) lease: Option<Lease>,
     /// His name is not merely what he says.
@@ -60,8 +62,7 @@ pub(super) struct Identified {
 }
 
 pub(super) enum Bearer {
-    /// With what is to be remembered of its certificate.
-    Terminal(Box<Terminal>, Option<Papers>),
+    Terminal(Box<Terminal>),
     Guest(ClientId, Rights),
 }
 
@@ -195,14 +196,13 @@ impl Identity {
         caller: &Caller,
     ) -> Result<Identified, Refusal> {
         let inner = &*self.0;
+        let (certificate, papers) = handshake.map_or(Ok((None, None)), |handshake| examined(io, &handshake))?;
         if let Some(guests) = inner.guests.as_ref().filter(|_| inner.anonymous) {
-            return guests.anybody(&connect.client_id);
+            return guests.anybody(&connect.client_id, papers);
         }
-        let (proven, papers) = match handshake {
-            Some(handshake) => inner.by_certificate(io, &handshake).await?,
-            None => (None, None),
-        };
-        if let Some(terminal) = proven {
+        if let Some(certificate) = certificate
+            && let Some(terminal) = inner.lookups.submit(Sought::Certificate(certificate)).await.map_err(away)?
+        {
             return inner.terminal(terminal, papers, &connect.client_id, None);
         }
         if let (Some(tokens), Some(Secret(text))) = (&inner.tokens, &password)
@@ -211,9 +211,10 @@ impl Identity {
             return inner.by_token(tokens, &connect.client_id, text, papers).await;
         }
         // Before anything is asked or computed for it.
-        let guess = match (&connect.username, &password) {
-            (Some(name), Some(_)) => Some(caller.guess(name)?),
-            _ => None,
+        let guess = match &password {
+            // A password may come without a user name (3.1.2.9): it is for the client identifier then.
+            Some(_) => Some(caller.guess(connect.username.as_ref().unwrap_or(&connect.client_id))?),
+            None => None,
         };
         let row = match &connect.username {
             Some(name) => inner.enrolled(name).await?,
@@ -261,25 +262,7 @@ impl Inner {
             return Err(Refusal::NotAuthorized);
         }
         let lease = until.map(|until| Lease { until });
-        Ok(Identified { bearer: Bearer::Terminal(Box::new(terminal), papers), lease, vouched: true })
-    }
-
-    /// The terminal that is enrolled with the certificate of this connection, and what is to be remembered of that. One
-    /// that is no longer good opens nothing, with a password neither.
-    async fn by_certificate(
-        &self,
-        io: &IoBoxed,
-        handshake: &Handshake,
-    ) -> Result<(Option<Terminal>, Option<Papers>), Refusal> {
-        let peer = io.query::<PeerCertChain<'static>>();
-        let Some(PeerCertChain(chain)) = peer.as_ref() else { return Ok((None, None)) };
-        let Some(certificate) = chain.first() else { return Ok((None, None)) };
-        let papers = handshake.examine(chain).map_err(|objection| {
-            tracing::info!(why = objection.text(), "a certificate was not taken");
-            Refusal::NotAuthorized
-        })?;
-        let terminal = self.lookups.submit(Sought::Certificate(tls::fingerprint(certificate))).await;
-        Ok((terminal.map_err(away)?, papers))
+        Ok(Identified { bearer: Bearer::Terminal(Box::new(terminal)), papers, lease, vouched: true })
     }
 
     async fn by_password(
@@ -330,7 +313,8 @@ impl Inner {
             tracing::info!(client = %name, %why, "a token was not taken");
             Refusal::NotAuthorized
         })?;
-        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: Some(Lease { until: token.until }), vouched: true })
+        let lease = Some(Lease { until: token.until });
+        Ok(Identified { bearer: Bearer::Guest(name, rights), papers, lease, vouched: true })
     }
 
     async fn by_hook(
@@ -384,8 +368,20 @@ impl Inner {
         // The hook says yes to a user: whoever is one could come under any number of other names.
         let vouched = user == Some(name.as_str());
         let lease = until.map(|until| Lease { until });
-        Ok(Identified { bearer: Bearer::Guest(name, rights), lease, vouched })
+        Ok(Identified { bearer: Bearer::Guest(name, rights), papers, lease, vouched })
     }
+}
+
+/// The fingerprint of the certificate that this connection came with, and what is to be remembered of it. One that is no longer
+/// good opens nothing, neither with a password nor where anybody may connect: a resumed handshake does not look at it again.
+fn examined(io: &IoBoxed, handshake: &Handshake) -> Result<(Option<[u8; 32]>, Option<Papers>), Refusal> {
+    let peer = io.query::<PeerCertChain<'static>>();
+    let Some(PeerCertChain(chain)) = peer.as_ref() else { return Ok((None, None)) };
+    let papers = handshake.examine(chain).map_err(|objection| {
+        tracing::info!(why = objection.text(), "a certificate was not taken");
+        Refusal::NotAuthorized
+    })?;
+    Ok((chain.first().map(tls::fingerprint), papers))
 }
 
 /// What guests may do of whom nothing else is said.
@@ -417,10 +413,10 @@ impl Guests {
         }
     }
 
-    fn anybody(&self, client: &str) -> Result<Identified, Refusal> {
+    fn anybody(&self, client: &str, papers: Option<Papers>) -> Result<Identified, Refusal> {
         let name = named_or_assigned(client)?;
         let rights = self.rights(&name, None, None, None);
-        Ok(Identified { bearer: Bearer::Guest(name, rights), lease: None, vouched: false })
+        Ok(Identified { bearer: Bearer::Guest(name, rights), papers, lease: None, vouched: false })
     }
 
     fn read(&self, texts: Option<Vec<String>>) -> Result<Option<Vec<Template>>, NoRights> {
