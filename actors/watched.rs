@@ -21,6 +21,33 @@ impl Stamp {
     }
 }
 
+/// When files are to be read again.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    /// As they were when they were read last, well or not.
+    read: Stamp,
+    /// At the last look, if that was another.
+    moving: Option<Stamp>,
+}
+
+impl Looks {
+    pub(crate) fn new(read: Stamp) -> Self {
+        Self { read, moving: None }
+    }
+
+    /// Whether they are to be read: they have changed and stood still for one look, so that nobody is writing them; or what was
+    /// read was not right. That may be so now, and look the same, as after a chmod.
+    pub(crate) fn call_for(&mut self, stamp: Stamp, right: bool) -> bool {
+        if stamp == self.read {
+            self.moving = None;
+            return !right;
+        }
+        let still = self.moving.as_ref() == Some(&stamp);
+        self.moving = Some(stamp);
+        still
+    }
+}
+
 /// What is read from files, all of it or, if anything is wrong, what was read before. Clones are the same.
 pub(crate) struct Watched<T>(Arc<Inner<T>>);
 
@@ -33,10 +60,7 @@ struct Inner<T> {
 }
 
 struct Seen {
-    /// When they were read last, well or not.
-    read: Stamp,
-    /// At the last look, if that was another.
-    moving: Option<Stamp>,
+    looks: Looks,
     report: Report,
 }
 
@@ -66,7 +90,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
     ) -> Result<Self, String> {
         let stamp = Stamp::of(paths.iter());
         let now = RwLock::new(Arc::new(read()?));
-        let seen = Mutex::new(Seen { read: stamp, moving: None, report: Report::default() });
+        let seen = Mutex::new(Seen { looks: Looks::new(stamp), report: Report::default() });
         Ok(Self(Arc::new(Inner { paths, read: Box::new(read), what, now, seen })))
     }
 
@@ -104,20 +128,14 @@ impl<T> Inner<T> {
     fn look(&self) {
         let stamp = Stamp::of(self.paths.iter());
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // What could not be read may be readable now, and look the same: as after a chmod.
-        let again = stamp == seen.read && seen.report.failure.is_some();
-        if again || stamp != seen.read && seen.moving.as_ref() == Some(&stamp) {
+        let right = seen.report.failure.is_none();
+        if seen.looks.call_for(stamp, right) {
             self.read_again(&mut seen);
-        } else if stamp == seen.read {
-            seen.moving = None;
-        } else {
-            seen.moving = Some(stamp);
         }
     }
 
     fn read_again(&self, seen: &mut Seen) {
-        seen.read = Stamp::of(self.paths.iter());
-        seen.moving = None;
+        seen.looks = Looks::new(Stamp::of(self.paths.iter()));
         match (self.read)() {
             Ok(read) => {
                 *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(read);
@@ -136,5 +154,37 @@ impl<T> Inner<T> {
                 seen.report.failure = Some(why);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_read_is_tried_again_though_it_looks_the_same_and_is_said_once() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let readable = Arc::new(AtomicBool::new(true));
+        let may = Arc::clone(&readable);
+        let watched = Watched::open("a test's", vec![file.path().to_owned()], move || {
+            let text = std::fs::read_to_string(file.path()).map_err(|error| error.to_string())?;
+            if may.load(Ordering::SeqCst) { Ok(text) } else { Err("permission denied".to_owned()) }
+        })
+        .expect("read");
+        let path = watched.0.paths[0].clone();
+        readable.store(false, Ordering::SeqCst);
+        std::fs::write(&path, "new").expect("written");
+        (0..9).for_each(|_| watched.0.look());
+        let failed = Report { failures: 1, failure: Some("permission denied".to_owned()), ..Report::default() };
+        assert_eq!((watched.report(), &**watched.now()), (failed.clone(), ""));
+        watched.reload();
+        assert_eq!(watched.report().failures, 2, "whoever asks is told again");
+        readable.store(true, Ordering::SeqCst);
+        watched.0.look();
+        assert_eq!((watched.report(), &**watched.now()), (Report { reloads: 1, failures: 2, failure: None }, "new"));
+        watched.0.look();
+        assert_eq!(watched.report().reloads, 1, "once");
     }
 }

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::sessions::Sessions;
-use crate::watched::Stamp;
+use crate::watched::Looks;
 
 pub use files::Files;
 pub use papers::Papers;
@@ -138,10 +138,7 @@ pub(super) struct Handshake {
 /// What was seen of the files, and what came of it.
 #[derive(Debug)]
 struct Seen {
-    /// When they were read last, well or not.
-    read: Stamp,
-    /// At the last look, if that was another.
-    moving: Option<Stamp>,
+    looks: Looks,
     reloads: u64,
     failures: u64,
     failure: Option<String>,
@@ -179,7 +176,7 @@ impl Credentials {
         let read = files.stamp();
         let trust = Trust::read(&files, oldest, resumptions_max, None)?;
         warn_of_age(&trust);
-        let seen = Seen { read, moving: None, reloads: 0, failures: 0, failure: None };
+        let seen = Seen { looks: Looks::new(read), reloads: 0, failures: 0, failure: None };
         Ok(Self(Arc::new(Inner {
             files,
             oldest,
@@ -215,22 +212,16 @@ impl Credentials {
     fn look(&self) {
         let stamp = self.0.files.stamp();
         let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // What could not be read may be readable now, and look the same: as after a chmod.
-        let again = stamp == seen.read && seen.failure.is_some();
-        if again || stamp != seen.read && seen.moving.as_ref() == Some(&stamp) {
+        let right = seen.failure.is_none();
+        if seen.looks.call_for(stamp, right) {
             // It is logged where it happens.
             let _ = self.read_again(&mut seen);
-        } else if stamp == seen.read {
-            seen.moving = None;
-        } else {
-            seen.moving = Some(stamp);
         }
     }
 
     fn read_again(&self, seen: &mut Seen) -> Result<(), Error> {
         let Inner { files, oldest, resumptions_max, trust, .. } = &*self.0;
-        seen.read = files.stamp();
-        seen.moving = None;
+        seen.looks = Looks::new(files.stamp());
         match Trust::read(files, *oldest, *resumptions_max, Some(&self.trust())) {
             Ok(read) => {
                 let (until, revoked) = (read.until(), read.revoked().len());

@@ -16,11 +16,15 @@ use super::*;
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 fn authority(name: &str) -> Authority {
+    authority_with(name, KeyPair::generate().expect("a key"))
+}
+
+fn authority_with(name: &str, key: KeyPair) -> Authority {
     let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.distinguished_name.push(rcgen::DnType::CommonName, name);
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("signed")
+    CertifiedIssuer::self_signed(authority, key).expect("signed")
 }
 
 /// A list as its authority publishes it (DER).
@@ -213,6 +217,19 @@ fn without_authorities_nothing_but_the_fingerprint_counts() {
     assert!(trust.examine(&chain, &trust, UnixTime::now()).expect("nothing to say").is_none());
 }
 
+/// An authority that was given another name and kept its key.
+#[test]
+fn a_list_is_of_the_authority_that_it_names_though_another_has_its_key() {
+    let mut desk = Desk::new(true);
+    let key = KeyPair::from_pem(&desk.authority.key().serialize_pem()).expect("its key");
+    let older = authority_with("as it was called before", key);
+    let both = [older.pem(), desk.authority.pem()].concat();
+    std::fs::write(desk.folder.path().join("authorities.pem"), both).expect("written");
+    desk.revoke(&[7]);
+    let refused = desk.shake(&desk.open().trust()).expect_err("revoked");
+    assert_eq!(refused, rustls::Error::InvalidCertificate(CertificateError::Revoked));
+}
+
 #[test]
 fn a_wrong_file_is_named_with_what_is_wrong() {
     let mut desk = Desk::new(true);
@@ -233,7 +250,7 @@ fn a_wrong_file_is_named_with_what_is_wrong() {
 }
 
 #[test]
-fn a_file_that_is_being_written_is_left_to_be_finished_and_one_that_is_wrong_is_tried_once() {
+fn a_file_that_is_being_written_is_left_to_be_finished_and_what_is_wrong_is_said_once() {
     let desk = Desk::new(true);
     let credentials = desk.open();
     let (file, good) = (desk.folder.path().join("authorities.pem"), desk.authority.pem());

@@ -88,6 +88,21 @@ async fn a_ban_for_a_time_is_over_by_itself() {
     assert_eq!(database.rows("select count(*) from wakala.ban where lifted_at is null"), "1", "its row stays");
 }
 
+/// Whoever bans may do so in the database itself, and make a mistake.
+#[tokio::test]
+async fn a_ban_that_cannot_be_read_keeps_no_other_from_being_known() {
+    let database = Database::new();
+    let broker = Broker::start(&database, None).await;
+    broker.enrol("T1").await;
+    let _ = database.rows(
+        "insert into wakala.ban (kind, subject, why, banned_by, since) values ('network', '10.1.2.3/16', 'x', 'me', now())",
+    );
+    ban(&broker.store, &subject("network", "127.0.0.1"), None).await;
+    broker.sessions.look_for_bans().await.expect("looked");
+    assert_eq!(broker.sessions.bounds_report().bans, 1);
+    assert_eq!(Wire::open(broker.plain(), true).await.receive().await, None, "closed at once");
+}
+
 #[tokio::test]
 async fn a_certificate_is_banned_whatever_its_terminal_is_called() {
     let database = Database::new();

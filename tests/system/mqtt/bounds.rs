@@ -312,6 +312,31 @@ async fn passwords_of_one_address_keep_nobody_else_waiting() {
     assert_eq!(answered + crowded, MANY);
 }
 
+/// In a storm terminals lose patience before it is their password's turn, and come again: what they left would keep those who
+/// are there waiting for longer than anybody waits.
+#[tokio::test]
+async fn whoever_has_hung_up_has_no_password_verified() {
+    use argon2::PasswordHasher as _;
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| tuned.listener.passwords_at_once = 1).await;
+    // It takes a while to verify.
+    let dear = argon2::Params::new(64 * 1024, 12, 1, None).expect("parameters");
+    let hash = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, dear);
+    let hash = hash.hash_password(super::PASSWORD.as_bytes()).expect("hashed").to_string();
+    broker.enrol("T1").await;
+    let _ = database.rows(&format!("update wakala.terminal set password_hash = '{hash}' where id = 'T1'"));
+    for _ in 0..20 {
+        let mut wire = Wire::open(broker.plain(), true).await;
+        wire.send(&super::wire::connect(true, "T1", "T1", "a guess", true, 60)).await;
+        // Its CONNECT is read meanwhile.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (_wire, connack) = Wire::connect(broker.plain(), true, "T1", true).await;
+    assert_eq!(connack, [0, 0]);
+    let wrong = broker.sessions.bounds_report().wrong_passwords;
+    assert!(wrong < 5, "{wrong} of twenty were verified");
+}
+
 /// Slow loris, after CONNECT.
 #[tokio::test]
 async fn a_packet_that_dribbles_in_ends_its_connection_and_an_idle_one_stays() {

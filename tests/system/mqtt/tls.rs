@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::net::UnixDatagram;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixDatagram};
 use wakala_node::listener::Tls;
 use wakala_node::listener::tls::{Oldest, Report};
 use wakala_system_tests::{Database, now, terminal};
@@ -165,6 +166,46 @@ async fn pain_12_a_revoked_client_is_out_within_a_second_live_and_resumed() {
         stays.ping().await;
     }
     broker.connected(1).await;
+}
+
+/// Guests are judged like terminals, also where anybody may connect: a resumed handshake asks nobody for the certificate.
+#[tokio::test]
+async fn pain_12_a_guest_whose_certificate_is_revoked_is_out_within_a_second_live_and_resumed() {
+    let database = Database::new();
+    let papers = Papers::new();
+    let revoked = papers.issue("guest");
+    let tls = papers.tls_with_list();
+    let here = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let broker = Broker::tuned(database.store().await, here, Some(tls), |tuned| tuned.open.anonymous = true).await;
+    let mut stays = Client::new(&papers, "terminal", "-tls1_3").open(at(&broker), true);
+    assert_eq!(stays.introduce("g1", true).await, [0, 0]);
+    let client = Client::new(&papers, "guest", "-tls1_3");
+    let mut first = client.open(at(&broker), true);
+    assert_eq!(first.introduce("g2", true).await, [0, 0]);
+    first.leave().await;
+    let mut live = client.open(at(&broker), true);
+    assert_eq!((live.introduce("g2", true).await, client.shook()), ([0, 0], Shook::Resumed));
+    let told = Instant::now();
+    papers.revoke(&[revoked]);
+    let out = is_out(&mut live, true).await;
+    assert!(out - told < AT_ONCE, "{:?}", out - told);
+    let mut resumed = client.open(at(&broker), true);
+    assert_eq!((resumed.introduce("g2", true).await, client.shook()), ([0, NOT_AUTHORISED], Shook::Resumed));
+    stays.ping().await;
+}
+
+/// Half a ClientHello, and nothing more.
+#[tokio::test]
+async fn half_a_handshake_is_put_out_in_time() {
+    let database = Database::new();
+    let papers = Papers::new();
+    let broker = Broker::start(&database, Some(papers.tls(true))).await;
+    for begun in [&b""[..], &[0x16, 3, 1, 2, 0, 1, 0, 1]] {
+        let mut stream = TcpStream::connect(at(&broker)).await.expect("it listens");
+        stream.write_all(begun).await.expect("sent");
+        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_u8()).await.expect("in time");
+        assert!(ended.is_err(), "closed without an answer");
+    }
 }
 
 #[tokio::test]

@@ -256,6 +256,28 @@ async fn whoever_says_nothing_is_put_out_in_time() {
     tokio::time::timeout(PATIENCE, ended).await.expect("it is closed");
 }
 
+/// Each part in time, and all of it not.
+#[tokio::test]
+async fn whoever_drags_out_each_part_has_no_more_time_for_all() {
+    let database = Database::new();
+    let time = Duration::from_secs(3);
+    let options = listener::Options {
+        plain: Some(ANYWHERE),
+        websocket: Some(WebSocket { plain: Some(ANYWHERE), ..WebSocket::default() }),
+        handshake_within: time,
+        connect_within: time,
+        ..listener::Options::default()
+    };
+    let broker = Broker::made(database.store().await, options, |_| ()).await;
+    let begun = tokio::time::Instant::now();
+    let mut stream = TcpStream::connect(at(&broker)).await.expect("it listens");
+    tokio::time::sleep(time * 2 / 3).await;
+    let head = ask(&mut stream, REQUEST.as_bytes()).await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let ended = tokio::time::timeout(PATIENCE, stream.read_u8()).await.expect("in time");
+    assert!(ended.is_err() && begun.elapsed() < time * 3 / 2, "{:?}", begun.elapsed());
+}
+
 /// A client that pings and reads nothing costs one answer, not each of them.
 #[tokio::test]
 async fn pings_without_end_are_not_gathered() {

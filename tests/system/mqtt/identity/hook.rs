@@ -94,6 +94,26 @@ async fn pain_13_one_password_under_random_client_ids_does_not_pass_the_limit() 
     assert_eq!(broker.sessions.bounds_report().flapping_addresses, 5);
 }
 
+/// A password may come without a user name (MQTT 5, 3.1.2.9).
+#[tokio::test]
+async fn a_guess_without_a_user_name_is_a_guess() {
+    let database = Database::new();
+    let server = Server::start(answers(NO)).await;
+    let hook = HookOptions { url: server.url(), ..HookOptions::default() };
+    let broker = broker(&database, |options, _| {
+        options.hook = Some(hook);
+        options.bounds.wrong_per_client_max = 3;
+    })
+    .await;
+    for n in 0..6 {
+        let password = n.to_string();
+        let hello = Hello { user: None, ..hello("d1", "", &password) };
+        let told = if n < 3 { 0x86 } else { 0x9F };
+        assert_eq!(hello.code(&broker).await, told, "{n}");
+    }
+    assert_eq!(broker.sessions.bounds_report().wrong_passwords, 3);
+}
+
 #[tokio::test]
 async fn a_will_and_a_kept_subscription_are_within_the_rights_of_now() {
     let database = Database::new();
