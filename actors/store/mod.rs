@@ -9,6 +9,7 @@ pub(crate) mod again;
 pub mod bans;
 pub mod batch;
 pub mod cards;
+mod commit;
 mod copies;
 mod decision;
 mod durability;

@@ -17,6 +17,7 @@ use wakala::session::Addressed;
 use wakala::time::Time;
 
 use super::batch::Batcher;
+use super::commit::Commit;
 use super::copies::queue;
 use super::marks::{Remembered, remember};
 use super::messages::{read_properties, stored_properties};
@@ -54,6 +55,13 @@ impl Publication {
         if let (Some(retain), Stored::At(_)) = (&self.retain, stored) {
             retain.stored.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+impl Publication {
+    /// Whether it is found to have come before when it is stored once more.
+    fn is_once(&self) -> bool {
+        self.remember.is_some() || self.will.is_some() || self.told.is_some()
     }
 }
 
@@ -140,7 +148,7 @@ pub enum Overflow {
 pub type Publications = Batcher<Publication, Result<Stored, Error>>;
 
 /// The wait between tries while the database is away.
-const RETRY: Duration = Duration::from_millis(200);
+pub(super) const RETRY: Duration = Duration::from_millis(200);
 
 type RetainedRow = (String, i16, Vec<u8>, Option<Vec<u8>>, Option<OffsetDateTime>);
 
@@ -174,8 +182,10 @@ impl Store {
     ) -> Vec<Result<Stored, Error>> {
         let (mut done, mut parts, mut slow) = (Vec::with_capacity(all.len()), parts(&all), 0);
         while let Some(part) = parts.pop_front() {
-            let began = Instant::now();
-            let error = match self.publish(Arc::clone(&all), part.clone(), room).await {
+            let (began, commit) = (Instant::now(), Arc::default());
+            let tried = self.publish(Arc::clone(&all), part.clone(), room, Arc::clone(&commit)).await;
+            let took = began.elapsed();
+            let error = match self.outcome(tried, &commit).await {
                 Ok(taken) => {
                     for (each, one) in all.iter().skip(part.start).zip(&taken) {
                         each.settle(one);
@@ -188,7 +198,7 @@ impl Store {
                 Err(error) => error,
             };
             let away = matches!(error, Error::Away(_));
-            slow += usize::from(away && began.elapsed() >= self.inner.statement_timeout);
+            slow += usize::from(away && took >= self.inner.statement_timeout);
             // What takes too long is too much, unless all does.
             let to_blame = !away || slow > SLOW_MAX && self.answers().await;
             if !to_blame {
@@ -218,7 +228,13 @@ impl Store {
         asked.await.is_ok()
     }
 
-    async fn publish(&self, all: Arc<Vec<Publication>>, part: Range<usize>, room: Room) -> Result<Vec<Stored>, Error> {
+    async fn publish(
+        &self,
+        all: Arc<Vec<Publication>>,
+        part: Range<usize>,
+        room: Room,
+        commit: Arc<Commit>,
+    ) -> Result<Vec<Stored>, Error> {
         self.run(move |db| async move {
             let publications = all.get(part).unwrap_or_default();
             let mut opened = db.get_postgres_connection_pool().begin().await?;
@@ -232,10 +248,13 @@ impl Store {
                 .collect();
             let mut stored = queue(&mut opened, publications, &new, room).await?;
             retain(&mut opened, publications, &new).await?;
-            opened.commit().await?;
             for (stored, told) in stored.iter_mut().zip(told).filter(|(_, told)| *told != Entered::New) {
                 *stored = Stored::Told(told);
             }
+            if publications.iter().any(Publication::is_once) {
+                commit.begin(&mut opened, &stored).await?;
+            }
+            opened.commit().await?;
             Ok(stored)
         })
         .await

@@ -102,3 +102,33 @@ async fn a_will_that_the_database_does_not_take_keeps_no_other_from_being_sent()
     assert_eq!(hears.delivery().await.2, "y");
     until(&database, "select count(*) from wakala.will", "0").await;
 }
+
+/// It was done, and nobody was told: tried again, at QoS 2, it would be found to have come before.
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_found_to_be_done() {
+    let database = Database::alone();
+    let broker = Broker::open(&database).await;
+    let (mut publisher, _) = Wire::connect(broker.plain(), true, "publisher", false).await;
+    let mut subscribers = Vec::new();
+    for clean in [true, false] {
+        let (mut wire, _) = Wire::connect(broker.plain(), true, if clean { "clean" } else { "kept" }, clean).await;
+        assert_eq!(wire.subscribe("t", 1).await, 1);
+        subscribers.push(wire);
+    }
+    // A commit waits for a standby that is not there; whoever cuts its connection then has it done without an answer.
+    let standby = |names: &str| {
+        database.rows(&format!("alter system set synchronous_standby_names = '{names}'"))
+            + &database.rows("select pg_reload_conf()")
+    };
+    assert_eq!(standby("nobody"), "t");
+    publisher.publish("t", 2, 7, "once").await;
+    let waits = "from pg_stat_activity where wait_event = 'SyncRep' and query ilike 'commit'";
+    until(&database, &format!("select count(*) > 0 {waits}"), "t").await;
+    assert_ne!(database.rows(&format!("select count(pg_terminate_backend(pid)) {waits}")), "0");
+    assert_eq!(standby(""), "t");
+    assert_eq!(publisher.receive().await.map(|(first, body)| (first, body[..2].to_vec())), Some((0x50, vec![0, 7])));
+    for wire in &mut subscribers {
+        assert_eq!(wire.delivery().await.2, "once");
+        wire.silence().await;
+    }
+}
