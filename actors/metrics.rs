@@ -26,6 +26,10 @@ pub struct Metrics {
     pub connections: Connections,
     /// Messages that clients published and that were sent on their way, and wills.
     pub published: Count,
+    /// Those of them to whose topic nobody subscribed.
+    pub unmatched: Count,
+    /// Messages that clients published on topics to which they have no right.
+    pub unauthorised: Count,
     /// Copies of messages that are not stored.
     pub direct: Direct,
     /// Messages that were to be retained when there was no room for them.

@@ -460,6 +460,10 @@ impl Router {
         let (shared, mut found, mut to, mut then) = (&self.0.table, Vec::new(), Vec::new(), Vec::new());
         let table = shared.read();
         table.subscriptions.route(&message.topic, publisher, |client| table.inbox(client).is_some(), &mut found);
+        // What the broker says of itself, every so often, is nobody's loss.
+        if found.is_empty() && !message.topic.starts_with("$SYS/") {
+            shared.metrics.unmatched.one();
+        }
         for Match { client, qos, retain_as_published, identifiers, .. } in found {
             let Some(present) = table.clients.get(&client) else { continue };
             let retain = retain_as_published && message.retain;

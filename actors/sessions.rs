@@ -94,12 +94,15 @@ pub struct Options {
     pub page: NonZeroU16,
     /// Messages of `wakala terminals tell` that may wait for one terminal, in rows; more are refused. Receipts are not counted.
     pub messages_max: u32,
+    /// The longest that they wait, whatever is said of each; without, for as long as the terminal's session lives.
+    #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
+    pub messages_ttl_max: Option<Duration>,
     /// News (`--class news`) that may wait for one terminal, in rows; of more the oldest are dropped.
     pub news_max: u32,
     /// The longest that news wait.
     #[serde(with = "humantime_serde")]
     pub news_ttl_max: Duration,
-    /// How long a terminal may leave every delivery without PUBACK before its connection is given up.
+    /// How long a client may leave every delivery without PUBACK before its connection is given up.
     #[serde(with = "humantime_serde")]
     pub ack_within: Duration,
     /// How often sessions and messages are looked for whose time is over.
@@ -157,6 +160,7 @@ impl Default for Options {
             page: count(32),
             messages_max: 100,
             news_max: 20,
+            messages_ttl_max: None,
             news_ttl_max: Duration::from_secs(24 * 3600),
             ack_within: Duration::from_secs(120),
             expire_every: Duration::from_secs(60),

@@ -54,9 +54,9 @@ impl Options {
     /// How much may wait for one terminal, and how often it is told something.
     #[must_use]
     pub fn limits(&self, sessions: &crate::sessions::Options) -> Limits {
-        let crate::sessions::Options { messages_max, news_max, news_ttl_max, .. } = *sessions;
+        let crate::sessions::Options { messages_max, messages_ttl_max, news_max, news_ttl_max, .. } = *sessions;
         let per_hour = [self.messages_per_hour, self.configurations_per_hour, self.news_per_hour];
-        Limits { messages_max, news_max, news_ttl_max, per_hour }
+        Limits { messages_max, messages_ttl_max, news_max, news_ttl_max, per_hour }
     }
 }
 

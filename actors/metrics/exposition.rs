@@ -279,6 +279,16 @@ impl Snapshot {
             "Messages of clients, and wills, that were sent on their way to subscribers.",
             metrics.published.get(),
         )?;
+        page.counter(
+            "wakala_messages_unmatched",
+            "Of them, those to whose topic nobody subscribed.",
+            metrics.unmatched.get(),
+        )?;
+        page.counter(
+            "wakala_publishes_refused",
+            "PUBLISH packets of clients on topics to which they have no right.",
+            metrics.unauthorised.get(),
+        )?;
         page.counter("wakala_wills_sent", "Wills that were sent.", metrics.wills.get())?;
         page.counter(
             "wakala_retained_refused",

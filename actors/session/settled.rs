@@ -13,7 +13,9 @@ impl Session {
         if settled == Default::default() && waiting == self.waiting {
             return;
         }
-        let direct = &self.sessions.store().metrics().direct;
+        let metrics = self.sessions.store().metrics();
+        metrics.unauthorised.add(settled.unauthorised.into());
+        let direct = &metrics.direct;
         direct.end(Fate::Delivered, settled.delivered.into());
         direct.end(Fate::Expired, settled.expired.into());
         direct.end(Fate::Declined, settled.declined.into());

@@ -62,6 +62,8 @@ impl std::str::FromStr for Class {
 pub struct Limits {
     /// Messages; more are refused.
     pub messages_max: u32,
+    /// The longest that they wait; without, for as long as the session lives.
+    pub messages_ttl_max: Option<Duration>,
     /// News; of more the oldest are dropped.
     pub news_max: u32,
     /// The longest that news wait.
@@ -242,7 +244,12 @@ async fn queue(db: &mut PgConnection, message: &Message, limits: Limits) -> Resu
     };
     let drawn = decision::draw_seqs(db, &BTreeMap::from([(terminal, 1)])).await?;
     let seq = *drawn.get(terminal).ok_or_else(|| Error::Broken(format!("no sequence for {terminal}")))?;
-    let latest = (message.class == Class::News).then(|| message.at + limits.news_ttl_max);
+    let ttl_max = match message.class {
+        Class::Message => limits.messages_ttl_max,
+        Class::Configuration => None,
+        Class::News => Some(limits.news_ttl_max),
+    };
+    let latest = ttl_max.map(|ttl| message.at + ttl);
     sqlx::query(
         "insert into wakala.message (client_id, seq, topic, qos, payload, expires_at, at, class, told) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",

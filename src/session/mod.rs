@@ -482,6 +482,7 @@ impl Session {
         why: &'static str,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Flaw> {
+        self.outgoing.unauthorised();
         match (self.terms.version, packet_id) {
             (Version::V3, _) => return Err(Flaw { reason: Reason::NotAuthorized, why }),
             (Version::V5, Some(packet_id)) => {

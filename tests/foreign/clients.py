@@ -29,7 +29,8 @@ class Client:
     """
 
     def __init__(
-        self, broker, name, version="5", keep=False, will=None, delay=None, by="tcp", keepalive=30, manual=False, **asks
+        self, broker, name, version="5", keep=False, will=None, delay=None, will_says=None, by="tcp", keepalive=30,
+        manual=False, **asks
     ):  # fmt: skip
         kept = {} if VERSIONS[version] == paho.MQTTv5 else {"clean_session": not keep}
         transport = "tcp" if by == "tcp" else "websockets"
@@ -51,7 +52,8 @@ class Client:
         if by == "wss":
             self.paho.tls_set(broker.authority)
         if will:
-            of_will = properties(PacketTypes.WILLMESSAGE, **({"WillDelayInterval": delay} if delay else {}))
+            of_will = {**({"WillDelayInterval": delay} if delay else {}), **(will_says or {})}
+            of_will = properties(PacketTypes.WILLMESSAGE, **of_will)
             self.paho.will_set(*will, properties=of_will if version == "5" else None)
 
     def __enter__(self):

@@ -170,11 +170,12 @@ def test_a_session_ends_when_its_client_said(broker):
     assert not comes_back(SessionExpiryInterval=0), "and again"
 
 
+@pytest.mark.parametrize("utf8", [0, 1])
 @pytest.mark.parametrize("qos", [0, 1, 2])
-def test_a_messages_properties_arrive_as_they_were_sent(broker, qos):
+def test_a_messages_properties_arrive_as_they_were_sent(broker, qos, utf8):
     says = {
         "UserProperty": [("a", "2"), ("c", "3"), ("a", "1")],
-        "PayloadFormatIndicator": 1,
+        "PayloadFormatIndicator": utf8,
         "ContentType": "text/plain",
         "ResponseTopic": "answers/here",
         "CorrelationData": b"\x00334",

@@ -184,6 +184,12 @@ def test_pain_16_every_copy_of_a_message_is_accounted_for_whatever_breaks(bounde
         first = balanced(bounded)
         gone = first["direct"]["delivered"] - before["direct"]["delivered"]
         assert gone + first["stored"]["delivered"] - before["stored"]["delivered"] == 90
+        # Nobody hears it, and it has no right to: neither is lost without a word.
+        of = {name: value(bounded, name) for name in ("wakala_messages_unmatched_total", "wakala_publishes_refused_total")}
+        for qos in (0, 1):
+            speaks.publish("nobody/hears", "x", qos)
+            speaks.publish("$SYS/mine", "x", qos)
+        until(lambda: all(value(bounded, name) == was + 2 for name, was in of.items()), "both are counted")
         # Away: at QoS 0 it is lost, above it waits, and 20 are the most that wait.
         leave(bounded, "away", "away/#", 2)
         for n in range(30):

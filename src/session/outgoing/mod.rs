@@ -145,12 +145,15 @@ enum Place {
     Direct,
 }
 
-/// How messages ended that are not stored. One without room, and one that is too large, are effects of their own.
+/// How messages ended that are not stored. One without room, and one that is too large, are effects of their own. And what the
+/// client published that went nowhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
     pub delivered: u32,
     pub expired: u32,
     pub declined: u32,
+    /// Publishes of the client's to topics to which it has no right.
+    pub unauthorised: u32,
 }
 
 /// How far a delivery is, with its packet identifier (4.3).
@@ -224,6 +227,11 @@ impl Outgoing {
 
     pub(super) fn now(&mut self, now: Time) {
         self.now = now;
+    }
+
+    /// The client published what it has no right to.
+    pub(super) fn unauthorised(&mut self) {
+        self.settled.unauthorised += 1;
     }
 
     pub(super) fn settled(&mut self) -> (Settled, u16) {

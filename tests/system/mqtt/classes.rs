@@ -14,7 +14,7 @@ use super::wire::Wire;
 use super::{Broker, anywhere, enrol, queue_receipt, tell, told, until, waiting};
 
 const LIMITS: Limits =
-    Limits { messages_max: 2, news_max: 3, news_ttl_max: Duration::from_secs(600), per_hour: [0; 3] };
+    Limits { messages_max: 2, messages_ttl_max: None, news_max: 3, news_ttl_max: Duration::from_secs(600), per_hour: [0; 3] };
 
 async fn queue(broker: &Broker, class: Class, text: &str) -> Queueing {
     let message = Message { class, ..told("T1", 1, text) };
@@ -122,6 +122,12 @@ async fn news_wait_for_no_longer_than_they_may_and_are_counted_when_they_are_ove
     let Queueing::Queued(_) = queue(&broker, Class::Message, "stays").await else { panic!("room") };
     assert_eq!(broker.store.expire_messages(now() + Duration::from_secs(601), 10).await, Ok(2));
     assert_eq!(dropped(&broker).await, [0, 0, 2]);
+    assert_eq!(database.rows("select convert_from(payload, 'utf8') from wakala.message"), "stays");
+    // So do messages where that is wanted.
+    let limits = Limits { messages_ttl_max: Some(Duration::from_secs(300)), ..LIMITS };
+    let brief = Message { class: Class::Message, ..told("T1", 1, "brief") };
+    assert!(matches!(broker.store.queue_message(brief, limits).await, Ok(Queueing::Queued(_))));
+    assert_eq!(broker.store.expire_messages(now() + Duration::from_secs(301), 10).await, Ok(1));
     assert_eq!(database.rows("select convert_from(payload, 'utf8') from wakala.message"), "stays");
 }
 
