@@ -246,4 +246,6 @@ fn own_head(opcode: u8, length: usize) -> OwnHead {
 }
 
 #[cfg(test)]
+mod hear;
+#[cfg(test)]
 mod tests;

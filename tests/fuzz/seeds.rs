@@ -1,5 +1,5 @@
-//! Writes the bytes of every case of the tables as files in two folders of the one that is named, where the fuzzing begins:
-//! `frames`, and `schedules` in which a client that is in the middle of something sends them.
+//! Writes the bytes of every case of the tables as files in folders of the one that is named, where the fuzzing begins:
+//! `frames`, `schedules` in which a client that is in the middle of something sends them, and `websocket` for the layer below.
 
 #![allow(dead_code, reason = "the cases' verdicts are not asked for here")]
 #![allow(clippy::expect_used, reason = "a test: what does not hold is to be seen")]
@@ -43,7 +43,8 @@ fn main() -> std::io::Result<()> {
         }
     }
     write(&folder.join("frames"), &frames)?;
-    write(&folder.join("schedules"), &schedules)
+    write(&folder.join("schedules"), &schedules)?;
+    write(&folder.join("websocket"), &websocket())
 }
 
 /// The bytes as they come first, and as they come after other packets (`tests/schedules/play.rs` says how it is read).
@@ -58,6 +59,23 @@ fn schedule(five: u8, bytes: &[u8]) -> Vec<Vec<u8>> {
         [&[open, 0xC0], raw.as_slice(), &before, &after].concat(),
         [&[open, kept, 0], before.as_slice(), &[step_raw], &raw, &after].concat(),
     ]
+}
+
+/// A message in two frames with a ping between them, a longer one, a close, and a request.
+fn websocket() -> BTreeSet<Vec<u8>> {
+    let frame = |first: u8, payload: &[u8]| {
+        let short = u8::try_from(payload.len()).ok().filter(|short| *short <= 125);
+        let long = u16::try_from(payload.len()).expect("short").to_be_bytes();
+        let length = short.map_or_else(|| vec![0x80 | 126, long[0], long[1]], |short| vec![0x80 | short]);
+        // A mask of zeros: as it is.
+        [&[first], &*length, &[0; 4], payload].concat()
+    };
+    let parts = [frame(0x02, &[0xC0]), frame(0x89, b"here?"), frame(0x80, &[0]), frame(0x88, &[3, 0xE8])].concat();
+    let request = b"GET /mqtt HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mqtt\r\n\
+        Origin: https://portal.example\r\n\r\n";
+    let all = [parts, frame(0x82, &[0x30; 300]), request.to_vec()];
+    all.iter().flat_map(|bytes| [1, 7, 255].map(|step| [&[step], &**bytes].concat())).collect()
 }
 
 fn write(folder: &Path, seeds: &BTreeSet<Vec<u8>>) -> std::io::Result<()> {

@@ -119,6 +119,8 @@ impl Trust {
         // and each costs the terminal bytes.
         config.session_storage = Arc::clone(&resumptions) as _;
         config.send_tls13_tickets = 1;
+        // What comes with the first flight can be sent again by whoever has seen it (RFC 8446 §8): a request must not.
+        config.max_early_data_size = 0;
         // The name that IANA has registered; a client that offers others only is at the wrong door (RFC 7301 §3.2).
         config.alpn_protocols = vec![b"mqtt".to_vec()];
         Ok(Self { config: Arc::new(config), authorities, revoked, resumptions, until })

@@ -1,5 +1,6 @@
 //! Frames as bytes, and what becomes of them.
 
+use super::hear::{Heard, hear};
 use super::*;
 
 /// A frame as a client sends it, with a mask that changes every byte.
@@ -20,36 +21,6 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes.extend(mask);
     bytes.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ mask[at % 4]));
     bytes
-}
-
-/// What a connection has said in the end.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Heard {
-    bytes: Vec<u8>,
-    pings: Vec<Vec<u8>>,
-    end: Option<u16>,
-}
-
-/// Reads bytes that come `step` at a time.
-fn hear(sent: &[u8], step: usize) -> Heard {
-    let (mut frames, mut heard, mut unread) = (Frames::default(), Heard::default(), Vec::new());
-    for some in sent.chunks(step.max(1)) {
-        unread.extend_from_slice(some);
-        while let Some(piece) = frames.read(&mut unread) {
-            match piece.what {
-                What::Bytes(range) => heard.bytes.extend_from_slice(&unread[range]),
-                What::Ping(range) => heard.pings.push(unread[range].to_vec()),
-                What::Nothing => {}
-                What::End(code) => {
-                    heard.end = Some(code.0);
-                    return heard;
-                }
-            }
-            unread.drain(..piece.bytes);
-        }
-        assert!(unread.len() <= 14 + 125, "nothing but a head or a control frame is waited for: {}", unread.len());
-    }
-    heard
 }
 
 /// Hears the same however the bytes are cut.

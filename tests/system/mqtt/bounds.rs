@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::certificates::Papers;
 use super::openssl::Client;
 use super::wire::{Wire, packet};
-use super::{Broker, Tuned, enrol, enrol_with, until};
+use super::{Broker, Tuned, enrol, enrol_with, queue_receipt, until};
 use crate::locks::Holding;
 use wakala_node::listener::bounds::Range;
 use wakala_system_tests::Database;
@@ -312,19 +312,23 @@ async fn passwords_of_one_address_keep_nobody_else_waiting() {
     assert_eq!(answered + crowded, MANY);
 }
 
+/// It takes a while to verify this terminal's password from now on.
+fn make_dear(database: &Database, name: &str) {
+    use argon2::PasswordHasher as _;
+    let dear = argon2::Params::new(64 * 1024, 12, 1, None).expect("parameters");
+    let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, dear);
+    let hash = argon2.hash_password(super::PASSWORD.as_bytes()).expect("hashed").to_string();
+    let _ = database.rows(&format!("update wakala.terminal set password_hash = '{hash}' where id = '{name}'"));
+}
+
 /// In a storm terminals lose patience before it is their password's turn, and come again: what they left would keep those who
 /// are there waiting for longer than anybody waits.
 #[tokio::test]
 async fn whoever_has_hung_up_has_no_password_verified() {
-    use argon2::PasswordHasher as _;
     let database = Database::new();
     let broker = tuned(&database, |tuned| tuned.listener.passwords_at_once = 1).await;
-    // It takes a while to verify.
-    let dear = argon2::Params::new(64 * 1024, 12, 1, None).expect("parameters");
-    let hash = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, dear);
-    let hash = hash.hash_password(super::PASSWORD.as_bytes()).expect("hashed").to_string();
     broker.enrol("T1").await;
-    let _ = database.rows(&format!("update wakala.terminal set password_hash = '{hash}' where id = 'T1'"));
+    make_dear(&database, "T1");
     for _ in 0..20 {
         let mut wire = Wire::open(broker.plain(), true).await;
         wire.send(&super::wire::connect(true, "T1", "T1", "a guess", true, 60)).await;
@@ -335,6 +339,51 @@ async fn whoever_has_hung_up_has_no_password_verified() {
     assert_eq!(connack, [0, 0]);
     let wrong = broker.sessions.bounds_report().wrong_passwords;
     assert!(wrong < 5, "{wrong} of twenty were verified");
+}
+
+/// The thread that carries a terminal's bytes does not compute argon2id meanwhile.
+#[tokio::test]
+async fn while_a_password_is_verified_who_is_connected_is_served() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| tuned.listener.workers = 1).await;
+    broker.enrol("T1").await;
+    broker.enrol("T2").await;
+    let (mut served, connack) = Wire::connect(broker.plain(), true, "T2", true).await;
+    assert_eq!(connack, [0, 0]);
+    make_dear(&database, "T1");
+    let mut comes = Wire::open(broker.plain(), true).await;
+    comes.say_hello("T1", true).await;
+    // Its CONNECT is read meanwhile.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    tokio::select! {
+        biased;
+        _ = comes.receive() => panic!("its password was verified first"),
+        () = served.ping() => {}
+    }
+    assert_eq!(comes.receive().await.map(|(first, body)| (first, body[1])), Some((0x20, 0)));
+}
+
+/// A client that pings and acknowledges nothing would hold what is for it for ever.
+#[tokio::test]
+async fn pain_14_a_client_that_acknowledges_nothing_is_given_up_though_it_pings() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| tuned.sessions.ack_within = Duration::from_secs(1)).await;
+    broker.enrol("T1").await;
+    for (v5, end) in [(true, Some((0xE0, 0x80))), (false, None)] {
+        let (mut wire, _) = Wire::connect(broker.plain(), v5, "T1", false).await;
+        assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+        if v5 {
+            queue_receipt(&database, "T1", "unread");
+            broker.sessions.wake("T1");
+        }
+        assert_eq!(wire.delivery().await.2, "unread");
+        wire.ping().await;
+        assert_eq!(wire.receive().await.map(|(first, body)| (first, body[0])), end);
+    }
+    let (mut wire, _) = Wire::connect(broker.plain(), true, "T1", false).await;
+    let (dup, id, text) = wire.delivery().await;
+    assert_eq!((dup, text.as_str()), (true, "unread"), "it is not lost");
+    wire.acknowledge(id).await;
 }
 
 /// Slow loris, after CONNECT.

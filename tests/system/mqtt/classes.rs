@@ -13,8 +13,13 @@ use super::killed::start;
 use super::wire::Wire;
 use super::{Broker, anywhere, enrol, queue_receipt, tell, told, until, waiting};
 
-const LIMITS: Limits =
-    Limits { messages_max: 2, messages_ttl_max: None, news_max: 3, news_ttl_max: Duration::from_secs(600), per_hour: [0; 3] };
+const LIMITS: Limits = Limits {
+    messages_max: 2,
+    messages_ttl_max: None,
+    news_max: 3,
+    news_ttl_max: Duration::from_secs(600),
+    per_hour: [0; 3],
+};
 
 async fn queue(broker: &Broker, class: Class, text: &str) -> Queueing {
     let message = Message { class, ..told("T1", 1, text) };

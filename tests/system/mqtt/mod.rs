@@ -239,7 +239,13 @@ fn asked(key: Option<&str>) -> Asked {
 
 /// Room for so many messages, and as many news, for a day.
 fn room(max: u32) -> Limits {
-    Limits { messages_max: max, messages_ttl_max: None, news_max: max, news_ttl_max: Duration::from_secs(24 * 3600), per_hour: [0; 3] }
+    Limits {
+        messages_max: max,
+        messages_ttl_max: None,
+        news_max: max,
+        news_ttl_max: Duration::from_secs(24 * 3600),
+        per_hour: [0; 3],
+    }
 }
 
 /// Queues a message as `wakala terminals tell` does.
