@@ -13,7 +13,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use super::papers::Papers;
 use super::revoked::Revoked;
 
-/// Takes a certificate that an authority vouches for, unless it is revoked. It is told so by the alert of that name.
+/// Takes a certificate that an authority vouches for, unless it is revoked.
 #[derive(Debug)]
 pub(super) struct Vouched {
     pub(super) authorities: Arc<dyn ClientCertVerifier>,
