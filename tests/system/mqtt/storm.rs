@@ -1,24 +1,29 @@
 //! Many CONNECTs at once: in batches, the most urgent first, and nobody's lock holds the others up.
 
+use std::cell::Cell;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use wakala::conservation::Fate;
 use wakala::id::{ClientId, Epoch};
-use wakala_node::listener;
+use wakala_node::listener::{self, Tls};
 use wakala_node::sessions::admission;
 use wakala_node::store::Error;
 use wakala_node::store::openings::{Opened, Opening, WhenLocked};
 use wakala_system_tests::{Database, now};
 
+use super::certificates::Papers;
 use super::wire::{Wire, connect};
 use super::{Broker, anywhere, queue_receipt, tell, until};
 use crate::locks::Holding;
 
-async fn open_broker(database: &Database) -> Broker {
+async fn open_broker(database: &Database, tls: Option<Tls>) -> Broker {
     // Guests from one address.
     let bounds = listener::bounds::Options { address_connects_burst: 0, ..Default::default() };
-    let options = listener::Options { bounds, ..anywhere() };
+    let options = listener::Options { bounds, tls, ..anywhere() };
     Broker::made(database.store().await, options, |deps| deps.open.anonymous = true).await
 }
 
@@ -51,34 +56,53 @@ async fn waiting(broker: &Broker, count: usize) {
 /// Other brokers' listeners hung, closed connections or answered after minutes when their clients came back together.
 #[tokio::test]
 async fn pain_09_sessions_that_are_cut_at_once_all_come_back_and_hold_nobody_up() {
-    const MANY: usize = 500;
     let database = Database::new();
-    let broker = open_broker(&database).await;
+    let broker = open_broker(&database, None).await;
     let at = broker.plain();
+    storms(&database, &broker, 500, async |v5| Wire::open(at, v5).await).await;
+}
+
+/// emqx #4227: with certificates on both sides, whose handshakes are what a storm costs most.
+#[tokio::test]
+async fn pain_09_with_certificates_all_come_back_too() {
+    let database = Database::new();
+    let papers = Papers::new();
+    let broker = open_broker(&database, Some(papers.tls_with_list())).await;
+    let (at, connector) = (broker.listening.tls.expect("an address"), papers.connector("terminal"));
+    storms(&database, &broker, 150, async |v5| {
+        let stream = TcpStream::connect(at).await.expect("it listens");
+        let name = ServerName::try_from("localhost").expect("a name");
+        Wire::over(connector.connect(name, stream).await.expect("a handshake"), v5)
+    })
+    .await;
+}
+
+/// So many sessions are cut at once and come back, twice, while another client talks to itself.
+async fn storms(database: &Database, broker: &Broker, many: usize, open: impl AsyncFn(bool) -> Wire) {
     let come = async |expected: [u8; 2]| {
-        let mut coming = JoinSet::new();
-        for n in 0..MANY {
-            coming.spawn(async move {
-                let (wire, connack) = Wire::connect(at, n % 2 == 0, &format!("S{n}"), false).await;
-                assert_eq!(connack, expected, "S{n}");
-                (n, wire)
-            });
-        }
-        let mut all = coming.join_all().await;
-        all.sort_by_key(|(n, _)| *n);
-        all.into_iter().map(|(_, wire)| wire).collect::<Vec<Wire>>()
+        let all = (0..many).map(|n| {
+            let open = &open;
+            async move {
+                let mut wire = open(n % 2 == 0).await;
+                assert_eq!(wire.introduce(&format!("S{n}"), false).await, expected, "S{n}");
+                wire
+            }
+        });
+        join_all(all).await
     };
     let mut wires = come([0, 0]).await;
     for (n, wire) in wires.iter_mut().enumerate() {
         assert_eq!(wire.subscribe(&format!("x/{n}"), 1).await, 1);
     }
-    let (mut other, _) = Wire::connect(at, false, "other", false).await;
+    let (mut other, _) = Wire::connect(broker.plain(), false, "other", false).await;
     assert_eq!(other.subscribe("other", 1).await, 1);
     for storm in 1..=2 {
         wires.into_iter().for_each(Wire::cut);
+        let (mut heard, back) = (0, Cell::new(false));
+        // As long as the storm lasts, and each of its messages comes back to it.
         let talk = async {
-            for id in 1..=20 {
-                other.publish("other", 1, id, "in the middle").await;
+            while !back.get() || heard < 20 {
+                other.publish("other", 1, 7, "in the middle").await;
                 let (mut acked, mut delivered) = (false, false);
                 while !(acked && delivered) {
                     let (first, body) = other.receive().await.expect("a packet");
@@ -88,10 +112,16 @@ async fn pain_09_sessions_that_are_cut_at_once_all_come_back_and_hold_nobody_up(
                         other.acknowledge(u16::from_be_bytes([body[7], body[8]])).await;
                     }
                 }
+                heard += 1;
             }
         };
-        (wires, ()) = tokio::join!(come([1, 0]), talk);
-        broker.connected(MANY + 1).await;
+        let coming = async {
+            let wires = come([1, 0]).await;
+            back.set(true);
+            wires
+        };
+        (wires, ()) = tokio::join!(coming, talk);
+        broker.connected(many + 1).await;
         for (n, wire) in wires.iter_mut().enumerate().step_by(50) {
             other.publish(&format!("x/{n}"), 1, 99, &format!("storm {storm}")).await;
             assert_eq!(other.receive().await.map(|(first, _)| first), Some(0x40));
@@ -100,7 +130,7 @@ async fn pain_09_sessions_that_are_cut_at_once_all_come_back_and_hold_nobody_up(
             wire.acknowledge(id).await;
         }
     }
-    assert_eq!(database.rows("select count(*) from wakala.session where connected"), (MANY + 1).to_string());
+    assert_eq!(database.rows("select count(*) from wakala.session where connected"), (many + 1).to_string());
 }
 
 #[tokio::test]
@@ -345,7 +375,7 @@ async fn a_guest_whose_row_goes_with_its_earlier_session_just_then_gets_a_new_on
 #[tokio::test]
 async fn a_message_of_an_earlier_session_does_not_come_to_one_that_began_meanwhile() {
     let database = Database::new();
-    let broker = open_broker(&database).await;
+    let broker = open_broker(&database, None).await;
     for name in ["away", "back"] {
         let (mut wire, _) = Wire::connect(broker.plain(), true, name, false).await;
         assert_eq!(wire.subscribe(name, 1).await, 1);

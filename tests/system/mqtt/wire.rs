@@ -78,8 +78,9 @@ impl Wire {
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) {
-        // A server that has closed is found out at the next read.
+        // A server that has closed is found out at the next read. What is written to TLS may wait there to be flushed.
         let _ = self.stream.write_all(bytes).await;
+        let _ = self.stream.flush().await;
     }
 
     /// The next packet; none at the end of the connection.
