@@ -112,6 +112,10 @@ pub struct Options {
     /// earlier one gets no receipts until then.
     #[serde(with = "humantime_serde")]
     pub overtaken_every: Duration,
+    /// How long nobody holds a node's name before another one says that it died. One that lives takes it again within ten
+    /// seconds of a restart of Postgres.
+    #[serde(with = "humantime_serde")]
+    pub dead_after: Duration,
     /// How often it is looked who has been banned, wherever that was done, and who has connected to another node.
     #[serde(with = "humantime_serde")]
     pub blocked_every: Duration,
@@ -165,6 +169,7 @@ impl Default for Options {
             ack_within: Duration::from_secs(120),
             expire_every: Duration::from_secs(60),
             overtaken_every: Duration::from_secs(5),
+            dead_after: Duration::from_secs(15),
             blocked_every: Duration::from_millis(500),
             expire_batch_max: 1000,
             mailbox: 16,
@@ -269,6 +274,8 @@ struct Inner {
 
 struct Connected {
     epoch: Epoch,
+    /// Something of it is in the database.
+    stored: bool,
     addr: Addr<Session>,
     /// Of the certificate it came with, where authorities are asked.
     papers: Option<Arc<Papers>>,
@@ -449,7 +456,7 @@ impl Sessions {
     pub(crate) fn register(
         &self,
         terminal: ClientId,
-        epoch: Epoch,
+        (epoch, stored): (Epoch, bool),
         addr: Addr<Session>,
         papers: Option<Papers>,
         traits: Traits,
@@ -462,7 +469,7 @@ impl Sessions {
                 // In the mailbox before anybody can find it: CONNACK comes first.
                 addr.do_send(Resume);
                 let papers = papers.map(Arc::new);
-                connected.insert(terminal, Connected { epoch, addr, papers, traits }).map(|before| before.addr)
+                connected.insert(terminal, Connected { epoch, stored, addr, papers, traits }).map(|before| before.addr)
             }
         };
         drop(connected);

@@ -263,12 +263,13 @@ impl Door {
     async fn open(&self, io: IoBoxed, frames: Frames, admitted: Admitted, traits: Traits) {
         let Admitted { client, rights, who, terms, papers, lease } = admitted;
         let (now, guest) = (self.sessions.clock().now(), matches!(who, Who::Guest { .. }));
+        let stored = !matches!(who, Who::Guest { stored: false });
         let mut above = self.sessions.epoch_of(&client);
         if guest {
             // Of a session that is not stored no epoch stays, and the next must be higher all the same.
             above = above.max(self.sessions.guest_epoch(now));
         }
-        let opened = if matches!(who, Who::Guest { stored: false }) {
+        let opened = if !stored {
             Ok((Epoch(above.0 + 1), Loaded::default()))
         } else {
             let opening = Opening {
@@ -324,7 +325,7 @@ impl Door {
             self.sessions.forget_guest(&client);
         }
         self.sessions.store().metrics().connections.sessions.one();
-        self.sessions.register(client, epoch, addr, papers, traits);
+        self.sessions.register(client, (epoch, stored), addr, papers, traits);
     }
 }
 

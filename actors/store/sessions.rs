@@ -68,6 +68,24 @@ pub enum Left {
     Will,
 }
 
+/// A connection that a node has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub client: ClientId,
+    pub epoch: Epoch,
+    /// Something of it is stored.
+    pub stored: bool,
+}
+
+/// Why a connection that a node has is not its session's any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// A later connection has opened the session, on whatever node.
+    Overtaken,
+    /// Its end has been told already: somebody took its node for dead.
+    Buried,
+}
+
 /// A connection that ended with its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
@@ -176,22 +194,28 @@ impl Store {
         .await
     }
 
-    /// Which of these sessions a later connection has opened since, on whatever node.
+    /// Which of these connections are not what the session is any more, and why.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn overtaken(&self, held: Vec<(ClientId, Epoch)>) -> Result<Vec<(ClientId, Epoch)>, Error> {
+    pub async fn lost(&self, held: Vec<Held>) -> Result<Vec<(Held, Lost)>, Error> {
         self.run(move |db| async move {
-            let nths: Vec<(i64,)> = sqlx::query_as(
-                "select h.nth from unnest($1::text[], $2::bigint[]) with ordinality h (client_id, epoch, nth) \
-                 join wakala.session s using (client_id) where s.epoch > h.epoch",
+            let lost: Vec<(i64, bool)> = sqlx::query_as(
+                "select h.nth, coalesce(s.epoch > h.epoch, false) \
+                 from unnest($1::text[], $2::bigint[], $3::bool[]) with ordinality h (client_id, epoch, stored, nth) \
+                 left join wakala.session s using (client_id) \
+                 where s.epoch > h.epoch or h.stored and s.connected is distinct from true",
             )
-            .bind(held.iter().map(|(client, _)| client.as_str().to_owned()).collect::<Vec<_>>())
-            .bind(held.iter().map(|(_, epoch)| epoch.0).collect::<Vec<_>>())
+            .bind(held.iter().map(|held| held.client.as_str().to_owned()).collect::<Vec<_>>())
+            .bind(held.iter().map(|held| held.epoch.0).collect::<Vec<_>>())
+            .bind(held.iter().map(|held| held.stored).collect::<Vec<_>>())
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
-            let overtaken = nth_true(held.len(), &nths);
-            Ok(held.into_iter().zip(overtaken).filter(|(_, gone)| *gone).map(|(held, _)| held).collect())
+            let of = |(nth, overtaken): (i64, bool)| {
+                let held = held.get(usize::try_from(nth - 1).ok()?)?.clone();
+                Some((held, if overtaken { Lost::Overtaken } else { Lost::Buried }))
+            };
+            Ok(lost.into_iter().filter_map(of).collect())
         })
         .await
     }
@@ -241,28 +265,44 @@ impl Store {
         .await
     }
 
-    /// Says the same of sessions of other nodes that are dead: nobody holds their names.
+    /// Other nodes that have connections, as far as is known, and whose names nobody holds. One of them may be about to take
+    /// its name again.
     ///
     /// # Errors
-    /// When the database does not do it.
-    pub async fn bury_nodes(&self, but: &str, now: Time) -> Result<Vec<Cut>, Error> {
+    /// When the database cannot be asked.
+    pub async fn missing_nodes(&self, but: &str) -> Result<Vec<String>, Error> {
         let but = but.to_owned();
         self.run(move |db| async move {
-            let pool = db.get_postgres_connection_pool();
             let nodes: Vec<(String,)> =
                 sqlx::query_as("select distinct node from wakala.session where connected and node <> $1")
                     .bind(but)
-                    .fetch_all(pool)
+                    .fetch_all(db.get_postgres_connection_pool())
                     .await?;
-            let mut forgotten = Vec::new();
+            let mut missing = Vec::new();
             for (node,) in nodes {
-                let mut opened = pool.begin().await?;
-                // Held until the commit: the node does not begin its next life meanwhile.
+                let mut opened = db.get_postgres_connection_pool().begin().await?;
                 if name::is_free(&mut opened, &node).await? {
-                    forgotten.extend(forget(&mut opened, &node, timestamp(now)).await?);
+                    missing.push(node);
                 }
                 opened.commit().await?;
             }
+            Ok(missing)
+        })
+        .await
+    }
+
+    /// Says of the sessions of another node that is dead that they are not connected; of none if somebody holds its name.
+    ///
+    /// # Errors
+    /// When the database does not do it.
+    pub async fn bury(&self, node: &str, now: Time) -> Result<Vec<Cut>, Error> {
+        let node = node.to_owned();
+        self.run(move |db| async move {
+            let mut opened = db.get_postgres_connection_pool().begin().await?;
+            // Held until the commit: the node does not begin its next life meanwhile.
+            let free = name::is_free(&mut opened, &node).await?;
+            let forgotten = if free { forget(&mut opened, &node, timestamp(now)).await? } else { Vec::new() };
+            opened.commit().await?;
             Ok(forgotten)
         })
         .await

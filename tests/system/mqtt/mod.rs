@@ -2,6 +2,7 @@
 
 mod bans;
 mod bounds;
+mod buried;
 mod certificates;
 mod classes;
 mod ended;

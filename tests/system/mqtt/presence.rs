@@ -145,7 +145,12 @@ async fn a_connection_whose_node_was_killed_ends_with_it() {
     let (_wire, _) = Wire::connect(address, true, "T1", false).await;
     node.kill_9();
     // Another node that finds its name free.
-    let survivor = Broker::made(store, plain(), |deps| deps.node = "n2".to_owned()).await;
+    let survivor = Broker::made(store, plain(), |deps| {
+        deps.node = "n2".to_owned();
+        deps.options.overtaken_every = std::time::Duration::from_millis(200);
+        deps.options.dead_after = std::time::Duration::from_secs(1);
+    });
+    let survivor = survivor.await;
     until(&database, "select connected from wakala.session", "f").await;
     let (mut wire, _) = Wire::connect(survivor.plain(), true, "T1", false).await;
     wire.ping().await;

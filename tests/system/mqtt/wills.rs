@@ -17,6 +17,7 @@ async fn open(database: &Database, name: &'static str) -> Broker {
         deps.open.closed = vec!["closed".into()];
         deps.open.wills_every = Duration::from_millis(100);
         deps.options.overtaken_every = Duration::from_millis(200);
+        deps.options.dead_after = Duration::from_secs(1);
     });
     let broker = broker.await;
     // Else another node would take it for dead.
