@@ -10,7 +10,7 @@ use crate::store::words::{Word, Words};
 pub(crate) const HERE_EVERY: Duration = Duration::from_secs(5);
 
 /// One that has not for so long is not told anything: it listens again, or begins, by reading what there is.
-const SILENT_MAX: Duration = Duration::from_secs(20);
+pub(crate) const SILENT_MAX: Duration = Duration::from_secs(20);
 
 /// Whether there are any, and the way to tell them.
 #[derive(Debug)]
@@ -21,8 +21,16 @@ pub struct Neighbours {
     heard: AtomicU64,
     /// This node hears what they say.
     listening: AtomicBool,
-    /// A word of this node was not said: they are to read all again.
-    unsaid: Arc<AtomicBool>,
+    saying: Arc<Saying>,
+}
+
+/// What became of this node's own words.
+#[derive(Debug, Default)]
+struct Saying {
+    /// One was not said: they are to read all again.
+    failed: AtomicBool,
+    /// When the first was said since this node has heard anything, in milliseconds from `began` on; 0 for none.
+    unheard: AtomicU64,
 }
 
 impl Neighbours {
@@ -33,7 +41,7 @@ impl Neighbours {
             began: Instant::now(),
             heard: AtomicU64::new(0),
             listening: AtomicBool::new(false),
-            unsaid: Arc::default(),
+            saying: Arc::default(),
         }
     }
 
@@ -47,9 +55,20 @@ impl Neighbours {
     /// One was heard. True if none was there before.
     pub(crate) fn heard(&self) -> bool {
         let new = !self.are_there();
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(now.max(1), Ordering::Relaxed);
+        self.heard.store(since(self.began), Ordering::Relaxed);
         new
+    }
+
+    /// Something was heard, if only what this node says itself; or it listens anew.
+    pub(crate) fn hears(&self) {
+        self.saying.unheard.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether it has not even heard itself for so long: the connection is open at this end only. Whoever listens writes nothing, so
+    /// nobody else would say so.
+    pub(crate) fn is_deaf(&self, patience: Duration) -> bool {
+        let unheard = self.saying.unheard.load(Ordering::Relaxed);
+        unheard > 0 && self.began.elapsed().saturating_sub(Duration::from_millis(unheard)) >= patience
     }
 
     pub(crate) fn listening(&self, listening: bool) {
@@ -58,15 +77,15 @@ impl Neighbours {
 
     /// Says that this node is there, whoever hears it.
     pub(crate) fn greet(&self) {
-        self.say(if self.unsaid.swap(false, Ordering::Relaxed) { Word::Anything } else { Word::Here });
+        self.say(if self.saying.failed.swap(false, Ordering::Relaxed) { Word::Anything } else { Word::Here });
     }
 
     fn say(&self, word: Word) {
-        let unsaid = Arc::clone(&self.unsaid);
-        self.words.hand_over(word, move |said| {
-            if said.is_err() {
-                unsaid.store(true, Ordering::Relaxed);
-            }
+        let (saying, began) = (Arc::clone(&self.saying), self.began);
+        self.words.hand_over(word, move |said| match said {
+            // One that is heard before this is followed by another long before it counts.
+            Ok(()) => drop(saying.unheard.compare_exchange(0, since(began), Ordering::Relaxed, Ordering::Relaxed)),
+            Err(_) => saying.failed.store(true, Ordering::Relaxed),
         });
     }
 
@@ -82,7 +101,7 @@ impl Neighbours {
         if self.are_there()
             && let Err(error) = self.words.submit(word).await
         {
-            self.unsaid.store(true, Ordering::Relaxed);
+            self.saying.failed.store(true, Ordering::Relaxed);
             tracing::debug!(%error, "other nodes were not told");
         }
     }
@@ -91,6 +110,11 @@ impl Neighbours {
     pub(crate) fn are_known(&self) -> bool {
         self.heard.load(Ordering::Relaxed) > 0 && self.are_there()
     }
+}
+
+/// In milliseconds, and never 0.
+fn since(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 #[cfg(test)]
@@ -126,5 +150,31 @@ mod tests {
             said.push(hears.recv().await.expect("said"));
         }
         assert_eq!(said, [lost(), Word::Here, Word::Anything, lost(), Word::Anything, Word::Here]);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_hear_what_it_says_itself_is_deaf() {
+        let fails = Arc::new(AtomicBool::new(true));
+        let failing = Arc::clone(&fails);
+        let words = Batcher::new(&Handle::current(), 8, 1, move |words: Vec<Word>| {
+            let fails = failing.load(Ordering::Relaxed);
+            async move { if fails { Err(Error::Away("on purpose".to_owned())) } else { Ok(vec![(); words.len()]) } }
+        });
+        let neighbours = Neighbours::new(words);
+        let greet = async || {
+            neighbours.greet();
+            // Behind it.
+            let _ = neighbours.words.submit(Word::Here).await;
+        };
+        greet().await;
+        assert!(!neighbours.is_deaf(Duration::ZERO), "nothing was said");
+        fails.store(false, Ordering::Relaxed);
+        greet().await;
+        assert!(neighbours.is_deaf(Duration::ZERO) && !neighbours.is_deaf(Duration::from_secs(60)));
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        greet().await;
+        assert!(neighbours.is_deaf(Duration::from_millis(50)), "the first counts");
+        neighbours.hears();
+        assert!(!neighbours.is_deaf(Duration::ZERO));
     }
 }

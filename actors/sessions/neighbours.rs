@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use wakala::id::ClientId;
 
 use super::{Inner, Sessions};
-use crate::neighbours::HERE_EVERY;
+use crate::neighbours::{HERE_EVERY, SILENT_MAX};
 use crate::store::Error;
 use crate::store::again::Backoff;
 use crate::store::words::{Ear, Heard, Word};
@@ -127,26 +127,36 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, first: bool) -> Result<(), E
     // What is there is read once more when others have heard that this node is there.
     let (mut greeted, mut read) = (None::<Instant>, None::<Instant>);
     let mut behind = !first;
-    let Some(memory) = inner.upgrade().map(|inner| Arc::clone(inner.router.retained())) else { return Ok(()) };
+    let shared = inner.upgrade().map(|inner| (Arc::clone(inner.router.retained()), Arc::clone(&inner.neighbours)));
+    let Some((memory, neighbours)) = shared else { return Ok(()) };
+    neighbours.hears();
     loop {
         let heard = tokio::select! {
             heard = ear.hear(PATIENCE) => heard,
             () = memory.doubted() => Ok(Heard::Nothing),
         };
         let Some(sessions) = inner.upgrade().map(Sessions) else { return Ok(()) };
-        let neighbours = &sessions.0.neighbours;
         neighbours.listening(true);
         if greeted.is_none_or(|at| at.elapsed() >= HERE_EVERY) {
             greeted = Some(Instant::now());
             neighbours.greet();
         }
         match heard? {
-            Heard::Words(words) => behind |= sessions.hear(words).await?,
-            Heard::Anything => behind = true,
+            Heard::Words(words) => {
+                neighbours.hears();
+                behind |= sessions.hear(words).await?;
+            }
+            Heard::Anything => {
+                neighbours.hears();
+                behind = true;
+            }
+            Heard::Nothing if neighbours.is_deaf(SILENT_MAX) => {
+                return Err(Error::Away("this node does not hear what it says itself".to_owned()));
+            }
             Heard::Nothing => {}
         }
-        // Who is alone knows all better than the tables, in which what it has under way is not yet.
-        if neighbours.are_known() && (behind || read.is_none_or(|at| at.elapsed() >= READ_EVERY)) {
+        // Who is alone and has missed nothing knows what there is.
+        if behind || neighbours.are_known() && read.is_none_or(|at| at.elapsed() >= READ_EVERY) {
             sessions.catch_up(behind).await?;
             (behind, read) = (false, Some(Instant::now()));
         }

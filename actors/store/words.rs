@@ -9,7 +9,7 @@ use sea_orm::sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
 use wakala::id::ClientId;
 
 use super::batch::Batcher;
-use super::{Error, Store, name};
+use super::{Error, Store, in_time, name};
 
 /// One of them. Nothing in it has a line's end: neither names of nodes and clients nor topics may (1.5.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,8 +92,12 @@ impl Store {
             .max_connections(1)
             .acquire_timeout(self.inner.acquire_timeout)
             .connect_lazy_with(name::lasting(self));
-        let mut listener = PgListener::connect_with(&pool).await?;
-        listener.listen(CHANNEL).await?;
+        let listening = in_time(self.inner.call_timeout, async {
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.listen(CHANNEL).await?;
+            Ok(listener)
+        });
+        let listener = listening.await?;
         Ok(Ear { next: next(listener), node: node.to_owned() })
     }
 }

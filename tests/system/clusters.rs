@@ -222,9 +222,20 @@ impl Database {
     /// When it cannot be told.
     #[must_use]
     pub fn stand_still(&self) -> Still {
-        let text = "select pid from pg_stat_activity where application_name = 'wakala' \
-                    and datname = current_database()";
-        let still = Still(self.rows(text).lines().map(str::to_owned).collect());
+        self.stands_still("true")
+    }
+
+    /// Of its stores' backends only those of whom this is true in `pg_stat_activity`: nobody at their other end is told.
+    ///
+    /// # Panics
+    /// When there is none, or it cannot be told.
+    #[must_use]
+    pub fn stands_still(&self, which: &str) -> Still {
+        let text = format!(
+            "select pid from pg_stat_activity where application_name = 'wakala' \
+             and datname = current_database() and ({which})"
+        );
+        let still = Still(self.rows(&text).lines().map(str::to_owned).collect());
         still.signal("-STOP");
         still
     }

@@ -129,6 +129,37 @@ async fn what_was_said_while_nobody_listened_is_read() {
     panic!("the second node never heard of it");
 }
 
+/// Waits until a new subscriber is given this there; a node is not missed before it has been silent for 20 s.
+async fn until_found(broker: &Broker, topic: &str, payload: &str) {
+    for _ in 0..120 {
+        if found(broker, topic).await.as_deref() == Some(payload) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    panic!("{payload} is retained, and not found");
+}
+
+/// As after a failure of the network in which nobody says that the connection is gone: whoever listens writes nothing.
+#[tokio::test]
+async fn a_node_that_does_not_hear_even_itself_listens_anew_and_reads_what_was_said() {
+    let database = Database::new();
+    let (first, second) = two(&database).await;
+    let (mut publisher, _) = Wire::connect(first.plain(), true, "retains", true).await;
+    let deaf = database.stands_still("query ilike 'listen%'");
+    publisher.send(&retained("light", 1, "on")).await;
+    assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(found(&second, "light").await, None, "it does not hear");
+    until_found(&second, "light", "on").await;
+    // And it hears again.
+    publisher.send(&retained("light", 2, "off")).await;
+    assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(found(&second, "light").await.as_deref(), Some("off"));
+    drop(deaf);
+}
+
 /// Partitions and terminals are at different nodes as often as not: the sweeper comes by every two seconds.
 #[tokio::test]
 async fn a_receipt_that_another_node_has_queued_goes_out_at_once() {
