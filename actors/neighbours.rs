@@ -1,5 +1,6 @@
 //! Other nodes of this database, as far as they are told things.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use crate::store::words::{Word, Words};
 /// A node says as often that it is there.
 pub(crate) const HERE_EVERY: Duration = Duration::from_secs(5);
 
-/// One that has not for so long is not told anything: it listens again, or begins, by reading what there is.
+/// One that has not for so long is not told anything: it listens again, or begins, by reading what there is. And whoever has heard it
+/// until then does not know what it did last.
 pub(crate) const SILENT_MAX: Duration = Duration::from_secs(20);
 
 /// Whether there are any, and the way to tell them.
@@ -117,6 +119,23 @@ fn since(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
+/// When each of them was last heard.
+#[derive(Debug, Default)]
+pub(crate) struct Voices(BTreeMap<String, Instant>);
+
+impl Voices {
+    pub(crate) fn heard(&mut self, nodes: BTreeSet<String>, now: Instant) {
+        self.0.extend(nodes.into_iter().map(|node| (node, now)));
+    }
+
+    /// Whether one is heard no more. It may have died with something committed of which it told nobody.
+    pub(crate) fn fell_silent(&mut self, now: Instant) -> bool {
+        let before = self.0.len();
+        self.0.retain(|_, heard| now.duration_since(*heard) < SILENT_MAX);
+        self.0.len() < before
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::runtime::Handle;
@@ -176,5 +195,16 @@ mod tests {
         assert!(neighbours.is_deaf(Duration::from_millis(50)), "the first counts");
         neighbours.hears();
         assert!(!neighbours.is_deaf(Duration::ZERO));
+    }
+
+    #[test]
+    fn one_that_is_heard_no_more_is_missed_once() {
+        let (mut voices, began) = (Voices::default(), Instant::now());
+        let at = |second| began + Duration::from_secs(second);
+        let nodes = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        voices.heard(nodes(&["a", "b"]), at(0));
+        voices.heard(nodes(&["a"]), at(15));
+        let silent: Vec<bool> = [19, 20, 21, 34, 35, 36].map(|second| voices.fell_silent(at(second))).into();
+        assert_eq!(silent, [false, true, false, false, true, false]);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use wakala::id::ClientId;
 
 use super::{Inner, Sessions};
-use crate::neighbours::{HERE_EVERY, SILENT_MAX};
+use crate::neighbours::{HERE_EVERY, SILENT_MAX, Voices};
 use crate::store::Error;
 use crate::store::again::Backoff;
 use crate::store::words::{Ear, Heard, Word};
@@ -33,7 +33,7 @@ impl Sessions {
         let (began, begins) = tokio::sync::oneshot::channel();
         let mut began = Some(began);
         self.store().handle().spawn(async move {
-            let mut backoff = Backoff::new();
+            let (mut backoff, mut voices) = (Backoff::new(), Voices::default());
             loop {
                 let listening = store.listen(&node).await;
                 // Whoever waits for it need not wait for the database: without, all that is there is told of.
@@ -44,7 +44,7 @@ impl Sessions {
                 let heard = match listening {
                     Ok(mut ear) => {
                         backoff = Backoff::new();
-                        listen(&inner, &mut ear, first).await
+                        listen(&inner, &mut ear, &mut voices, first).await
                     }
                     Err(error) => Err(error),
                 };
@@ -123,7 +123,7 @@ impl Sessions {
 }
 
 /// Until the sessions are gone, or the connection is.
-async fn listen(inner: &Weak<Inner>, ear: &mut Ear, first: bool) -> Result<(), Error> {
+async fn listen(inner: &Weak<Inner>, ear: &mut Ear, voices: &mut Voices, first: bool) -> Result<(), Error> {
     // What is there is read once more when others have heard that this node is there.
     let (mut greeted, mut read) = (None::<Instant>, None::<Instant>);
     let mut behind = !first;
@@ -142,8 +142,9 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, first: bool) -> Result<(), E
             neighbours.greet();
         }
         match heard? {
-            Heard::Words(words) => {
+            Heard::Words(nodes, words) => {
                 neighbours.hears();
+                voices.heard(nodes, Instant::now());
                 behind |= sessions.hear(words).await?;
             }
             Heard::Anything => {
@@ -155,6 +156,7 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, first: bool) -> Result<(), E
             }
             Heard::Nothing => {}
         }
+        behind |= voices.fell_silent(Instant::now());
         // Who is alone and has missed nothing knows what there is.
         if behind || neighbours.are_known() && read.is_none_or(|at| at.elapsed() >= READ_EVERY) {
             sessions.catch_up(behind).await?;

@@ -1,6 +1,7 @@
 //! What the nodes of one database tell each other at once (NOTIFY). Words may be lost: what counts is in the tables, and
 //! whoever has not listened for a while reads those.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -32,7 +33,8 @@ pub type Words = Batcher<Word, ()>;
 /// What was heard.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
-    Words(Vec<Word>),
+    /// From whom, and what. Of this node's own words it is heard that there are any.
+    Words(BTreeSet<String>, Vec<Word>),
     /// The connection was lost: anything may have been said meanwhile.
     Anything,
     /// Nothing for a while.
@@ -111,17 +113,21 @@ impl Ear {
         let Ok((mut listener, received)) = tokio::time::timeout(patience, &mut self.next).await else {
             return Ok(Heard::Nothing);
         };
-        let mut words: Vec<Word> = Vec::new();
+        let (mut nodes, mut words) = (BTreeSet::new(), Vec::new());
         let heard = received.map(|first| {
             let connected = first.is_some();
             let mut said = first;
             while let Some(notification) = said {
                 // What a later version says besides is for later versions.
-                let word = Word::read(notification.payload()).filter(|(node, _)| *node != self.node);
-                words.extend(word.map(|(_, word)| word));
+                if let Some((node, word)) = Word::read(notification.payload()).filter(|(node, _)| *node != self.node) {
+                    if !nodes.contains(node) {
+                        nodes.insert(node.to_owned());
+                    }
+                    words.push(word);
+                }
                 said = listener.next_buffered();
             }
-            if connected { Heard::Words(words) } else { Heard::Anything }
+            if connected { Heard::Words(nodes, words) } else { Heard::Anything }
         });
         self.next = next(listener);
         Ok(heard?)

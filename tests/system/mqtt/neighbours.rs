@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use wakala_system_tests::Database;
 
+use super::ended::Node;
 use super::wire::{Wire, packet, text};
 use super::{Broker, anywhere, enrol, queue_receipt, until};
 use crate::locks::Holding;
@@ -131,11 +132,12 @@ async fn what_was_said_while_nobody_listened_is_read() {
 
 /// Waits until a new subscriber is given this there; a node is not missed before it has been silent for 20 s.
 async fn until_found(broker: &Broker, topic: &str, payload: &str) {
-    for _ in 0..120 {
+    // Of more connects of one client some would be refused.
+    for _ in 0..50 {
         if found(broker, topic).await.as_deref() == Some(payload) {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
     panic!("{payload} is retained, and not found");
 }
@@ -158,6 +160,26 @@ async fn a_node_that_does_not_hear_even_itself_listens_anew_and_reads_what_was_s
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(found(&second, "light").await.as_deref(), Some("off"));
     drop(deaf);
+}
+
+/// One that had no session, so that there is nothing else to be said of its death.
+#[tokio::test]
+async fn what_a_node_committed_and_did_not_tell_before_it_died_is_found_by_the_others() {
+    let database = Database::new();
+    let survivor = Broker::open(&database).await;
+    let (mut kept, _) = Wire::connect(survivor.plain(), true, "kept", false).await;
+    assert_eq!(kept.subscribe("a", 1).await, 1);
+    let node = Node::start_open(&database).await;
+    // It is heard.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    node.signal("-KILL");
+    let _ = database.rows(
+        "insert into wakala.retained (topic, qos, payload, at) values ('light', 1, 'last', now());          with s as (update wakala.session set next_seq = next_seq + 1 where client_id = 'kept' returning next_seq - 1 as seq)          insert into wakala.message (client_id, seq, topic, qos, payload, at) select 'kept', seq, 'a', 1, 'last', now() from s",
+    );
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(found(&survivor, "light").await, None, "nobody has told");
+    until_found(&survivor, "light", "last").await;
+    assert_eq!(kept.delivery().await.2, "last");
 }
 
 /// Partitions and terminals are at different nodes as often as not: the sweeper comes by every two seconds.
