@@ -379,6 +379,15 @@ impl Router {
         stored.then_some(Publication { to, then, retain, remember, ..Publication::at(now) })
     }
 
+    /// The same of a will, of which something is to be stored in any case. Nobody has it before it is sure that no other node has
+    /// sent it.
+    pub(crate) fn route_will(&self, publisher: &ClientId, message: &Arc<Published>, now: Time) -> Publication {
+        self.0.table.metrics.published.one();
+        let retain = if message.retain { self.0.retained.keep(message) } else { None };
+        let (to, then) = self.send(Some(publisher), message, true);
+        Publication { to, then, retain, ..Publication::at(now) }
+    }
+
     /// Publishes what a program wants published. Nobody has it before it is stored that it was: asked for once more, it came
     /// before. Gives what became of it, and to how many it was handed who are connected.
     ///

@@ -66,6 +66,7 @@ mod m0028_began;
 mod m0029_messages_told;
 mod m0030_traces;
 mod m0031_conservation;
+mod m0032_will_nodes;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -102,6 +103,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0029_messages_told::Step),
             Box::new(m0030_traces::Step),
             Box::new(m0031_conservation::Step),
+            Box::new(m0032_will_nodes::Step),
         ]
     }
 }

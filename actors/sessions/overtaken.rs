@@ -105,6 +105,7 @@ impl Sessions {
         let missing = store.missing_nodes(node).await?;
         for dead in missed.dead(missing, Instant::now(), options.dead_after) {
             let ended = store.bury(&dead, clock.now()).await?;
+            self.0.ended.notify_one();
             if ended.is_empty() {
                 continue;
             }
@@ -112,7 +113,6 @@ impl Sessions {
             let over: Vec<ClientId> = ended.iter().filter(|cut| cut.over).map(|cut| cut.client.clone()).collect();
             self.0.router.over(&over);
             self.0.presence.died(&ended, clock.now());
-            self.0.ended.notify_one();
         }
         Ok(())
     }

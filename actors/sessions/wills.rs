@@ -1,4 +1,4 @@
-//! Wills that are due are sent, whoever's connection they were of.
+//! Wills that are due are sent, of connections to this node, and to nodes that are dead.
 
 use std::sync::Arc;
 
@@ -29,9 +29,10 @@ impl Sessions {
     }
 
     async fn send_due_wills(&self) -> Result<(), Error> {
-        let (store, router, clock) = (&self.0.deps.store, &self.0.router, &self.0.deps.clock);
+        let Deps { store, clock, node, .. } = &self.0.deps;
+        let router = &self.0.router;
         loop {
-            let due = store.wills_due(clock.now(), WILLS_PAGE).await?;
+            let due = store.wills_due(node, clock.now(), WILLS_PAGE).await?;
             let all = due.len() < usize::try_from(WILLS_PAGE).unwrap_or(usize::MAX);
             for will in due {
                 let message = Arc::new(will.message);
@@ -40,11 +41,10 @@ impl Sessions {
                 let nowhere = closed || message.topic.starts_with("$SYS/");
                 let publication = if nowhere {
                     tracing::info!(client = %will.client, topic = &*message.topic, "a will went nowhere: a closed topic");
-                    None
+                    Publication::at(clock.now())
                 } else {
-                    router.route(Some(&will.client), &message, None, clock.now())
+                    router.route_will(&will.client, &message, clock.now())
                 };
-                let publication = publication.unwrap_or_else(|| Publication::at(clock.now()));
                 let of = Some((will.client, will.epoch));
                 let stored = match router.store(Publication { will: of.clone(), ..publication }).await {
                     Err(error @ Error::Broken(_)) => {

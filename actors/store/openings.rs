@@ -291,7 +291,7 @@ async fn make_guests(
 async fn keep_wills(db: &mut PgConnection, opened: &[&Opening], epochs: &BTreeMap<String, Epoch>) -> Result<(), Error> {
     let wills = opened.iter().filter_map(|each| {
         let (will, epoch) = (each.will.as_deref()?, epochs.get(each.client.as_str())?);
-        Some((&each.client, *epoch, will))
+        Some((&each.client, *epoch, &*each.node, will))
     });
     wills::keep(db, &wills.collect::<Vec<_>>()).await
 }

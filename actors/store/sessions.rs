@@ -265,19 +265,21 @@ impl Store {
         .await
     }
 
-    /// Other nodes that have connections, as far as is known, and whose names nobody holds. One of them may be about to take
-    /// its name again.
+    /// Other nodes that have connections, as far as is known, or wills to send, and whose names nobody holds. One of them may be
+    /// about to take its name again.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn missing_nodes(&self, but: &str) -> Result<Vec<String>, Error> {
         let but = but.to_owned();
         self.run(move |db| async move {
-            let nodes: Vec<(String,)> =
-                sqlx::query_as("select distinct node from wakala.session where connected and node <> $1")
-                    .bind(but)
-                    .fetch_all(db.get_postgres_connection_pool())
-                    .await?;
+            let nodes: Vec<(String,)> = sqlx::query_as(
+                "select node from wakala.session where connected and node <> $1 \
+                 union select node from wakala.will where due_at is not null and node <> $1",
+            )
+            .bind(but)
+            .fetch_all(db.get_postgres_connection_pool())
+            .await?;
             let mut missing = Vec::new();
             for (node,) in nodes {
                 let mut opened = db.get_postgres_connection_pool().begin().await?;
@@ -291,7 +293,8 @@ impl Store {
         .await
     }
 
-    /// Says of the sessions of another node that is dead that they are not connected; of none if somebody holds its name.
+    /// Says of the sessions of another node that is dead that they are not connected, and that its wills are anybody's; of none
+    /// if somebody holds its name.
     ///
     /// # Errors
     /// When the database does not do it.
@@ -300,8 +303,11 @@ impl Store {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
             // Held until the commit: the node does not begin its next life meanwhile.
-            let free = name::is_free(&mut opened, &node).await?;
-            let forgotten = if free { forget(&mut opened, &node, timestamp(now)).await? } else { Vec::new() };
+            if !name::is_free(&mut opened, &node).await? {
+                return Ok(Vec::new());
+            }
+            let forgotten = forget(&mut opened, &node, timestamp(now)).await?;
+            wills::release(&mut opened, &node).await?;
             opened.commit().await?;
             Ok(forgotten)
         })

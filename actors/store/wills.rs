@@ -2,7 +2,8 @@
 //!
 //! A row is of one connection. It is deleted when the client takes its leave, or when its delay is not over and the client
 //! is back; it falls due at the end of the connection, after the delay or with the session, whichever is first
-//! [MQTT-3.1.3-9]. Whoever sends it deletes it in the commit that carries the message.
+//! [MQTT-3.1.3-9]. Whoever sends it deletes it in the commit that carries the message. That is the node that had the connection, for
+//! its subscribers hear what is not stored too; or, when that is dead, any other.
 
 use std::time::Duration;
 
@@ -30,17 +31,19 @@ pub struct Will {
 type Row = (String, i64, String, i16, bool, Vec<u8>, Option<Vec<u8>>, Option<i64>);
 
 impl Store {
-    /// At most `limit` wills that are due, oldest first. Their rows stay until they are sent.
+    /// At most `limit` wills that are due and this node's to send, or anybody's, oldest first. Their rows stay until they are sent.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn wills_due(&self, now: Time, limit: u32) -> Result<Vec<Will>, Error> {
+    pub async fn wills_due(&self, node: &str, now: Time, limit: u32) -> Result<Vec<Will>, Error> {
+        let node = node.to_owned();
         self.run(move |db| async move {
             let rows: Vec<Row> = sqlx::query_as(
                 "select client_id, epoch, topic, qos, retain, payload, properties, expiry_s from wakala.will \
-                 where due_at <= $1 order by due_at limit $2",
+                 where due_at <= $1 and (node = $2 or node is null) order by due_at limit $3",
             )
             .bind(timestamp(now))
+            .bind(node)
             .bind(i64::from(limit))
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
@@ -91,20 +94,20 @@ pub(super) async fn overtake<'a>(
     Ok(())
 }
 
-/// Keeps the wills of these connections.
-pub(super) async fn keep(db: &mut PgConnection, wills: &[(&ClientId, Epoch, &LastWill)]) -> Result<(), Error> {
+/// Keeps the wills of these connections to these nodes.
+pub(super) async fn keep(db: &mut PgConnection, wills: &[(&ClientId, Epoch, &str, &LastWill)]) -> Result<(), Error> {
     if wills.is_empty() {
         return Ok(());
     }
     let properties = wills.iter().map(|(.., will)| stored_properties(&Properties::from(*will))).collect::<Vec<_>>();
     let expiry_s = |will: &LastWill| will.message_expiry_interval.map(|seconds| i64::from(seconds.get()));
     sqlx::query(
-        "insert into wakala.will (client_id, epoch, topic, qos, retain, payload, properties, expiry_s, delay_s) \
-         select * from unnest($1::text[], $2::bigint[], $3::text[], $4::smallint[], $5::bool[], $6::bytea[], $7::bytea[], \
-         $8::bigint[], $9::bigint[])",
+        "insert into wakala.will (client_id, epoch, topic, qos, retain, payload, properties, expiry_s, delay_s, \
+         node) select * from unnest($1::text[], $2::bigint[], $3::text[], $4::smallint[], $5::bool[], $6::bytea[], \
+         $7::bytea[], $8::bigint[], $9::bigint[], $10::text[])",
     )
     .bind(wills.iter().map(|(client, ..)| client.as_str().to_owned()).collect::<Vec<_>>())
-    .bind(wills.iter().map(|(_, epoch, _)| epoch.0).collect::<Vec<_>>())
+    .bind(wills.iter().map(|(_, epoch, ..)| epoch.0).collect::<Vec<_>>())
     .bind(wills.iter().map(|(.., will)| will.topic.to_string()).collect::<Vec<_>>())
     .bind(wills.iter().map(|(.., will)| will.qos as i16).collect::<Vec<_>>())
     .bind(wills.iter().map(|(.., will)| will.retain).collect::<Vec<_>>())
@@ -112,6 +115,7 @@ pub(super) async fn keep(db: &mut PgConnection, wills: &[(&ClientId, Epoch, &Las
     .bind(properties)
     .bind(wills.iter().map(|(.., will)| expiry_s(will)).collect::<Vec<_>>())
     .bind(wills.iter().map(|(.., will)| will.will_delay_interval_sec.map_or(0, i64::from)).collect::<Vec<_>>())
+    .bind(wills.iter().map(|(_, _, node, _)| (*node).to_owned()).collect::<Vec<_>>())
     .execute(db)
     .await?;
     Ok(())
@@ -149,6 +153,18 @@ pub(super) async fn node_died(db: &mut PgConnection, node: &str, now: OffsetDate
     )
     .bind(node)
     .bind(now)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// What waits of a dead node's wills is anybody's to send. Of one that somebody has locked it is said at the next look.
+pub(super) async fn release(db: &mut PgConnection, dead: &str) -> Result<(), Error> {
+    sqlx::query(
+        "with w as (select client_id, epoch from wakala.will where node = $1 and due_at is not null for update skip locked) \
+         update wakala.will r set node = null from w where r.client_id = w.client_id and r.epoch = w.epoch",
+    )
+    .bind(dead)
     .execute(db)
     .await?;
     Ok(())

@@ -90,15 +90,38 @@ async fn a_will_that_goes_nowhere_is_not_counted_as_sent() {
     leave(&database, "dies too", "ours");
     let _ = database.rows(DUE);
     assert_eq!(heard(&mut heir).await, gone("ours"));
-    // Whoever sends the last has counted the one before it.
-    assert_eq!(sent(&broker), 1);
+    // What is stored is counted a moment later.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(sent(&broker), 2);
 }
 
-/// Two nodes find the same will due, and one of them sends it.
+/// Somebody at each of these nodes to whom nothing is stored.
+async fn heirs(nodes: &[Broker]) -> Vec<Wire> {
+    let mut heirs = Vec::new();
+    for (node, client) in nodes.iter().zip(["heir 1", "heir 2"]) {
+        let (mut heir, _) = Wire::connect(node.plain(), false, client, true).await;
+        assert_eq!(heir.subscribe("#", 0).await, 0);
+        heirs.push(heir);
+    }
+    heirs
+}
+
+/// What a 3.1.1 client has heard until it is answered.
+async fn all_heard(wire: &mut Wire) -> usize {
+    wire.send(&[0xC0, 0]).await;
+    let mut heard = 0;
+    while wire.receive().await.expect("an answer").0 != 0xD0 {
+        heard += 1;
+    }
+    heard
+}
+
+/// Two nodes find the same will due, which is anybody's, and one of them sends it.
 #[tokio::test]
-async fn a_will_that_another_node_has_sent_already_is_not_counted() {
+async fn a_will_that_another_node_has_sent_already_is_neither_counted_nor_handed_on() {
     let database = Database::new();
     let nodes = [open(&database, "n1").await, open(&database, "n2").await];
+    let mut heirs = heirs(&nodes).await;
     leave(&database, "dies", "ours");
     let holding = Holding::new(&database, "select from wakala.session for update");
     let _ = database.rows(DUE);
@@ -110,6 +133,43 @@ async fn a_will_that_another_node_has_sent_already_is_not_counted() {
     // What is stored is counted a moment later.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(nodes.iter().map(sent).sum::<u64>(), 1);
+    assert_eq!(all_heard(&mut heirs[0]).await + all_heard(&mut heirs[1]).await, 1);
+}
+
+/// What is not stored reaches the subscribers of the node alone that sends it: that is where its publisher was.
+#[tokio::test]
+async fn a_will_is_sent_by_the_node_that_its_client_was_connected_to() {
+    let database = Database::new();
+    let nodes = [open(&database, "n1").await, open(&database, "n2").await];
+    let mut heirs = heirs(&nodes).await;
+    for n in 0..16 {
+        let (wire, code) = leaving(n % 2 == 0, &format!("leaves {n}"), "ours").at(&nodes[0]).await;
+        assert_eq!(code, 0);
+        wire.cut();
+    }
+    // As one that has waited for the end of its delay.
+    leave(&database, "later", "ours");
+    let _ = database.rows("update wakala.will set node = 'n1' where client_id = 'later'");
+    let _ = database.rows(DUE);
+    until(&database, LEFT, "0").await;
+    for _ in 0..17 {
+        assert_eq!(heard(&mut heirs[0]).await, gone("ours"));
+    }
+    assert_eq!(nodes.iter().map(sent).collect::<Vec<_>>(), [17, 0]);
+    assert_eq!((all_heard(&mut heirs[0]).await, all_heard(&mut heirs[1]).await), (0, 0));
+}
+
+/// Its connection had ended before, so that nothing else is left of the node.
+#[tokio::test]
+async fn a_will_that_falls_due_after_its_node_has_died_is_sent_by_another() {
+    let database = Database::new();
+    let nodes = [open(&database, "n2").await];
+    let mut heirs = heirs(&nodes).await;
+    leave(&database, "later", "ours");
+    let _ = database.rows("update wakala.will set node = 'n1'");
+    let _ = database.rows(DUE);
+    assert_eq!(heard(&mut heirs[0]).await, gone("ours"));
+    until(&database, LEFT, "0").await;
 }
 
 /// Nobody starts the node again that its client was connected to.
