@@ -61,7 +61,7 @@ impl Neighbours {
         new
     }
 
-    /// Something was heard, if only what this node says itself; or it listens anew.
+    /// Something was heard, if only what this node says itself; or it listens anew, or listens again after it did something else.
     pub(crate) fn hears(&self) {
         self.saying.unheard.store(0, Ordering::Relaxed);
     }
@@ -126,6 +126,11 @@ pub(crate) struct Voices(BTreeMap<String, Instant>);
 impl Voices {
     pub(crate) fn heard(&mut self, nodes: BTreeSet<String>, now: Instant) {
         self.0.extend(nodes.into_iter().map(|node| (node, now)));
+    }
+
+    /// Nobody listened until now: of none is it known whether it was silent.
+    pub(crate) fn unheeded(&mut self, now: Instant) {
+        self.0.values_mut().for_each(|heard| *heard = now);
     }
 
     /// Whether one is heard no more. It may have died with something committed of which it told nobody.
@@ -206,5 +211,8 @@ mod tests {
         voices.heard(nodes(&["a"]), at(15));
         let silent: Vec<bool> = [19, 20, 21, 34, 35, 36].map(|second| voices.fell_silent(at(second))).into();
         assert_eq!(silent, [false, true, false, false, true, false]);
+        voices.heard(nodes(&["a"]), at(40));
+        voices.unheeded(at(70));
+        assert_eq!([71, 90].map(|second| voices.fell_silent(at(second))), [false, true]);
     }
 }

@@ -136,6 +136,7 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, voices: &mut Voices, first: 
             () = memory.doubted() => Ok(Heard::Nothing),
         };
         let Some(sessions) = inner.upgrade().map(Sessions) else { return Ok(()) };
+        let begun = Instant::now();
         neighbours.listening(true);
         if greeted.is_none_or(|at| at.elapsed() >= HERE_EVERY) {
             greeted = Some(Instant::now());
@@ -163,5 +164,10 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, voices: &mut Voices, first: 
             (behind, read) = (false, Some(Instant::now()));
         }
         sessions.end_doubts().await?;
+        if begun.elapsed() >= HERE_EVERY {
+            // What was said meanwhile waits to be heard.
+            neighbours.hears();
+            voices.unheeded(Instant::now());
+        }
     }
 }
