@@ -250,20 +250,22 @@ impl Router {
         }))
     }
 
-    /// What is kept from earlier lives: subscriptions of sessions, and retained messages.
+    /// What is kept from earlier lives: sessions with their subscriptions, and retained messages.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn load(&self, store: &Store, now: Time) -> Result<(), Error> {
         let reading = self.0.retained.read_all();
         reading.adopt(store.retained(now, None).await?);
-        let subscriptions = store.guest_subscriptions(None).await?;
+        let kept = store.kept_guests(None).await?;
         let mut table = self.0.table.write();
-        for (client, epoch, subscription) in subscriptions {
+        for (client, epoch, subscription) in kept {
             if !table.clients.contains_key(&client) {
                 table.add(&client, Client { filters: Vec::new(), kept: true, epoch, ours: false, inbox: None });
             }
-            table.subscribe(&client, &subscription);
+            if let Some(subscription) = subscription {
+                table.subscribe(&client, &subscription);
+            }
         }
         Ok(())
     }

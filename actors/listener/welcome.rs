@@ -269,6 +269,7 @@ impl Door {
             // Of a session that is not stored no epoch stays, and the next must be higher all the same.
             above = above.max(self.sessions.guest_epoch(now));
         }
+        let was_kept = guest && stored && self.sessions.router().keeps(&client);
         let opened = if !stored {
             Ok((Epoch(above.0 + 1), Loaded::default()))
         } else {
@@ -310,6 +311,10 @@ impl Door {
         };
         // One that was kept has a queue, also when it ends with this connection: what comes now is behind that.
         let (kept, with) = (terms.expiry_s > 0 || loaded.present, loaded.subscriptions.clone());
+        if guest && !loaded.present && (kept || was_kept) {
+            // One begins, or was discarded: a clean start at another node must find it, and what is for it go where it is.
+            self.sessions.kept_otherwise(&client);
+        }
         // However long that took: the keep-alive counts from here.
         let now = self.sessions.clock().now();
         let twin = Twin::load(client.clone(), rights, terms, self.sessions.limits(), loaded, now);

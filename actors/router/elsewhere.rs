@@ -10,12 +10,12 @@ use super::{Client, Router, Table};
 type Stored = (Epoch, Vec<Subscription>);
 
 impl Router {
-    /// These are the subscriptions of all kept guests, or of those `of`. Whoever is connected here, or was last, is known better
+    /// These are all kept guests, or those `of`, with their subscriptions. Whoever is connected here, or was last, is known better
     /// here.
-    pub(crate) fn adopt(&self, of: Option<&BTreeSet<ClientId>>, stored: Vec<(ClientId, Epoch, Subscription)>) {
+    pub(crate) fn adopt(&self, of: Option<&BTreeSet<ClientId>>, stored: Vec<(ClientId, Epoch, Option<Subscription>)>) {
         let mut by_client: BTreeMap<ClientId, Stored> = BTreeMap::new();
         for (client, epoch, subscription) in stored {
-            by_client.entry(client).or_insert((epoch, Vec::new())).1.push(subscription);
+            by_client.entry(client).or_insert((epoch, Vec::new())).1.extend(subscription);
         }
         let mut table = self.0.table.write();
         let gone: Vec<ClientId> = match of {

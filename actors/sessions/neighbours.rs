@@ -26,6 +26,11 @@ impl Sessions {
         }
     }
 
+    /// The same of a session that is kept, or kept no longer; nobody waits for it.
+    pub(crate) fn kept_otherwise(&self, client: &ClientId) {
+        self.0.neighbours.tell(|| Word::Changed(client.clone()));
+    }
+
     /// Listens before anything is read, so that nothing is missed, and then for ever.
     pub(super) async fn hear_neighbours(&self) {
         let store = self.store().clone();
@@ -85,7 +90,7 @@ impl Sessions {
         let (router, store) = (self.router(), self.store());
         if !clients.is_empty() {
             let names = clients.iter().cloned().collect();
-            router.adopt(Some(&clients), store.guest_subscriptions(Some(names)).await?);
+            router.adopt(Some(&clients), store.kept_guests(Some(names)).await?);
         }
         router.retained().doubt(topics);
         Ok(again)
@@ -111,7 +116,7 @@ impl Sessions {
     async fn catch_up(&self, behind: bool) -> Result<(), Error> {
         if self.open().is_open() {
             let (router, store) = (self.router(), self.store());
-            router.adopt(None, store.guest_subscriptions(None).await?);
+            router.adopt(None, store.kept_guests(None).await?);
             if behind {
                 let reading = router.retained().read_all();
                 reading.adopt(store.retained(self.clock().now(), None).await?);

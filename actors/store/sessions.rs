@@ -220,29 +220,32 @@ impl Store {
         .await
     }
 
-    /// The subscriptions of all clients that are not enrolled, or of these, with the session's epoch: whoever publishes must reach them,
-    /// there or not.
+    /// The sessions that are kept of all clients that are not enrolled, or of these, each with every one of its subscriptions,
+    /// or once without: whoever publishes must reach them, there or not, and whoever connects must find them.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn guest_subscriptions(
+    pub async fn kept_guests(
         &self,
         of: Option<Vec<ClientId>>,
-    ) -> Result<Vec<(ClientId, Epoch, Subscription)>, Error> {
+    ) -> Result<Vec<(ClientId, Epoch, Option<Subscription>)>, Error> {
         let of = of.map(|of| of.iter().map(|client| client.as_str().to_owned()).collect::<Vec<_>>());
         self.run(|db| async move {
-            let rows: Vec<(String, i64, String, i16, i16, Option<i32>)> = sqlx::query_as(
-                "select client_id, epoch, filter, qos, options, identifier \
-                 from wakala.subscription join wakala.session s using (client_id) \
-                 where not exists (select from wakala.terminal t where t.id = s.client_id) \
+            let rows: Vec<(String, i64, Option<String>, i16, i16, Option<i32>)> = sqlx::query_as(
+                // One that ends with its connection, and goes on until then, has a queue too.
+                "select client_id, epoch, filter, coalesce(qos, 0::smallint), coalesce(options, 0::smallint), identifier \
+                 from wakala.session s left join wakala.subscription using (client_id) \
+                 where (expiry_s > 0 or filter is not null) \
+                 and not exists (select from wakala.terminal t where t.id = s.client_id) \
                  and ($1::text[] is null or client_id = any($1)) order by client_id",
             )
             .bind(of)
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
-            let read = |(client, epoch, filter, qos, options, identifier): (String, _, _, _, _, _)| {
+            let read = |(client, epoch, filter, qos, options, identifier): (String, _, Option<_>, _, _, _)| {
                 let client = ClientId::new(&client).map_err(|error| Error::Broken(error.to_string()))?;
-                Ok((client, Epoch(epoch), subscription((filter, qos, options, identifier))))
+                let subscription = filter.map(|filter| subscription((filter, qos, options, identifier)));
+                Ok((client, Epoch(epoch), subscription))
             };
             rows.into_iter().map(read).collect()
         })

@@ -9,17 +9,19 @@ use super::wire::{Wire, packet, text};
 use super::{Broker, anywhere, enrol, queue_receipt, until};
 use crate::locks::Holding;
 
+/// A node that is open to anybody.
+async fn node(database: &Database, name: &str) -> Broker {
+    let name = name.to_owned();
+    Broker::made(database.store().await, anywhere(), move |deps| {
+        (deps.node, deps.open.guests, deps.open.anonymous) = (name, true, true);
+    })
+    .await
+}
+
 /// Two nodes, the second begun when the first has been there for a while.
 async fn two(database: &Database) -> (Broker, Broker) {
-    let at = async |name: &str| {
-        let name = name.to_owned();
-        Broker::made(database.store().await, anywhere(), move |deps| {
-            (deps.node, deps.open.guests, deps.open.anonymous) = (name, true, true);
-        })
-        .await
-    };
-    let first = at("n1").await;
-    let second = at("n2").await;
+    let first = node(database, "n1").await;
+    let second = node(database, "n2").await;
     // They have heard of each other.
     tokio::time::sleep(Duration::from_millis(500)).await;
     (first, second)
@@ -96,6 +98,41 @@ async fn pain_02_a_session_of_one_node_is_routed_to_by_another() {
     wire.leave().await;
     publish(&second, "b", "nobody's").await;
     assert_eq!(database.rows(&queued("kept")), "0");
+}
+
+/// PUBLISH at QoS 2, its first half.
+async fn half_publish(wire: &mut Wire, topic: &str) {
+    wire.publish(topic, 2, 1, "half").await;
+    assert_eq!(wire.receive().await.map(|(first, _)| first), Some(0x50), "a PUBREC");
+}
+
+/// [MQTT-3.1.2-4]. Its subscriptions were all that a later life of its node, or another node, knew of a session.
+#[tokio::test]
+async fn a_clean_start_discards_a_session_without_subscriptions_too() {
+    let database = Database::new();
+    let (first, second) = two(&database).await;
+    for name in ["elsewhere", "later"] {
+        let (mut wire, _) = Wire::connect(first.plain(), true, name, false).await;
+        half_publish(&mut wire, "t").await;
+        wire.cut();
+    }
+    first.connected(0).await;
+    let begins_anew = async |broker: &Broker, name: &str| {
+        let (wire, _) = Wire::connect(broker.plain(), true, name, true).await;
+        wire.leave().await;
+        broker.connected(0).await;
+        let (mut wire, connack) = Wire::connect(broker.plain(), true, name, false).await;
+        assert_eq!(connack, [0, 0], "{name}: nothing is left of it");
+        let (mut subscriber, _) = Wire::connect(broker.plain(), true, "subscriber", true).await;
+        assert_eq!(subscriber.subscribe("t", 0).await, 0);
+        half_publish(&mut wire, "t").await;
+        assert_eq!(subscriber.receive().await.map(|(first, _)| first), Some(0x30), "{name}: not a repetition");
+        wire.cut();
+        subscriber.leave().await;
+    };
+    let third = node(&database, "n3").await;
+    begins_anew(&third, "later").await;
+    begins_anew(&second, "elsewhere").await;
 }
 
 #[tokio::test]
