@@ -145,6 +145,8 @@ struct Table {
     clients: BTreeMap<ClientId, Client>,
     /// How many of them have a session that is kept.
     kept: usize,
+    /// How often the tables have begun to be read.
+    reads: u32,
 }
 
 /// A client that is connected here, or whose session is kept.
@@ -154,9 +156,10 @@ struct Client {
     kept: bool,
     /// Of its connection, or of its last one.
     epoch: Epoch,
-    /// That was, or is, here.
-    ours: bool,
-    /// Of its connection.
+    /// So many reads of the tables, from the first on, know it worse than it is known here ([`elsewhere::ALL`] of them until the
+    /// end of its connection is stored).
+    ahead: u32,
+    /// Of its connection, if that is here.
     inbox: Option<Arc<Inbox>>,
 }
 
@@ -257,16 +260,8 @@ impl Router {
     pub async fn load(&self, store: &Store, now: Time) -> Result<(), Error> {
         let reading = self.0.retained.read_all();
         reading.adopt(store.retained(now, None).await?);
-        let kept = store.kept_guests(None).await?;
-        let mut table = self.0.table.write();
-        for (client, epoch, subscription) in kept {
-            if !table.clients.contains_key(&client) {
-                table.add(&client, Client { filters: Vec::new(), kept: true, epoch, ours: false, inbox: None });
-            }
-            if let Some(subscription) = subscription {
-                table.subscribe(&client, &subscription);
-            }
-        }
+        let reading = self.read();
+        reading.adopt(None, store.kept_guests(None).await?);
         Ok(())
     }
 
@@ -301,22 +296,25 @@ impl Router {
             return;
         }
         table.remove(client);
-        table.add(client, Client { filters: Vec::new(), kept, epoch, ours: true, inbox: Some(inbox) });
+        table.add(client, Client { filters: Vec::new(), kept, epoch, ahead: elsewhere::ALL, inbox: Some(inbox) });
         for subscription in with {
             table.subscribe(client, subscription);
         }
     }
 
-    /// A connection has ended; its session with it, or not.
-    pub fn gone(&self, client: &ClientId, epoch: Epoch, kept: bool) {
+    /// A connection has ended; its session with it, or not. True when that is the end of one that was kept.
+    pub fn gone(&self, client: &ClientId, epoch: Epoch, kept: bool) -> bool {
         let mut table = self.0.table.write();
-        let Some(present) = table.clients.get_mut(client) else { return };
-        if present.inbox.is_some() && present.epoch == epoch {
-            present.inbox = None;
-            if !kept {
-                table.remove(client);
-            }
+        let Some(present) = table.clients.get_mut(client) else { return false };
+        if present.inbox.is_none() || present.epoch != epoch {
+            return false;
         }
+        present.inbox = None;
+        let over = !kept && present.kept;
+        if !kept {
+            table.remove(client);
+        }
+        over
     }
 
     /// Sessions that were kept are over.

@@ -383,16 +383,17 @@ impl Drop for Session {
             at: self.now(),
             when_locked: WhenLocked::Wait,
         };
+        let mut over = false;
         if let Who::Guest { stored } = self.who {
             let kept = remains.expiry_s > 0;
-            self.sessions.router().gone(self.twin.client(), self.epoch, kept);
+            over = self.sessions.router().gone(self.twin.client(), self.epoch, kept);
             self.sessions.went(self.twin.client(), self.epoch, kept, self.link.reason(), ended.at);
             self.count_last();
             if !stored {
                 return;
             }
         }
-        self.sessions.ended(ended, remains.change);
+        self.sessions.ended(ended, remains.change, over);
     }
 }
 

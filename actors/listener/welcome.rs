@@ -354,6 +354,7 @@ impl Door {
             let change = Change { ended, ..Change::default() };
             let changed = Changed { client: client.clone(), epoch, change };
             self.sessions.changes().store(changed).await?;
+            self.sessions.tell_changed(&client).await;
         }
         Ok((epoch, loaded))
     }

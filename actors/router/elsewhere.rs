@@ -5,47 +5,145 @@ use std::collections::{BTreeMap, BTreeSet};
 use wakala::id::{ClientId, Epoch};
 use wakala::session::Subscription;
 
-use super::{Client, Router, Table};
+use super::{Client, Router, Shared, Table};
+
+/// Whatever the tables say: what is here is not in them yet.
+pub(super) const ALL: u32 = u32::MAX;
 
 type Stored = (Epoch, Vec<Subscription>);
 
+/// The tables are being read.
+pub(crate) struct Reading<'a> {
+    shared: &'a Shared,
+    /// The how manieth time.
+    nth: u32,
+}
+
 impl Router {
-    /// These are all kept guests, or those `of`, with their subscriptions. Whoever is connected here, or was last, is known better
-    /// here.
-    pub(crate) fn adopt(&self, of: Option<&BTreeSet<ClientId>>, stored: Vec<(ClientId, Epoch, Option<Subscription>)>) {
+    /// To be called before the tables are read.
+    pub(crate) fn read(&self) -> Reading<'_> {
+        self.0.table.read_tables()
+    }
+
+    /// The end of a connection is stored, or a later one owns the session: from here on the tables have the last word.
+    pub(crate) fn settled(&self, client: &ClientId, epoch: Epoch) {
+        self.0.table.settled(client, epoch);
+    }
+}
+
+impl Shared {
+    fn read_tables(&self) -> Reading<'_> {
+        let mut table = self.write();
+        table.reads += 1;
+        Reading { shared: self, nth: table.reads }
+    }
+
+    fn settled(&self, client: &ClientId, epoch: Epoch) {
+        let mut table = self.write();
+        let reads = table.reads;
+        let gone = |client: &&mut Client| client.epoch == epoch && client.inbox.is_none();
+        if let Some(client) = table.clients.get_mut(client).filter(gone) {
+            client.ahead = reads;
+        }
+    }
+}
+
+impl Reading<'_> {
+    /// These are all kept guests, or those `of`, with their subscriptions. Whoever is connected here, or was when the reading
+    /// began, is known better here.
+    pub(crate) fn adopt(self, of: Option<&BTreeSet<ClientId>>, stored: Vec<(ClientId, Epoch, Option<Subscription>)>) {
         let mut by_client: BTreeMap<ClientId, Stored> = BTreeMap::new();
         for (client, epoch, subscription) in stored {
             by_client.entry(client).or_insert((epoch, Vec::new())).1.extend(subscription);
         }
-        let mut table = self.0.table.write();
+        let mut table = self.shared.write();
+        let gone = |client: &&ClientId| !by_client.contains_key(*client);
         let gone: Vec<ClientId> = match of {
-            Some(of) => of.iter().filter(|client| !by_client.contains_key(*client)).cloned().collect(),
-            None => {
-                let kept = table.clients.iter().filter(|(client, each)| !each.ours && !by_client.contains_key(*client));
-                kept.map(|(client, _)| client.clone()).collect()
-            }
+            Some(of) => of.iter().filter(gone).cloned().collect(),
+            None => table.clients.keys().filter(gone).cloned().collect(),
         };
         for client in gone {
-            if table.clients.get(&client).is_some_and(|present| present.inbox.is_none()) {
+            if table.clients.get(&client).is_some_and(|present| present.inbox.is_none() && present.ahead < self.nth) {
                 table.remove(&client);
             }
         }
         for (client, (epoch, with)) in by_client {
-            table.adopt(&client, epoch, &with);
+            table.adopt(&client, epoch, &with, self.nth);
         }
     }
 }
 
 impl Table {
-    fn adopt(&mut self, client: &ClientId, epoch: Epoch, with: &[Subscription]) {
-        let better = |present: &Client| present.epoch > epoch || present.epoch == epoch && present.ours;
+    fn adopt(&mut self, client: &ClientId, epoch: Epoch, with: &[Subscription], nth: u32) {
+        let better = |present: &Client| present.epoch > epoch || present.epoch == epoch && present.ahead >= nth;
         if self.clients.get(client).is_some_and(better) {
             return;
         }
         self.remove(client);
-        self.add(client, Client { filters: Vec::new(), kept: true, epoch, ours: false, inbox: None });
+        self.add(client, Client { filters: Vec::new(), kept: true, epoch, ahead: 0, inbox: None });
         for subscription in with {
             self.subscribe(client, subscription);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::RwLock;
+
+    use ntex_mqtt::v5::codec::SubscriptionOptions;
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::neighbours::Neighbours;
+    use crate::store::batch::Batcher;
+    use crate::store::words::Word;
+
+    fn shared() -> Shared {
+        let words = Batcher::new(&Handle::current(), 1, 1, |words: Vec<Word>| async move { Ok(vec![(); words.len()]) });
+        let neighbours = Neighbours::new(words).into();
+        Shared { table: RwLock::default(), metrics: Default::default(), neighbours }
+    }
+
+    fn client() -> ClientId {
+        ClientId::new("c").expect("short")
+    }
+
+    fn row(filter: &'static str) -> (ClientId, Epoch, Option<Subscription>) {
+        let subscription =
+            Subscription { filter: filter.into(), options: SubscriptionOptions::default(), identifier: None };
+        (client(), Epoch(1), Some(subscription))
+    }
+
+    /// It was here with this filter, and its end is on its way.
+    fn left_with(filter: &'static str) -> Shared {
+        let shared = shared();
+        let mut table = shared.write();
+        let gone = Client { filters: Vec::new(), kept: true, epoch: Epoch(1), ahead: ALL, inbox: None };
+        table.add(&client(), gone);
+        table.subscribe(&client(), &row(filter).2.expect("one"));
+        drop(table);
+        shared
+    }
+
+    fn filters(shared: &Shared) -> Option<Vec<String>> {
+        let table = shared.read();
+        Some(table.clients.get(&client())?.filters.iter().map(ToString::to_string).collect())
+    }
+
+    #[tokio::test]
+    async fn who_was_here_is_as_the_tables_have_it_once_its_end_is_stored() {
+        for (rows, then) in [(vec![], None), (vec![row("theirs")], Some(vec!["theirs".to_owned()]))] {
+            let shared = left_with("ours");
+            let ours = Some(vec!["ours".to_owned()]);
+            shared.read_tables().adopt(None, rows.clone());
+            assert_eq!(filters(&shared), ours, "not stored yet");
+            let early = shared.read_tables();
+            shared.settled(&client(), Epoch(1));
+            early.adopt(None, rows.clone());
+            assert_eq!(filters(&shared), ours, "read before it was stored");
+            shared.read_tables().adopt(None, rows);
+            assert_eq!(filters(&shared), then);
         }
     }
 }

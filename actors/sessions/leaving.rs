@@ -14,11 +14,13 @@ use wakala::id::{ClientId, Epoch};
 use wakala::session::Change;
 
 use super::{Inner, Sessions};
+use crate::router::Router;
 use crate::store::Error;
 use crate::store::again::{Backoff, insist};
 use crate::store::openings::WhenLocked;
 use crate::store::sessions::{Closed, Ended, Left};
 use crate::store::subscriptions::Changed;
+use crate::store::words::Word;
 
 /// Longer nobody waits: somebody else may have the session locked, and then this end comes too late.
 const WAIT_MAX: Duration = Duration::from_secs(1);
@@ -80,26 +82,42 @@ impl Leaving {
     }
 }
 
+/// Held until the end is stored, or cannot be, with what is left over.
+struct Ending {
+    leaves: Leaves,
+    router: Router,
+    /// With the connection ends a session that was kept: other nodes may know it.
+    over: bool,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.router.settled(&self.leaves.client, self.leaves.epoch);
+    }
+}
+
 impl Sessions {
     /// Has the end of a connection stored, and what the client has changed that is not stored yet, each by itself: an end that
-    /// comes late is not believed, and the will is sent. It is the database's to keep trying: whoever dropped is gone.
-    pub(crate) fn ended(&self, ended: Ended, change: Option<Change>) {
-        let leaves = Arc::new(self.0.leaving.leaves(&ended.client, ended.epoch));
+    /// comes late is not believed, and the will is sent. It is the database's to keep trying: whoever dropped is gone. `over` is
+    /// whether a session that was kept ends with it.
+    pub(crate) fn ended(&self, ended: Ended, change: Option<Change>, over: bool) {
+        let leaves = self.0.leaving.leaves(&ended.client, ended.epoch);
+        let ending = Arc::new(Ending { leaves, router: self.router().clone(), over });
         if let Some(change) = change {
             let changed = Changed { client: ended.client.clone(), epoch: ended.epoch, change };
-            self.0.deps.store.handle().spawn(self.clone().left_over(changed, Arc::clone(&leaves)));
+            self.0.deps.store.handle().spawn(self.clone().left_over(changed, Arc::clone(&ending)));
         }
-        Arc::clone(&self.0).ended(ended, leaves, Backoff::new());
+        Arc::clone(&self.0).ended(ended, ending, Backoff::new());
     }
 
-    async fn left_over(self, changed: Changed, leaves: Arc<Leaves>) {
+    async fn left_over(self, changed: Changed, ending: Arc<Ending>) {
         let stored = insist(|| self.changes().store(changed.clone())).await;
         self.tell_changed(&changed.client).await;
         match stored {
             // Who came back asks for it again: it was not acknowledged.
             Ok(()) | Err(Error::Fenced(_)) => {}
             Err(error) => {
-                let client = leaves.client();
+                let client = &ending.leaves.client;
                 tracing::warn!(%client, %error, "what a client subscribed to before it left could not be stored");
             }
         }
@@ -119,42 +137,48 @@ impl Sessions {
 }
 
 impl Inner {
-    fn ended(self: Arc<Self>, ended: Ended, leaves: Arc<Leaves>, backoff: Backoff) {
+    fn ended(self: Arc<Self>, ended: Ended, ending: Arc<Ending>, backoff: Backoff) {
         let inner = Arc::clone(&self);
         self.ends.hand_over(ended.clone(), move |stored| match stored {
-            Ok(Closed::Stored) if ended.will == Left::Will => inner.ended.notify_one(),
-            Ok(Closed::Stored | Closed::Fenced) => {}
-            Ok(Closed::Locked) => inner.again(ended, leaves, backoff),
+            Ok(Closed::Stored) => {
+                if ended.will == Left::Will {
+                    inner.ended.notify_one();
+                }
+                if ending.over {
+                    inner.neighbours.tell(|| Word::Changed(ended.client));
+                }
+            }
+            Ok(Closed::Fenced) => {
+                drop(ending);
+                inner.overtaken(ended.client);
+            }
+            Ok(Closed::Locked) => inner.again(ended, ending, backoff),
             Err(Error::Away(why)) => {
-                let client = leaves.client();
+                let client = &ending.leaves.client;
                 tracing::debug!(%client, why, "the end of a connection waits for the database");
-                inner.again(ended, leaves, backoff);
+                inner.again(ended, ending, backoff);
             }
             // If it is lost, the session counts as cut: what was in flight goes out with DUP.
             Err(error) => {
-                let client = leaves.client();
+                let client = &ending.leaves.client;
                 tracing::warn!(%client, %error, "the end of a connection could not be stored");
             }
         });
     }
 
     /// Tries once more, after a while. A row that somebody has locked must not be in the way of the others then.
-    fn again(self: Arc<Self>, ended: Ended, leaves: Arc<Leaves>, mut backoff: Backoff) {
+    fn again(self: Arc<Self>, ended: Ended, ending: Arc<Ending>, mut backoff: Backoff) {
         let (inner, handle) = (Arc::downgrade(&self), self.deps.store.handle().clone());
         handle.spawn(async move {
             backoff.wait().await;
-            if let Some(inner) = inner.upgrade().filter(|_| leaves.is_waited_for()) {
-                inner.ended(Ended { when_locked: WhenLocked::PassOver, ..ended }, leaves, backoff);
+            if let Some(inner) = inner.upgrade().filter(|_| ending.leaves.is_waited_for()) {
+                inner.ended(Ended { when_locked: WhenLocked::PassOver, ..ended }, ending, backoff);
             }
         });
     }
 }
 
 impl Leaves {
-    pub(super) fn client(&self) -> &ClientId {
-        &self.client
-    }
-
     /// That no later connection of the client has ended since.
     fn is_waited_for(&self) -> bool {
         self.leaving.all().get(&self.client).is_some_and(|waits| waits.epoch == self.epoch)

@@ -1,7 +1,8 @@
 //! What other nodes tell: what guests subscribe to there, what is retained, for whom something is queued.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Weak};
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use wakala::id::ClientId;
@@ -17,6 +18,22 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// As long as there are others, what they subscribe to is read again so often: a word may have been lost.
 const READ_EVERY: Duration = Duration::from_secs(60);
+
+/// Guests of whom the tables may have something else than this node.
+pub(super) type Doubtful = Mutex<BTreeSet<ClientId>>;
+
+impl Inner {
+    /// A later connection owns the session of one that was here. If that is at another node, what it subscribes to is known there.
+    pub(super) fn overtaken(&self, client: ClientId) {
+        if self.neighbours.are_known() {
+            self.doubtful().insert(client);
+        }
+    }
+
+    fn doubtful(&self) -> MutexGuard<'_, BTreeSet<ClientId>> {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Sessions {
     /// Tells other nodes that what a guest subscribes to is another.
@@ -67,37 +84,38 @@ impl Sessions {
     }
 
     /// True when all is to be read again.
-    async fn hear(&self, words: Vec<Word>) -> Result<bool, Error> {
+    fn hear(&self, words: Vec<Word>) -> bool {
         if words.is_empty() {
-            return Ok(false);
+            return false;
         }
         if self.0.neighbours.heard() {
             self.0.neighbours.tell(|| Word::Anything);
         }
         let again = words.contains(&Word::Anything);
-        let (mut clients, mut topics) = (BTreeSet::new(), Vec::new());
+        let (mut clients, mut topics) = (Vec::new(), Vec::new());
         for word in words {
             match word {
                 Word::Here | Word::Anything => {}
-                Word::Changed(client) => drop(clients.insert(client)),
+                Word::Changed(client) => clients.push(client),
                 Word::Retained(topic) => topics.push(topic),
                 Word::Queued(client) => drop(self.wake(client.as_str())),
             }
         }
         if !self.open().is_open() {
-            return Ok(false);
+            return false;
         }
-        let (router, store) = (self.router(), self.store());
-        if !clients.is_empty() {
-            let names = clients.iter().cloned().collect();
-            router.adopt(Some(&clients), store.kept_guests(Some(names)).await?);
-        }
-        router.retained().doubt(topics);
-        Ok(again)
+        self.0.doubtful().extend(clients);
+        self.router().retained().doubt(topics);
+        again
     }
 
-    /// Reads what is retained at topics of which memory may have it wrong.
+    /// Reads what the tables have of guests, and what is retained at topics, of which memory may have it wrong.
     async fn end_doubts(&self) -> Result<(), Error> {
+        let clients = mem::take(&mut *self.0.doubtful());
+        if !clients.is_empty() {
+            let reading = self.router().read();
+            reading.adopt(Some(&clients), self.store().kept_guests(Some(clients.iter().cloned().collect())).await?);
+        }
         while let Some(reading) = self.router().retained().read_doubtful() {
             match self.store().retained(self.clock().now(), reading.topics()).await {
                 Ok(rows) => reading.adopt(rows),
@@ -116,7 +134,8 @@ impl Sessions {
     async fn catch_up(&self, behind: bool) -> Result<(), Error> {
         if self.open().is_open() {
             let (router, store) = (self.router(), self.store());
-            router.adopt(None, store.kept_guests(None).await?);
+            let reading = router.read();
+            reading.adopt(None, store.kept_guests(None).await?);
             if behind {
                 let reading = router.retained().read_all();
                 reading.adopt(store.retained(self.clock().now(), None).await?);
@@ -151,7 +170,7 @@ async fn listen(inner: &Weak<Inner>, ear: &mut Ear, voices: &mut Voices, first: 
             Heard::Words(nodes, words) => {
                 neighbours.hears();
                 voices.heard(nodes, Instant::now());
-                behind |= sessions.hear(words).await?;
+                behind |= sessions.hear(words);
             }
             Heard::Anything => {
                 neighbours.hears();

@@ -19,7 +19,7 @@ pub enum Word {
     Here,
     /// Until now it did not know that others are, and told nobody anything.
     Anything,
-    /// What a client that is no terminal subscribes to is another, or its session is over.
+    /// What a client that is no terminal subscribes to is another, or its session, which is kept or was, is another or over.
     Changed(ClientId),
     /// A topic's retained message is another, or gone.
     Retained(String),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use wakala_node::sessions::Deps;
 use wakala_system_tests::Database;
 
 use super::ended::Node;
@@ -11,9 +12,15 @@ use crate::locks::Holding;
 
 /// A node that is open to anybody.
 async fn node(database: &Database, name: &str) -> Broker {
+    changed_node(database, name, |_| ()).await
+}
+
+/// The same with other settings.
+async fn changed_node(database: &Database, name: &str, change: impl FnOnce(&mut Deps)) -> Broker {
     let name = name.to_owned();
     Broker::made(database.store().await, anywhere(), move |deps| {
         (deps.node, deps.open.guests, deps.open.anonymous) = (name, true, true);
+        change(deps);
     })
     .await
 }
@@ -133,6 +140,46 @@ async fn a_clean_start_discards_a_session_without_subscriptions_too() {
     let third = node(&database, "n3").await;
     begins_anew(&third, "later").await;
     begins_anew(&second, "elsewhere").await;
+}
+
+/// Where they had been it was thought that their sessions were kept still, and what they shared with others went nowhere.
+#[tokio::test]
+async fn who_has_left_for_another_node_and_ended_there_has_no_share_any_more() {
+    let database = Database::new();
+    let (first, second) = two(&database).await;
+    let shares = async |broker: &Broker, name: &str| {
+        let (mut wire, _) = Wire::connect(broker.plain(), true, name, false).await;
+        assert_eq!(wire.subscribe("$share/g/t", 1).await, 1);
+        wire
+    };
+    shares(&second, "keeps").await.leave().await;
+    for name in ["begins anew", "says so"] {
+        shares(&first, name).await.leave().await;
+    }
+    let _taken_over = shares(&first, "moves").await;
+    let (mut wire, connack) = Wire::connect(second.plain(), true, "says so", false).await;
+    assert_eq!(connack, [1, 0]);
+    // With a Session Expiry Interval of 0.
+    wire.send(&[0xE0, 7, 0, 5, 0x11, 0, 0, 0, 0]).await;
+    assert_eq!(wire.receive().await, None);
+    for name in ["begins anew", "moves"] {
+        let (wire, connack) = Wire::connect(second.plain(), true, name, true).await;
+        assert_eq!(connack, [0, 0]);
+        wire.leave().await;
+    }
+    let mut before = 0;
+    for _ in 0..50 {
+        for _ in 0..8 {
+            publish(&first, "t", "for one of them").await;
+        }
+        let all: usize = database.rows(&queued("keeps")).parse().expect("a number");
+        if all - before == 8 {
+            return;
+        }
+        before = all;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("others have a share still: {}", database.rows(&queued("keeps")));
 }
 
 #[tokio::test]
