@@ -23,8 +23,10 @@ const READ_EVERY: Duration = Duration::from_secs(60);
 pub(super) type Doubtful = Mutex<BTreeSet<ClientId>>;
 
 impl Inner {
-    /// A later connection owns the session of one that was here. If that is at another node, what it subscribes to is known there.
+    /// A later connection owns the session of one that was here. If that is at another node, word of what was queued meanwhile
+    /// came to the one that has ended, and what it subscribes to is known there.
     pub(super) fn overtaken(&self, client: ClientId) {
+        self.neighbours.tell(|| Word::Queued(client.clone()));
         if self.neighbours.are_known() {
             self.doubtful().insert(client);
         }

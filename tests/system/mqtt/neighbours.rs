@@ -182,6 +182,21 @@ async fn who_has_left_for_another_node_and_ended_there_has_no_share_any_more() {
     panic!("others have a share still: {}", database.rows(&queued("keeps")));
 }
 
+/// Until its earlier connection is found out, what is queued there is told to that.
+#[tokio::test]
+async fn what_was_queued_where_a_client_has_been_comes_to_it_where_it_is() {
+    let database = Database::new();
+    let first = changed_node(&database, "n1", |deps| deps.options.blocked_every = Duration::from_secs(2)).await;
+    let second = node(&database, "n2").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (mut before, _) = Wire::connect(first.plain(), true, "moves", false).await;
+    assert_eq!(before.subscribe("t", 1).await, 1);
+    let (mut wire, connack) = Wire::connect(second.plain(), true, "moves", false).await;
+    assert_eq!(connack, [1, 0]);
+    publish(&first, "t", "on the way").await;
+    assert_eq!(wire.delivery().await.2, "on the way");
+}
+
 #[tokio::test]
 async fn what_is_retained_at_one_node_is_retained_at_all() {
     let database = Database::new();
