@@ -271,6 +271,13 @@ impl Router {
         self.0.table.read().clients.get(client).is_some_and(|client| client.kept)
     }
 
+    /// The epoch of a guest's connection here.
+    #[must_use]
+    pub fn epoch_here(&self, client: &ClientId) -> Option<Epoch> {
+        let table = self.0.table.read();
+        table.clients.get(client).filter(|client| client.inbox.is_some()).map(|client| client.epoch)
+    }
+
     /// Whether one more session may outlive its connection.
     #[must_use]
     pub fn has_room_for(&self, client: &ClientId) -> bool {

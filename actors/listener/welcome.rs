@@ -238,7 +238,8 @@ impl Door {
                 }
                 let keeps = self.sessions.router().keeps(&client);
                 let stored = terms.expiry_s > 0 || terms.will.is_some() || keeps || self.sessions.stores_clean();
-                Ok(Admitted { client, rights, who: Who::Guest { stored }, terms, papers, lease })
+                let named = vouched || !connect.client_id.is_empty();
+                Ok(Admitted { client, rights, who: Who::Guest { stored }, named, terms, papers, lease })
             }
         }
     }
@@ -261,7 +262,7 @@ impl Door {
 
     /// Opens what is stored of the session and hands the connection to its actor.
     async fn open(&self, io: IoBoxed, frames: Frames, admitted: Admitted, traits: Traits) {
-        let Admitted { client, rights, who, terms, papers, lease } = admitted;
+        let Admitted { client, rights, who, named, terms, papers, lease } = admitted;
         let (now, guest) = (self.sessions.clock().now(), matches!(who, Who::Guest { .. }));
         let stored = !matches!(who, Who::Guest { stored: false });
         let mut above = self.sessions.epoch_of(&client);
@@ -330,7 +331,10 @@ impl Door {
             self.sessions.forget_guest(&client);
         }
         self.sessions.store().metrics().connections.sessions.one();
-        self.sessions.register(client, (epoch, stored), addr, papers, traits);
+        self.sessions.register(client.clone(), (epoch, stored), addr, papers, traits);
+        if !stored && named {
+            self.sessions.tell_came(client, epoch);
+        }
     }
 }
 
@@ -365,6 +369,8 @@ struct Admitted {
     client: ClientId,
     rights: Rights,
     who: Who,
+    /// By its name others may come too: it was not drawn for this connection.
+    named: bool,
     terms: Terms,
     /// Of its certificate, where it has one that may be revoked.
     papers: Option<Papers>,
@@ -382,7 +388,8 @@ impl Admitted {
             sandbox: terminal.sandbox,
             blocked: false,
         });
-        Self { client, rights: Rights::Terminal, who: Who::Terminal(enrolled), terms, papers, lease }
+        let (rights, who) = (Rights::Terminal, Who::Terminal(enrolled));
+        Self { client, rights, who, named: true, terms, papers, lease }
     }
 }
 

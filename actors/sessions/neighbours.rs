@@ -5,13 +5,13 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use wakala::id::ClientId;
+use wakala::id::{ClientId, Epoch};
 
 use super::{Inner, Sessions};
 use crate::neighbours::{HERE_EVERY, SILENT_MAX, Voices};
 use crate::store::Error;
 use crate::store::again::Backoff;
-use crate::store::words::{Ear, Heard, Word};
+use crate::store::words::{Came, Ear, Heard, Word};
 
 /// How often it is looked whether there are sessions still, and who there is to be greeted.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -48,6 +48,21 @@ impl Sessions {
     /// The same of a session that is kept, or kept no longer; nobody waits for it.
     pub(crate) fn kept_otherwise(&self, client: &ClientId) {
         self.0.neighbours.tell(|| Word::Changed(client.clone()));
+    }
+
+    /// Tells other nodes of a guest who is connected and of whom nothing is stored: they find it nowhere [MQTT-3.1.4-3].
+    pub(crate) fn tell_came(&self, client: ClientId, epoch: Epoch) {
+        self.0.neighbours.tell(|| Word::Came(Came { client, epoch, node: self.node().to_owned() }));
+    }
+
+    /// Of two connections of one guest the later one stays; of two that cannot be told apart, that of the one node.
+    fn meet(&self, other: &Came) {
+        let Some(here) = self.router().epoch_here(&other.client) else { return };
+        if (here, self.node()) < (other.epoch, &*other.node) {
+            self.end_if(&other.client, here);
+        } else {
+            self.tell_came(other.client.clone(), here);
+        }
     }
 
     /// Listens before anything is read, so that nothing is missed, and then for ever.
@@ -94,18 +109,20 @@ impl Sessions {
             self.0.neighbours.tell(|| Word::Anything);
         }
         let again = words.contains(&Word::Anything);
-        let (mut clients, mut topics) = (Vec::new(), Vec::new());
+        let (mut clients, mut topics, mut came) = (Vec::new(), Vec::new(), Vec::new());
         for word in words {
             match word {
                 Word::Here | Word::Anything => {}
                 Word::Changed(client) => clients.push(client),
                 Word::Retained(topic) => topics.push(topic),
                 Word::Queued(client) => drop(self.wake(client.as_str())),
+                Word::Came(other) => came.push(other),
             }
         }
         if !self.open().is_open() {
             return false;
         }
+        came.iter().for_each(|other| self.meet(other));
         self.0.doubtful().extend(clients);
         self.router().retained().doubt(topics);
         again

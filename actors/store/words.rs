@@ -1,13 +1,14 @@
 //! What the nodes of one database tell each other at once (NOTIFY). Words may be lost: what counts is in the tables, and
 //! whoever has not listened for a while reads those.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::time::Duration;
 
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
-use wakala::id::ClientId;
+use wakala::id::{ClientId, Epoch};
 
 use super::batch::Batcher;
 use super::{Error, Store, in_time, name};
@@ -25,6 +26,16 @@ pub enum Word {
     Retained(String),
     /// Something was queued for a client who is not connected where that was done.
     Queued(ClientId),
+    /// A guest of whom nothing is stored is connected.
+    Came(Came),
+}
+
+/// A connection, and the node that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Came {
+    pub client: ClientId,
+    pub epoch: Epoch,
+    pub node: String,
 }
 
 /// Tells words, many in one statement.
@@ -144,11 +155,12 @@ fn next(mut listener: PgListener) -> Pin<Box<dyn Future<Output = (PgListener, Re
 impl Word {
     fn text(&self, node: &str) -> String {
         let (kind, what) = match self {
-            Self::Here => ("here", ""),
-            Self::Anything => ("anything", ""),
-            Self::Changed(client) => ("changed", client.as_str()),
-            Self::Retained(topic) => ("retained", topic.as_str()),
-            Self::Queued(client) => ("queued", client.as_str()),
+            Self::Here => ("here", Cow::Borrowed("")),
+            Self::Anything => ("anything", "".into()),
+            Self::Changed(client) => ("changed", client.as_str().into()),
+            Self::Retained(topic) => ("retained", topic.into()),
+            Self::Queued(client) => ("queued", client.as_str().into()),
+            Self::Came(Came { client, epoch, .. }) => ("came", format!("{} {}", epoch.0, client.as_str()).into()),
         };
         format!("{node}\n{kind}\n{what}")
     }
@@ -162,6 +174,11 @@ impl Word {
             "changed" => Self::Changed(ClientId::new(what).ok()?),
             "retained" => Self::Retained(what.to_owned()),
             "queued" => Self::Queued(ClientId::new(what).ok()?),
+            "came" => {
+                let (epoch, client) = what.split_once(' ')?;
+                let (client, epoch) = (ClientId::new(client).ok()?, Epoch(epoch.parse().ok()?));
+                Self::Came(Came { client, epoch, node: node.to_owned() })
+            }
             _ => return None,
         };
         Some((node, word))
@@ -181,9 +198,10 @@ mod tests {
             Word::Changed(client()),
             Word::Retained("a/b".to_owned()),
             Word::Queued(client()),
+            Word::Came(Came { client: client(), epoch: Epoch(7), node: "n1".to_owned() }),
         ] {
             assert_eq!(Word::read(&word.text("n1")), Some(("n1", word)));
         }
-        assert_eq!((Word::read("n1\nlater\nx"), Word::read("n1")), (None, None));
+        assert_eq!((Word::read("n1\nlater\nx"), Word::read("n1"), Word::read("n1\ncame\nx y")), (None, None, None));
     }
 }

@@ -1,9 +1,12 @@
 //! Guests of several nodes: what is stored for them is theirs, wherever it was published.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use wakala::time::Time;
+use wakala_node::ports::Clock;
 use wakala_node::sessions::Deps;
-use wakala_system_tests::Database;
+use wakala_system_tests::{Database, now};
 
 use super::ended::Node;
 use super::wire::{Wire, packet, text};
@@ -180,6 +183,31 @@ async fn who_has_left_for_another_node_and_ended_there_has_no_share_any_more() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("others have a share still: {}", database.rows(&queued("keeps")));
+}
+
+/// Of whom nothing is stored, the database cannot tell.
+#[tokio::test]
+async fn a_guest_of_whom_nothing_is_stored_is_at_one_node_only() {
+    /// Half a minute late.
+    struct Late;
+    impl Clock for Late {
+        fn now(&self) -> Time {
+            now() - Duration::from_secs(30)
+        }
+    }
+    let database = Database::new();
+    let (first, second) = two(&database).await;
+    let (mut earlier, _) = Wire::connect(first.plain(), true, "twice", true).await;
+    let (mut later, _) = Wire::connect(second.plain(), true, "twice", true).await;
+    assert_eq!(earlier.receive().await.map(|(first, body)| (first, body[0])), Some((0xE0, 0x8E)), "taken over");
+    later.ping().await;
+    // Whichever is the earlier one by their clocks: one stays.
+    let third = changed_node(&database, "n3", |deps| deps.clock = Arc::new(Late)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (mut late, _) = Wire::connect(third.plain(), true, "twice", true).await;
+    assert_eq!(late.receive().await.map(|(first, body)| (first, body[0])), Some((0xE0, 0x8E)));
+    later.ping().await;
+    assert_eq!((first.sessions.len(), second.sessions.len()), (0, 1));
 }
 
 /// Until its earlier connection is found out, what is queued there is told to that.
