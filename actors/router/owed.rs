@@ -2,7 +2,8 @@
 //!
 //! Nothing is copied when a client subscribes: it is owed what is retained then, and has the next page when there is room for
 //! one. What is kept at a topic later comes to it as any publish does, and is left out here: so nobody hears of a topic twice
-//! what is new, or what is old after it.
+//! what is new, or what is old after it. What another node has kept comes to it as a publish only if that is stored for it; so that
+//! is not left out, and may come twice.
 
 use std::sync::Arc;
 

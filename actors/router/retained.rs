@@ -204,10 +204,11 @@ impl Reading<'_> {
             }
         }
         for (topic, row) in rows {
-            // One that is the same keeps its place: whoever is walking through them has still to come by it.
             let new = known.messages.get(&topic).is_none_or(|found| **found != row);
             if new && known.has_last_word(&topic) {
-                known.put(&Arc::new(row));
+                // Whoever is walking through them has still to come by it: as a publish it may not come to him.
+                let bytes = row.bytes();
+                known.messages.adopt(&topic, Arc::new(row), bytes);
             }
         }
         drop(known);
@@ -350,6 +351,20 @@ mod tests {
         stored(own);
         assert!(reads(&memory, &["theirs"]));
         assert_eq!(found(&memory), Some(b"theirs".to_vec()));
+    }
+
+    /// It comes in no other way to a session of this node that ends with its connection.
+    #[test]
+    fn what_others_stored_is_found_by_whoever_has_not_come_by_it_yet() {
+        let memory = memory();
+        for row in ["one", "two"] {
+            let until = memory.count();
+            memory.doubt(["t".to_owned()]);
+            assert!(reads(&memory, &[row]));
+            let payload = |found: Option<&Arc<Message>>| found.map(|message| message.payload.to_vec());
+            let found = memory.looked_at(|all| all.look("#", None, until).map(|(_, found)| payload(found)).next());
+            assert_eq!(found, Some(Some(row.as_bytes().to_vec())));
+        }
     }
 
     #[test]

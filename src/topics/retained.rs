@@ -34,12 +34,22 @@ impl<V> Retained<V> {
     /// Keeps a topic's value, of so many bytes, in place of the one before it, which is given back [MQTT-3.3.1-5].
     pub fn keep(&mut self, topic: &str, value: V, bytes: u32) -> Option<V> {
         self.count += 1;
-        let new = Kept { value, bytes, nth: self.count };
+        self.put(topic, Kept { value, bytes, nth: self.count })
+    }
+
+    /// The same of one that was kept elsewhere: it has the place of the one before it, or one before all, so that whoever looks
+    /// for what was kept until now finds it.
+    pub fn adopt(&mut self, topic: &str, value: V, bytes: u32) -> Option<V> {
+        let nth = self.by_topic.get(topic).map_or(0, |old| old.nth);
+        self.put(topic, Kept { value, bytes, nth })
+    }
+
+    fn put(&mut self, topic: &str, new: Kept<V>) -> Option<V> {
+        self.bytes += u64::from(new.bytes);
         let old = match self.by_topic.get_mut(topic) {
             Some(old) => Some(std::mem::replace(old, new)),
             None => self.by_topic.insert(topic.into(), new),
         };
-        self.bytes += u64::from(bytes);
         self.without(old)
     }
 
@@ -169,5 +179,19 @@ mod tests {
             kept.forget("b");
         }
         assert_eq!(found, ["a", "b", "d"]);
+    }
+
+    #[test]
+    fn what_was_kept_elsewhere_is_as_old_as_what_it_replaces() {
+        let mut kept = Retained::default();
+        kept.keep("old", 1, 1);
+        let until = kept.count();
+        kept.keep("new", 1, 1);
+        for topic in ["old", "new", "unknown"] {
+            kept.adopt(topic, 2, 3);
+        }
+        let found: Vec<_> = kept.look("+", None, until).filter(|(_, value)| value.is_some()).collect();
+        assert_eq!(found, [("old", Some(&2)), ("unknown", Some(&2))]);
+        assert_eq!((kept.count(), kept.len(), kept.bytes()), (until + 1, 3, 9));
     }
 }
