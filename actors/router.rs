@@ -135,6 +135,8 @@ struct Inner {
 /// What the hints after a commit need too.
 struct Shared {
     table: RwLock<Table>,
+    /// Held while the tables are being read: see [`retained::Memory`].
+    turn: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
     neighbours: Arc<Neighbours>,
 }
@@ -230,7 +232,8 @@ impl Router {
     pub fn new(options: &Options, store: &Store, neighbours: &Arc<Neighbours>) -> Self {
         let (metrics, neighbours) = (Arc::clone(store.metrics()), Arc::clone(neighbours));
         let retained = Memory::new(options.retained_max, options.retained_bytes_max, Arc::clone(&metrics));
-        let table = Arc::new(Shared { table: RwLock::default(), metrics, neighbours });
+        let table =
+            Arc::new(Shared { table: RwLock::default(), turn: tokio::sync::Mutex::default(), metrics, neighbours });
         let hints: Weak<Shared> = Arc::downgrade(&table);
         let publications = store.publications(
             options.waiting_max,
@@ -258,9 +261,9 @@ impl Router {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn load(&self, store: &Store, now: Time) -> Result<(), Error> {
-        let reading = self.0.retained.read_all();
+        let reading = self.0.retained.read_all().await;
         reading.adopt(store.retained(now, None).await?);
-        let reading = self.read();
+        let reading = self.read().await;
         reading.adopt(None, store.kept_guests(None).await?);
         Ok(())
     }

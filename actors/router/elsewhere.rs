@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tokio::sync::MutexGuard;
 use wakala::id::{ClientId, Epoch};
 use wakala::session::Subscription;
 
@@ -17,12 +18,13 @@ pub(crate) struct Reading<'a> {
     shared: &'a Shared,
     /// The how manieth time.
     nth: u32,
+    _turn: MutexGuard<'a, ()>,
 }
 
 impl Router {
-    /// To be called before the tables are read.
-    pub(crate) fn read(&self) -> Reading<'_> {
-        self.0.table.read_tables()
+    /// To be called before the tables are read; until that is dropped nobody else reads any.
+    pub(crate) async fn read(&self) -> Reading<'_> {
+        self.0.table.read_tables().await
     }
 
     /// The end of a connection is stored, or a later one owns the session: from here on the tables have the last word.
@@ -32,10 +34,11 @@ impl Router {
 }
 
 impl Shared {
-    fn read_tables(&self) -> Reading<'_> {
+    async fn read_tables(&self) -> Reading<'_> {
+        let turn = self.turn.lock().await;
         let mut table = self.write();
         table.reads += 1;
-        Reading { shared: self, nth: table.reads }
+        Reading { shared: self, nth: table.reads, _turn: turn }
     }
 
     fn settled(&self, client: &ClientId, epoch: Epoch) {
@@ -89,8 +92,9 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::RwLock;
+    use std::pin::pin;
 
+    use futures_util::poll;
     use ntex_mqtt::v5::codec::SubscriptionOptions;
     use tokio::runtime::Handle;
 
@@ -102,7 +106,8 @@ mod tests {
     fn shared() -> Shared {
         let words = Batcher::new(&Handle::current(), 1, 1, |words: Vec<Word>| async move { Ok(vec![(); words.len()]) });
         let neighbours = Neighbours::new(words).into();
-        Shared { table: RwLock::default(), metrics: Default::default(), neighbours }
+        let (table, turn, metrics) = Default::default();
+        Shared { table, turn, metrics, neighbours }
     }
 
     fn client() -> ClientId {
@@ -136,14 +141,25 @@ mod tests {
         for (rows, then) in [(vec![], None), (vec![row("theirs")], Some(vec!["theirs".to_owned()]))] {
             let shared = left_with("ours");
             let ours = Some(vec!["ours".to_owned()]);
-            shared.read_tables().adopt(None, rows.clone());
+            shared.read_tables().await.adopt(None, rows.clone());
             assert_eq!(filters(&shared), ours, "not stored yet");
-            let early = shared.read_tables();
+            let early = shared.read_tables().await;
             shared.settled(&client(), Epoch(1));
             early.adopt(None, rows.clone());
             assert_eq!(filters(&shared), ours, "read before it was stored");
-            shared.read_tables().adopt(None, rows);
+            shared.read_tables().await.adopt(None, rows);
             assert_eq!(filters(&shared), then);
         }
+    }
+
+    #[tokio::test]
+    async fn of_two_who_read_the_second_begins_when_the_first_has_done() {
+        let shared = shared();
+        let first = shared.read_tables().await;
+        let mut second = pin!(shared.read_tables());
+        assert!(poll!(&mut second).is_pending());
+        first.adopt(None, vec![row("old")]);
+        second.await.adopt(None, vec![row("new")]);
+        assert_eq!(filters(&shared), Some(vec!["new".to_owned()]));
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ntex_bytes::{ByteString, Bytes};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use wakala::message::Message;
 use wakala::time::Time;
 use wakala::topics::Retained;
@@ -29,6 +29,9 @@ pub(crate) struct Memory {
     bytes_max: u64,
     metrics: Arc<Metrics>,
     doubted: Notify,
+    /// Held while rows are being read and adopted, also while the database has not answered: of two readings that overlap the
+    /// earlier would undo the later one. Whoever reads waits for nothing else with it, and no client waits for whoever reads.
+    turn: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -47,6 +50,7 @@ pub(crate) struct Reading<'a> {
     memory: &'a Memory,
     of: Option<BTreeSet<ByteString>>,
     read: bool,
+    _turn: MutexGuard<'a, ()>,
 }
 
 /// Without what is retained: it is its publishers'.
@@ -58,7 +62,8 @@ impl std::fmt::Debug for Memory {
 
 impl Memory {
     pub(super) fn new(topics_max: usize, bytes_max: u64, metrics: Arc<Metrics>) -> Self {
-        Self { known: RwLock::default(), topics_max, bytes_max, metrics, doubted: Notify::new() }
+        let (known, doubted, turn) = Default::default();
+        Self { known, topics_max, bytes_max, metrics, doubted, turn }
     }
 
     /// Keeps a message in place of the one of its topic, or forgets that if this one has no payload or there is no room for
@@ -129,13 +134,15 @@ impl Memory {
     }
 
     /// To be called before the rows of all topics are read.
-    pub(crate) fn read_all(&self) -> Reading<'_> {
+    pub(crate) async fn read_all(&self) -> Reading<'_> {
+        let turn = self.turn.lock().await;
         self.write().reading = true;
-        Reading { memory: self, of: None, read: false }
+        Reading { memory: self, of: None, read: false, _turn: turn }
     }
 
     /// The same for a page of those that are in doubt; None when no row would be the last word.
-    pub(crate) fn read_doubtful(&self) -> Option<Reading<'_>> {
+    pub(crate) async fn read_doubtful(&self) -> Option<Reading<'_>> {
+        let turn = self.turn.lock().await;
         let mut known = self.write();
         let Known { under_way, doubtful, .. } = &mut *known;
         let of: BTreeSet<_> =
@@ -146,7 +153,7 @@ impl Memory {
         doubtful.retain(|topic| !of.contains(topic));
         known.reading = true;
         drop(known);
-        Some(Reading { memory: self, of: Some(of), read: false })
+        Some(Reading { memory: self, of: Some(of), read: false, _turn: turn })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Known> {
@@ -259,6 +266,9 @@ impl Drop for Reading<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
     use ntex_mqtt::v5::codec::QoS;
     use wakala::mqtt::Properties;
     use wakala::time::Time;
@@ -296,111 +306,123 @@ mod tests {
         memory.looked_at(|messages| messages.get("t").map(|found| found.payload.to_vec()))
     }
 
-    fn reads(memory: &Memory, rows: &[&str]) -> bool {
-        let Some(reading) = memory.read_doubtful() else { return false };
+    async fn reads(memory: &Memory, rows: &[&str]) -> bool {
+        let Some(reading) = memory.read_doubtful().await else { return false };
         reading.adopt(rows.iter().map(|row| message(row)).collect());
         true
     }
 
-    #[test]
-    fn what_is_stored_in_its_order_is_not_read_again() {
+    #[tokio::test]
+    async fn what_is_stored_in_its_order_is_not_read_again() {
         let memory = memory();
         let (one, two) = (keep(&memory, "one"), keep(&memory, "two"));
         assert_eq!(found(&memory), Some(b"two".to_vec()), "at once");
         stored(one);
         stored(two);
         stored(keep(&memory, ""));
-        assert_eq!((found(&memory), reads(&memory, &[])), (None, false));
+        assert_eq!((found(&memory), reads(&memory, &[]).await), (None, false));
     }
 
-    #[test]
-    fn what_is_not_stored_is_in_doubt_once_nothing_is_under_way() {
+    #[tokio::test]
+    async fn what_is_not_stored_is_in_doubt_once_nothing_is_under_way() {
         let memory = memory();
         stored(keep(&memory, "old"));
         let (refused, later) = (keep(&memory, "refused"), keep(&memory, "later"));
         refused.settle(&Stored::Before);
         drop(refused);
-        assert!(!reads(&memory, &["old"]), "the row is not the last word");
+        assert!(!reads(&memory, &["old"]).await, "the row is not the last word");
         drop(later);
-        assert!(reads(&memory, &["old"]));
+        assert!(reads(&memory, &["old"]).await);
         assert_eq!(found(&memory), Some(b"old".to_vec()));
         drop(keep(&memory, "refused"));
-        assert!(reads(&memory, &[]), "and where there is no row");
-        assert_eq!((found(&memory), reads(&memory, &[])), (None, false));
+        assert!(reads(&memory, &[]).await, "and where there is no row");
+        assert_eq!((found(&memory), reads(&memory, &[]).await), (None, false));
     }
 
-    #[test]
-    fn what_is_stored_in_another_order_is_in_doubt() {
+    #[tokio::test]
+    async fn what_is_stored_in_another_order_is_in_doubt() {
         let memory = memory();
         for (one, two, row) in [("one", "two", &["one"][..]), ("", "two", &[]), ("one", "", &["one"])] {
             let (first, second) = (keep(&memory, one), keep(&memory, two));
             stored(second);
             stored(first);
-            assert!(reads(&memory, row), "{one:?} after {two:?}");
+            assert!(reads(&memory, row).await, "{one:?} after {two:?}");
             assert_eq!(found(&memory).as_deref(), row.first().map(|row| row.as_bytes()));
         }
     }
 
-    #[test]
-    fn what_others_stored_is_read_when_nothing_is_under_way() {
+    #[tokio::test]
+    async fn what_others_stored_is_read_when_nothing_is_under_way() {
         let memory = memory();
         let own = keep(&memory, "own");
         memory.doubt(["t".to_owned()]);
-        assert!(!reads(&memory, &["theirs"]));
+        assert!(!reads(&memory, &["theirs"]).await);
         assert_eq!(found(&memory), Some(b"own".to_vec()));
         stored(own);
-        assert!(reads(&memory, &["theirs"]));
+        assert!(reads(&memory, &["theirs"]).await);
         assert_eq!(found(&memory), Some(b"theirs".to_vec()));
     }
 
     /// It comes in no other way to a session of this node that ends with its connection.
-    #[test]
-    fn what_others_stored_is_found_by_whoever_has_not_come_by_it_yet() {
+    #[tokio::test]
+    async fn what_others_stored_is_found_by_whoever_has_not_come_by_it_yet() {
         let memory = memory();
         for row in ["one", "two"] {
             let until = memory.count();
             memory.doubt(["t".to_owned()]);
-            assert!(reads(&memory, &[row]));
+            assert!(reads(&memory, &[row]).await);
             let payload = |found: Option<&Arc<Message>>| found.map(|message| message.payload.to_vec());
             let found = memory.looked_at(|all| all.look("#", None, until).map(|(_, found)| payload(found)).next());
             assert_eq!(found, Some(Some(row.as_bytes().to_vec())));
         }
     }
 
-    #[test]
-    fn a_row_that_was_read_before_a_commit_does_not_count_after_it() {
+    #[tokio::test]
+    async fn a_row_that_was_read_before_a_commit_does_not_count_after_it() {
         let memory = memory();
         for all in [true, false] {
             memory.doubt(["t".to_owned()]);
-            let reading = if all { memory.read_all() } else { memory.read_doubtful().expect("in doubt") };
+            let reading = if all { memory.read_all().await } else { memory.read_doubtful().await.expect("in doubt") };
             stored(keep(&memory, "new"));
             reading.adopt(vec![message("old")]);
             assert_eq!(found(&memory), Some(b"new".to_vec()));
-            assert!(reads(&memory, &["new"]), "it is read again");
-            assert!(!reads(&memory, &["new"]));
+            assert!(reads(&memory, &["new"]).await, "it is read again");
+            assert!(!reads(&memory, &["new"]).await);
         }
     }
 
-    #[test]
-    fn with_all_rows_what_has_none_is_forgotten_unless_it_is_under_way() {
+    #[tokio::test]
+    async fn what_is_in_doubt_is_read_when_what_was_read_before_is_adopted() {
+        let memory = memory();
+        let all = memory.read_all().await;
+        memory.doubt(["t".to_owned()]);
+        let mut doubtful = pin!(memory.read_doubtful());
+        assert!(poll!(&mut doubtful).is_pending());
+        all.adopt(vec![message("old")]);
+        doubtful.await.expect("in doubt").adopt(vec![message("new")]);
+        assert_eq!(found(&memory), Some(b"new".to_vec()));
+    }
+
+    #[tokio::test]
+    async fn with_all_rows_what_has_none_is_forgotten_unless_it_is_under_way() {
         let memory = memory();
         stored(keep(&memory, "old"));
-        let reading = memory.read_all();
+        let reading = memory.read_all().await;
         let own = keep(&memory, "own");
         reading.adopt(Vec::new());
         assert_eq!(found(&memory), Some(b"own".to_vec()));
         stored(own);
-        memory.read_all().adopt(Vec::new());
+        memory.read_all().await.adopt(Vec::new());
         assert_eq!(found(&memory), None);
     }
 
-    #[test]
-    fn what_could_not_be_read_stays_in_doubt() {
+    #[tokio::test]
+    async fn what_could_not_be_read_stays_in_doubt() {
         let memory = memory();
         memory.doubt(["t".to_owned()]);
-        drop(memory.read_doubtful());
-        memory.read_doubtful().expect("still").give_up();
-        assert!(memory.read_doubtful().is_none());
+        drop(memory.read_doubtful().await);
+        memory.read_doubtful().await.expect("still").give_up();
+        assert!(memory.read_doubtful().await.is_none());
     }
 
     #[test]

@@ -132,10 +132,10 @@ impl Sessions {
     async fn end_doubts(&self) -> Result<(), Error> {
         let clients = mem::take(&mut *self.0.doubtful());
         if !clients.is_empty() {
-            let reading = self.router().read();
+            let reading = self.router().read().await;
             reading.adopt(Some(&clients), self.store().kept_guests(Some(clients.iter().cloned().collect())).await?);
         }
-        while let Some(reading) = self.router().retained().read_doubtful() {
+        while let Some(reading) = self.router().retained().read_doubtful().await {
             match self.store().retained(self.clock().now(), reading.topics()).await {
                 Ok(rows) => reading.adopt(rows),
                 Err(error @ Error::Broken(_)) => {
@@ -153,10 +153,10 @@ impl Sessions {
     async fn catch_up(&self, behind: bool) -> Result<(), Error> {
         if self.open().is_open() {
             let (router, store) = (self.router(), self.store());
-            let reading = router.read();
+            let reading = router.read().await;
             reading.adopt(None, store.kept_guests(None).await?);
             if behind {
-                let reading = router.retained().read_all();
+                let reading = router.retained().read_all().await;
                 reading.adopt(store.retained(self.clock().now(), None).await?);
                 self.wake_all();
             }
