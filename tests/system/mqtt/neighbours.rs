@@ -170,10 +170,12 @@ async fn who_has_left_for_another_node_and_ended_there_has_no_share_any_more() {
         assert_eq!(connack, [0, 0]);
         wire.leave().await;
     }
+    let (mut publisher, _) = Wire::connect(first.plain(), true, "publisher", true).await;
     let mut before = 0;
     for _ in 0..50 {
-        for _ in 0..8 {
-            publish(&first, "t", "for one of them").await;
+        for id in 1..=8 {
+            publisher.publish("t", 1, id, "for one of them").await;
+            assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40), "a PUBACK");
         }
         let all: usize = database.rows(&queued("keeps")).parse().expect("a number");
         if all - before == 8 {
