@@ -108,6 +108,13 @@ impl Neighbours {
         }
     }
 
+    /// Tells what is of no use later: while nobody can be heard, the database being away, it is not said.
+    pub(crate) fn tell_now(&self, word: impl FnOnce() -> Word) {
+        if self.listening.load(Ordering::Relaxed) {
+            self.tell(word);
+        }
+    }
+
     /// Whether one has been heard lately.
     pub(crate) fn are_known(&self) -> bool {
         self.heard.load(Ordering::Relaxed) > 0 && self.are_there()
@@ -152,6 +159,23 @@ mod tests {
 
     fn lost() -> Word {
         Word::Retained("t".to_owned())
+    }
+
+    /// Clients of whom nothing is stored come while the database is away, any number of them.
+    #[tokio::test]
+    async fn what_is_of_use_now_only_is_said_where_somebody_is_heard() {
+        let (told, mut hears) = mpsc::unbounded_channel();
+        let words = Batcher::new(&Handle::current(), 8, 1, move |words: Vec<Word>| {
+            let count = words.len();
+            words.into_iter().for_each(|word| told.send(word).expect("it hears"));
+            async move { Ok(vec![(); count]) }
+        });
+        let neighbours = Neighbours::new(words);
+        neighbours.heard();
+        neighbours.tell_now(lost);
+        neighbours.listening(true);
+        neighbours.tell_now(|| Word::Here);
+        assert_eq!(hears.recv().await, Some(Word::Here));
     }
 
     #[tokio::test]

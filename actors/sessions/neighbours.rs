@@ -5,10 +5,12 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use wakala::id::{ClientId, Epoch};
 
 use super::{Inner, Sessions};
 use crate::neighbours::{HERE_EVERY, SILENT_MAX, Voices};
+use crate::session::End;
 use crate::store::Error;
 use crate::store::again::Backoff;
 use crate::store::words::{Came, Ear, Heard, Word};
@@ -52,14 +54,20 @@ impl Sessions {
 
     /// Tells other nodes of a guest who is connected and of whom nothing is stored: they find it nowhere [MQTT-3.1.4-3].
     pub(crate) fn tell_came(&self, client: ClientId, epoch: Epoch) {
-        self.0.neighbours.tell(|| Word::Came(Came { client, epoch, node: self.node().to_owned() }));
+        self.0.neighbours.tell_now(|| Word::Came(Came { client, epoch, node: self.node().to_owned() }));
     }
 
     /// Of two connections of one guest the later one stays; of two that cannot be told apart, that of the one node.
     fn meet(&self, other: &Came) {
         let Some(here) = self.router().epoch_here(&other.client) else { return };
         if (here, self.node()) < (other.epoch, &*other.node) {
-            self.end_if(&other.client, here);
+            let connected = self.0.connected.read().unwrap_or_else(PoisonError::into_inner);
+            let earlier = connected.get(&other.client).filter(|present| present.epoch == here);
+            if let Some(addr) = earlier.map(|earlier| earlier.addr.clone()) {
+                // It waits for room in a mailbox that is full: nobody says it again.
+                let end = End(Reason::SessionTakenOver, "the session was taken over at another node");
+                tokio::spawn(async move { addr.send(end).await });
+            }
         } else {
             self.tell_came(other.client.clone(), here);
         }

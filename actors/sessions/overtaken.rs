@@ -118,7 +118,7 @@ impl Sessions {
     }
 
     /// Ends a session if it is still the one of this epoch.
-    pub(super) fn end_if(&self, terminal: &ClientId, epoch: Epoch, why: Lost) {
+    fn end_if(&self, terminal: &ClientId, epoch: Epoch, why: Lost) {
         let end = match why {
             Lost::Overtaken => End(Reason::SessionTakenOver, "the session was taken over at another node"),
             Lost::Buried => End(Reason::UnspecifiedError, "its node was taken for dead"),
