@@ -96,6 +96,9 @@ pub struct Cut {
     pub over: bool,
 }
 
+/// A session that is kept, with one of its subscriptions or without.
+type KeptRow = (String, i64, Option<String>, i16, i16, Option<i32>);
+
 /// Marks deliveries, many in one commit. False when a later connection owns the session.
 pub type Acknowledgements = Batcher<Acknowledged, bool>;
 
@@ -231,7 +234,7 @@ impl Store {
     ) -> Result<Vec<(ClientId, Epoch, Option<Subscription>)>, Error> {
         let of = of.map(|of| of.iter().map(|client| client.as_str().to_owned()).collect::<Vec<_>>());
         self.run(|db| async move {
-            let rows: Vec<(String, i64, Option<String>, i16, i16, Option<i32>)> = sqlx::query_as(
+            let rows: Vec<KeptRow> = sqlx::query_as(
                 // One that ends with its connection, and goes on until then, has a queue too.
                 "select client_id, epoch, filter, coalesce(qos, 0::smallint), coalesce(options, 0::smallint), identifier \
                  from wakala.session s left join wakala.subscription using (client_id) \
@@ -242,7 +245,7 @@ impl Store {
             .bind(of)
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
-            let read = |(client, epoch, filter, qos, options, identifier): (String, _, Option<_>, _, _, _)| {
+            let read = |(client, epoch, filter, qos, options, identifier): KeptRow| {
                 let client = ClientId::new(&client).map_err(|error| Error::Broken(error.to_string()))?;
                 let subscription = filter.map(|filter| subscription((filter, qos, options, identifier)));
                 Ok((client, Epoch(epoch), subscription))
