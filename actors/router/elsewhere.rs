@@ -11,6 +11,9 @@ use super::{Client, Router, Shared, Table};
 /// Whatever the tables say: what is here is not in them yet.
 pub(super) const ALL: u32 = u32::MAX;
 
+/// Clients that are gone through while nobody else can look for one.
+const PAGE: usize = 256;
+
 type Stored = (Epoch, Vec<Subscription>);
 
 /// The tables are being read.
@@ -59,19 +62,26 @@ impl Reading<'_> {
         for (client, epoch, subscription) in stored {
             by_client.entry(client).or_insert((epoch, Vec::new())).1.extend(subscription);
         }
-        let mut table = self.shared.write();
         let gone = |client: &&ClientId| !by_client.contains_key(*client);
         let gone: Vec<ClientId> = match of {
             Some(of) => of.iter().filter(gone).cloned().collect(),
-            None => table.clients.keys().filter(gone).cloned().collect(),
+            None => self.shared.read().clients.keys().filter(gone).cloned().collect(),
         };
-        for client in gone {
-            if table.clients.get(&client).is_some_and(|present| present.inbox.is_none() && present.ahead < self.nth) {
-                table.remove(&client);
+        for page in gone.chunks(PAGE) {
+            let mut table = self.shared.write();
+            for client in page {
+                let over = |present: &Client| present.inbox.is_none() && present.ahead < self.nth;
+                if table.clients.get(client).is_some_and(over) {
+                    table.remove(client);
+                }
             }
         }
-        for (client, (epoch, with)) in by_client {
-            table.adopt(&client, epoch, &with, self.nth);
+        let mut rows = by_client.into_iter().peekable();
+        while rows.peek().is_some() {
+            let mut table = self.shared.write();
+            for (client, (epoch, with)) in rows.by_ref().take(PAGE) {
+                table.adopt(&client, epoch, &with, self.nth);
+            }
         }
     }
 }
