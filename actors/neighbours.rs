@@ -14,6 +14,9 @@ pub(crate) const HERE_EVERY: Duration = Duration::from_secs(5);
 /// until then does not know what it did last.
 pub(crate) const SILENT_MAX: Duration = Duration::from_secs(20);
 
+/// Words that are said in one go.
+const PAGE: usize = 512;
+
 /// Whether there are any, and the way to tell them.
 #[derive(Debug)]
 pub struct Neighbours {
@@ -112,6 +115,16 @@ impl Neighbours {
     pub(crate) fn tell_now(&self, word: impl FnOnce() -> Word) {
         if self.listening.load(Ordering::Relaxed) {
             self.tell(word);
+        }
+    }
+
+    /// The same of many, of which few wait at a time.
+    pub(crate) async fn tell_all_now(&self, words: impl Iterator<Item = Word>) {
+        let mut words = words.peekable();
+        while words.peek().is_some() && self.listening.load(Ordering::Relaxed) {
+            words.by_ref().take(PAGE).for_each(|word| self.say(word));
+            // It is behind them.
+            self.have_told(Word::Here).await;
         }
     }
 

@@ -281,6 +281,14 @@ impl Router {
         table.clients.get(client).filter(|client| client.inbox.is_some()).map(|client| client.epoch)
     }
 
+    /// The guests that are connected here and whose sessions end with that, with their epochs.
+    #[must_use]
+    pub fn passing(&self) -> Vec<(ClientId, Epoch)> {
+        let table = self.0.table.read();
+        let passing = table.clients.iter().filter(|(_, client)| client.inbox.is_some() && !client.kept);
+        passing.map(|(name, client)| (name.clone(), client.epoch)).collect()
+    }
+
     /// Whether one more session may outlive its connection.
     #[must_use]
     pub fn has_room_for(&self, client: &ClientId) -> bool {

@@ -57,6 +57,15 @@ impl Sessions {
         self.0.neighbours.tell_now(|| Word::Came(Came { client, epoch, node: self.node().to_owned() }));
     }
 
+    /// The same of all who came when nobody was heard.
+    fn tell_who_came(&self) {
+        let (neighbours, node, all) = (Arc::clone(&self.0.neighbours), self.node().to_owned(), self.router().passing());
+        tokio::spawn(async move {
+            let came = |(client, epoch)| Word::Came(Came { client, epoch, node: node.clone() });
+            neighbours.tell_all_now(all.into_iter().map(came)).await;
+        });
+    }
+
     /// Of two connections of one guest the later one stays; of two that cannot be told apart, that of the one node.
     fn meet(&self, other: &Came) {
         let Some(here) = self.router().epoch_here(&other.client) else { return };
@@ -115,6 +124,7 @@ impl Sessions {
         }
         if self.0.neighbours.heard() {
             self.0.neighbours.tell(|| Word::Anything);
+            self.tell_who_came();
         }
         let again = words.contains(&Word::Anything);
         let (mut clients, mut topics, mut came) = (Vec::new(), Vec::new(), Vec::new());
