@@ -49,7 +49,7 @@ impl Revoked {
             let signers: Vec<_> = authorities.iter().filter(signed).collect();
             // Of authorities with one key, as one that was given another name, that which the list names.
             let named = signers.iter().find(|signer| signer.subject().as_raw() == list.issuer().as_raw());
-            let Some(signer) = named.or(signers.first()) else {
+            let Some(signer) = named.or_else(|| signers.first()) else {
                 return Err(format!("none of the configured authorities signed the list of {}", list.issuer()));
             };
             // By the signer's own name: that is what certificates under it call their issuer, byte for byte.
