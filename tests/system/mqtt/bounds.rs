@@ -372,8 +372,9 @@ async fn pain_14_a_client_that_acknowledges_nothing_is_given_up_though_it_pings(
     broker.enrol("T1").await;
     for (v5, end) in [(true, Some((0xE0, 0x80))), (false, None)] {
         let (mut wire, _) = Wire::connect(broker.plain(), v5, "T1", false).await;
-        assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+        // The session goes on: then the receipt comes by itself.
         if v5 {
+            assert_eq!(wire.subscribe("r/T1", 1).await, 1);
             queue_receipt(&database, "T1", "unread");
             broker.sessions.wake("T1");
         }
