@@ -5,6 +5,7 @@
 //! bounded in bytes, in time and in number (`welcome`).
 
 pub mod bounds;
+mod gone;
 pub mod identity;
 mod porch;
 mod stream;

@@ -17,6 +17,7 @@ use wakala::session::{Change, Elsewhere, Loaded, Rights, Session as Twin, Subscr
 
 use super::Options;
 use super::bounds::{Bounds, Caller, Entered};
+use super::gone::gone;
 use super::identity::{Bearer, Identified, Identity, Secret};
 use super::tls::{Handshake, Papers};
 use crate::metrics::wire;
@@ -186,9 +187,10 @@ impl Door {
         };
         let password = connect.password.take().map(Secret);
         let identified = tokio::select! {
+            biased;
             identified = self.identity.identify(&io, &connect, frames.version(), password, handshake, &caller) => identified,
             // Nobody waits for it: in a storm its password would keep others waiting, who wait for less long than that takes.
-            () = io.on_disconnect() => return end(&io).await,
+            () = gone(&io) => return end(&io).await,
         };
         match identified.and_then(|identified| self.grant(&connect, &frames, identified, &caller)) {
             Ok(admitted) => {
@@ -286,7 +288,7 @@ impl Door {
                 connection: Connection::of(&io.get_ref(), &terms),
                 at: now,
             };
-            let opened = self.reopen(opening, &rights, io.on_disconnect()).await;
+            let opened = self.reopen(opening, &rights, gone(&io)).await;
             // Hundreds hear of it at once: they were opened in one commit.
             turn_again().await;
             opened
