@@ -72,7 +72,7 @@ pub struct Options {
     /// Topics that have a retained message; of more topics none is retained, and that is counted.
     pub retained_max: usize,
     /// Bytes that all retained messages take in memory: their topics, payloads and properties. What would be more is not
-    /// retained, and counted.
+    /// retained, and counted; what its topic had before is gone too, for it is out of date.
     pub retained_bytes_max: u64,
     /// How often wills are looked for that are due. One whose delay is 0 is sent at once, unless its node died.
     #[serde(with = "humantime_serde")]
