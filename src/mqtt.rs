@@ -13,6 +13,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use ntex_bytes::{BufMut, BytePages, ByteString, Bytes};
 use ntex_mqtt::v5::codec::QoS;
 
+pub(crate) use properties::id;
 pub use properties::{Properties, Property, Unreadable, user_property_bytes};
 
 /// The two protocol versions.
@@ -121,7 +122,10 @@ impl Publish {
     fn remaining_bytes(&self, version: Version, payload: usize) -> usize {
         let properties = match version {
             Version::V3 => 0,
-            Version::V5 => variable_bytes(self.property_bytes()) + self.property_bytes(),
+            Version::V5 => {
+                let bytes = self.property_bytes();
+                variable_bytes(bytes) + bytes
+            }
         };
         2 + self.topic.len() + self.packet_id.map_or(0, |_| 2) + properties + payload
     }
@@ -153,15 +157,15 @@ impl Publish {
     fn write_properties(&self, dst: &mut BytePages) {
         put_variable(self.property_bytes(), dst);
         if let Some(alias) = self.topic_alias {
-            dst.put_u8(properties::id::TOPIC_ALIAS);
+            dst.put_u8(id::TOPIC_ALIAS);
             dst.put_u16(alias.get());
         }
         if let Some(seconds) = self.expiry_s {
-            dst.put_u8(properties::id::EXPIRY);
+            dst.put_u8(id::MESSAGE_EXPIRY_INTERVAL);
             dst.put_u32(seconds);
         }
         for id in &self.subscription_ids {
-            dst.put_u8(properties::id::SUBSCRIPTION_ID);
+            dst.put_u8(id::SUBSCRIPTION_IDENTIFIER);
             put_variable(widened(id.get()), dst);
         }
         dst.put_slice(self.properties.as_bytes());

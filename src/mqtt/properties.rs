@@ -30,16 +30,16 @@ pub enum Property<'a> {
 #[error("not a list of MQTT 5 properties that belong to a message")]
 pub struct Unreadable;
 
-/// The identifiers of table 2-4.
-pub(super) mod id {
-    pub(super) const PAYLOAD_FORMAT: u8 = 0x01;
-    pub(in crate::mqtt) const EXPIRY: u8 = 0x02;
-    pub(super) const CONTENT_TYPE: u8 = 0x03;
-    pub(super) const RESPONSE_TOPIC: u8 = 0x08;
-    pub(super) const CORRELATION_DATA: u8 = 0x09;
-    pub(in crate::mqtt) const SUBSCRIPTION_ID: u8 = 0x0B;
-    pub(in crate::mqtt) const TOPIC_ALIAS: u8 = 0x23;
-    pub(super) const USER: u8 = 0x26;
+/// The identifiers of table 2-4, of those that a PUBLISH has.
+pub(crate) mod id {
+    pub(crate) const PAYLOAD_FORMAT: u8 = 0x01;
+    pub(crate) const MESSAGE_EXPIRY_INTERVAL: u8 = 0x02;
+    pub(crate) const CONTENT_TYPE: u8 = 0x03;
+    pub(crate) const RESPONSE_TOPIC: u8 = 0x08;
+    pub(crate) const CORRELATION_DATA: u8 = 0x09;
+    pub(crate) const SUBSCRIPTION_IDENTIFIER: u8 = 0x0B;
+    pub(crate) const TOPIC_ALIAS: u8 = 0x23;
+    pub(crate) const USER_PROPERTY: u8 = 0x26;
 }
 
 impl<'a> Property<'a> {
@@ -47,13 +47,13 @@ impl<'a> Property<'a> {
     pub(super) fn take(rest: &mut &'a [u8]) -> Option<Self> {
         Some(match byte(rest)? {
             id::PAYLOAD_FORMAT => Self::PayloadFormat(byte(rest).filter(|&format| format <= 1)?),
-            id::EXPIRY => Self::Expiry(u32::from(word(rest)?) << 16 | u32::from(word(rest)?)),
+            id::MESSAGE_EXPIRY_INTERVAL => Self::Expiry(u32::from(word(rest)?) << 16 | u32::from(word(rest)?)),
             id::CONTENT_TYPE => Self::ContentType(text(rest)?),
             id::RESPONSE_TOPIC => Self::ResponseTopic(text(rest)?),
             id::CORRELATION_DATA => Self::CorrelationData(binary(rest)?),
-            id::SUBSCRIPTION_ID => Self::SubscriptionId(NonZeroU32::new(variable(rest)?)?),
+            id::SUBSCRIPTION_IDENTIFIER => Self::SubscriptionId(NonZeroU32::new(variable(rest)?)?),
             id::TOPIC_ALIAS => Self::TopicAlias(NonZeroU16::new(word(rest)?)?),
-            id::USER => Self::User(text(rest)?, text(rest)?),
+            id::USER_PROPERTY => Self::User(text(rest)?, text(rest)?),
             _ => return None,
         })
     }
@@ -131,7 +131,7 @@ impl From<&LastWill> for Properties {
         }
         will.correlation_data.iter().for_each(|data| Self::put(&mut bytes, id::CORRELATION_DATA, &[data]));
         for (name, value) in &will.user_properties {
-            Self::put(&mut bytes, id::USER, &[name.as_slice(), value.as_slice()]);
+            Self::put(&mut bytes, id::USER_PROPERTY, &[name.as_slice(), value.as_slice()]);
         }
         Self(Bytes::from(bytes))
     }

@@ -366,20 +366,14 @@ pub fn mend(frame: &mut [u8], at: usize) {
 
 /// The properties of which something is said here (table 2-4).
 mod property {
-    pub(super) const PAYLOAD_FORMAT: u8 = 0x01;
-    pub(super) const MESSAGE_EXPIRY_INTERVAL: u8 = 0x02;
-    pub(super) const CONTENT_TYPE: u8 = 0x03;
-    pub(super) const RESPONSE_TOPIC: u8 = 0x08;
-    pub(super) const CORRELATION_DATA: u8 = 0x09;
-    pub(super) const SUBSCRIPTION_IDENTIFIER: u8 = 0x0B;
+    pub(super) use crate::mqtt::id::*;
+
     pub(super) const AUTHENTICATION_METHOD: u8 = 0x15;
     pub(super) const AUTHENTICATION_DATA: u8 = 0x16;
     pub(super) const REQUEST_PROBLEM_INFORMATION: u8 = 0x17;
     pub(super) const REQUEST_RESPONSE_INFORMATION: u8 = 0x19;
     pub(super) const SERVER_REFERENCE: u8 = 0x1C;
     pub(super) const RECEIVE_MAXIMUM: u8 = 0x21;
-    pub(super) const TOPIC_ALIAS: u8 = 0x23;
-    pub(super) const USER_PROPERTY: u8 = 0x26;
     pub(super) const MAXIMUM_PACKET_SIZE: u8 = 0x27;
 }
 
