@@ -155,14 +155,14 @@ impl Presence {
 
     /// What a new subscription hears first: how those stand whom it concerns.
     #[must_use]
-    pub(crate) fn owed(&self, new: &Subscription, existed: bool) -> Option<Owed> {
+    pub(crate) fn owed(&self, client: &ClientId, new: &Subscription, existed: bool) -> Option<Owed> {
         if !concerns(&new.filter) {
             return None;
         }
         // Before the board is read: who comes then is told of.
         self.0.watched.store(true, Ordering::Relaxed);
         let until = self.board().changes();
-        Owed::of(new, existed, Behind::Present(None), until)
+        Owed::of(client, new, existed, Behind::Present(None), until)
     }
 
     /// The next of them, as far as the share goes.
@@ -275,7 +275,8 @@ mod tests {
         }
         let options = SubscriptionOptions::default();
         let all = Subscription { filter: "$SYS/presence/+".into(), options, identifier: None };
-        let mut owed = presence.owed(&all, false).expect("owed");
+        let own = ClientId::new("own").expect("short");
+        let mut owed = presence.owed(&own, &all, false).expect("owed");
         // Of who comes now it is told.
         presence.came(&ClientId::new("later").expect("short"), Epoch(1), now);
         let (mut pages, mut heard) = (Vec::new(), BTreeSet::new());
@@ -285,7 +286,7 @@ mod tests {
             heard.extend(page.into_iter().map(|addressed| addressed.message.topic.to_string()));
         }
         assert_eq!((pages, heard.len()), (vec![256, 256, 88], 600));
-        let mut few = presence.owed(&all, false).expect("owed");
+        let mut few = presence.owed(&own, &all, false).expect("owed");
         let page = presence.page(&mut few, &mut Share { looks: 256, bytes: 1000 }, now);
         assert!(page.len() < 20 && !few.is_done(), "{} of them", page.len());
     }
@@ -310,7 +311,8 @@ mod tests {
         let (logged, metrics) = (Logged::default(), Arc::<Metrics>::default());
         let presence = Presence::new(&Options { waiting_max: 2, ..Options::default() }, "n1", &metrics);
         let options = SubscriptionOptions::default();
-        let _ = presence.owed(&Subscription { filter: "$SYS/presence/+".into(), options, identifier: None }, false);
+        let all = Subscription { filter: "$SYS/presence/+".into(), options, identifier: None };
+        let _ = presence.owed(&ClientId::new("own").expect("short"), &all, false);
         let into = logged.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || into.clone()).finish();
         // Nobody tells: two wait, and no more.

@@ -34,6 +34,7 @@ use crate::neighbours::Neighbours;
 use crate::session::inbox::Inbox;
 use crate::store::marks::Remembered;
 use crate::store::publications::{Overflow, Publication, Publications, Recipient, Room, Stored};
+use crate::store::retained::{RetainedMessage, Retaining};
 use crate::store::told::Asked;
 use crate::store::words::Word;
 use crate::store::{Error, Store};
@@ -71,8 +72,8 @@ pub struct Options {
     pub kept_max: usize,
     /// Topics that have a retained message; of more topics none is retained, and that is counted.
     pub retained_max: usize,
-    /// Bytes that all retained messages take in memory: their topics, payloads and properties. What would be more is not
-    /// retained, and counted; what its topic had before is gone too, for it is out of date.
+    /// Bytes that all retained messages take in memory: their topics, payloads and properties, and the names of who published
+    /// them. What would be more is not retained, and counted; what its topic had before is gone too, for it is out of date.
     pub retained_bytes_max: u64,
     /// How often wills are looked for that are due. One whose delay is 0 is sent at once, unless its node died.
     #[serde(with = "humantime_serde")]
@@ -125,7 +126,7 @@ struct Inner {
     table: Arc<Shared>,
     retained: Arc<Memory>,
     /// What the broker says of itself: retained as well, but not stored, and no client's.
-    announced: RwLock<Retained<Arc<Published>>>,
+    announced: RwLock<Retained<RetainedMessage>>,
     closed: Vec<String>,
     publications: Publications,
     crowd: Arc<Crowd>,
@@ -200,7 +201,7 @@ impl Shared {
     fn stored(&self, publication: &Publication, stored: &Stored) {
         let Stored::At(places) = stored else { return };
         if let Some(retained) = &publication.retain {
-            self.neighbours.tell(|| Word::Retained(retained.message().topic.to_string()));
+            self.neighbours.tell(|| Word::Retained(retained.topic().to_owned()));
         }
         let table = self.read();
         for (Recipient { client, addressed, .. }, seq) in publication.to.iter().zip(places) {
@@ -363,7 +364,7 @@ impl Router {
         } else {
             (Behind::Retained(None), self.0.retained.count())
         };
-        Owed::of(new, existed, behind, until)
+        Owed::of(client, new, existed, behind, until)
     }
 
     /// The opposite, of the same.
@@ -389,7 +390,7 @@ impl Router {
     ) -> Option<Publication> {
         self.0.table.metrics.published.one();
         // Before it is sent: who subscribes in between has it twice, and else would not have it.
-        let retain = if message.retain { self.0.retained.keep(message) } else { None };
+        let retain = self.retain(publisher, message);
         // At QoS 2 nobody has it before it is sure that it did not come before.
         let waits = remember.is_some();
         let (to, then) = self.send(publisher, message, waits);
@@ -401,7 +402,7 @@ impl Router {
     /// sent it.
     pub(crate) fn route_will(&self, publisher: &ClientId, message: &Arc<Published>, now: Time) -> Publication {
         self.0.table.metrics.published.one();
-        let retain = if message.retain { self.0.retained.keep(message) } else { None };
+        let retain = self.retain(Some(publisher), message);
         let (to, then) = self.send(Some(publisher), message, true);
         Publication { to, then, retain, ..Publication::at(now) }
     }
@@ -414,7 +415,7 @@ impl Router {
     pub async fn tell(&self, message: Published, asked: Asked, now: Time) -> Result<(Stored, usize), Error> {
         self.0.table.metrics.published.one();
         let message = Arc::new(message);
-        let retain = if message.retain { self.0.retained.keep(&message) } else { None };
+        let retain = self.retain(None, &message);
         let (to, then) = self.send(None, &message, true);
         let direct = then.len();
         let told = Some((asked, message));
@@ -434,14 +435,15 @@ impl Router {
             return;
         }
         let mut announced = self.0.announced.write().unwrap_or_else(PoisonError::into_inner);
-        if announced.get(topic).is_some_and(|before| *before.payload == *text.as_bytes()) {
+        if announced.get(topic).is_some_and(|before| *before.message.payload == *text.as_bytes()) {
             return;
         }
         let (topic, payload, qos) = (ByteString::from(topic), text.into(), QoS::AtMostOnce);
         let message =
             Published { topic, payload, qos, retain: true, expires_at: None, properties: Properties::default() };
         let message = Arc::new(message);
-        announced.keep(&message.topic, Arc::clone(&message), message.bytes());
+        let new = RetainedMessage { message: Arc::clone(&message), publisher: None };
+        announced.keep(&message.topic, new, message.bytes());
         drop(announced);
         // At QoS 0 there is nothing to store.
         let _ = self.send(None, &message, false);
@@ -507,12 +509,19 @@ impl Router {
         (to, then)
     }
 
+    fn retain(&self, publisher: Option<&ClientId>, message: &Arc<Published>) -> Option<Retaining> {
+        if !message.retain {
+            return None;
+        }
+        self.0.retained.keep(RetainedMessage { message: Arc::clone(message), publisher: publisher.cloned() })
+    }
+
     /// What is retained.
     pub(crate) fn retained(&self) -> &Arc<Memory> {
         &self.0.retained
     }
 
-    fn announced(&self) -> RwLockReadGuard<'_, Retained<Arc<Published>>> {
+    fn announced(&self) -> RwLockReadGuard<'_, Retained<RetainedMessage>> {
         self.0.announced.read().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -67,6 +67,7 @@ mod m0029_messages_told;
 mod m0030_traces;
 mod m0031_conservation;
 mod m0032_will_nodes;
+mod m0033_retained_publishers;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -104,6 +105,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0030_traces::Step),
             Box::new(m0031_conservation::Step),
             Box::new(m0032_will_nodes::Step),
+            Box::new(m0033_retained_publishers::Step),
         ]
     }
 }

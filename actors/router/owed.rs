@@ -16,11 +16,14 @@ use wakala::time::Time;
 use wakala::topics::{Retained, shared};
 
 use super::Router;
+use crate::store::retained::RetainedMessage;
 
 /// What one subscription is still owed.
 #[derive(Clone, Debug)]
 pub(crate) struct Owed {
     subscription: Subscription,
+    /// Nothing that it published itself [MQTT-3.8.3-3].
+    not_of: Option<ClientId>,
     behind: Behind,
     /// Nothing that came after so many others.
     until: u64,
@@ -57,14 +60,15 @@ pub(crate) struct Share {
 
 impl Owed {
     /// None if the subscription asks for nothing of it (3.8.3.1).
-    pub(crate) fn of(new: &Subscription, existed: bool, behind: Behind, until: u64) -> Option<Self> {
+    pub(crate) fn of(client: &ClientId, new: &Subscription, existed: bool, behind: Behind, until: u64) -> Option<Self> {
         let wanted = match new.options.retain_handling {
             RetainHandling::AtSubscribe => true,
             RetainHandling::AtSubscribeNew => !existed,
             RetainHandling::NoAtSubscribe => false,
         };
         let alone = !matches!(shared(&new.filter), Ok(Some(_)));
-        (wanted && alone).then(|| Self { subscription: new.clone(), behind, until, only: None, done: false })
+        let not_of = new.options.no_local.then(|| client.clone());
+        (wanted && alone).then(|| Self { subscription: new.clone(), not_of, behind, until, only: None, done: false })
     }
 
     /// These of it alone.
@@ -118,6 +122,11 @@ impl Owed {
         Page { messages, last, done: false }
     }
 
+    fn wants(&self, retained: &RetainedMessage) -> Option<Arc<Published>> {
+        let own = self.not_of.is_some() && self.not_of == retained.publisher;
+        (!own).then(|| Arc::clone(&retained.message))
+    }
+
     fn has(&self, message: &Published) -> bool {
         let at_most_once = message.qos.min(self.subscription.options.qos) == QoS::AtMostOnce;
         self.only.is_none_or(|only| (only == Only::AtMostOnce) == at_most_once)
@@ -141,9 +150,9 @@ pub(crate) struct Page<P> {
 impl Router {
     /// The next of what is retained, as far as the share goes.
     pub(crate) fn page(&self, owed: &mut Owed, share: &mut Share, now: Time) -> Vec<Addressed> {
-        let page = |messages: &Retained<Arc<Published>>, after: &Option<Box<str>>, share| {
+        let page = |messages: &Retained<RetainedMessage>, after: &Option<Box<str>>, share| {
             let found = messages.look(owed.filter(), after.as_deref(), owed.until);
-            let found = found.map(|(topic, message)| (topic, message.cloned()));
+            let found = found.map(|(topic, retained)| (topic, retained.and_then(|retained| owed.wants(retained))));
             let Page { messages, last, done } = owed.fill(found, share, now);
             Page { messages, last: last.map(Box::from), done }
         };
@@ -175,6 +184,10 @@ mod tests {
         Subscription { filter: filter.into(), options, identifier: None }
     }
 
+    fn own() -> ClientId {
+        ClientId::new("own").expect("short")
+    }
+
     fn message(qos: QoS, payload: usize) -> Arc<Published> {
         let (topic, payload) = (ByteString::from_static("t"), vec![0; payload].into());
         Arc::new(Published { topic, payload, qos, retain: true, expires_at: None, properties: Properties::default() })
@@ -182,7 +195,7 @@ mod tests {
 
     #[test]
     fn no_more_is_looked_at_or_given_than_the_share_goes() {
-        let owed = Owed::of(&to("t"), false, Behind::Retained(None), 0).expect("owed");
+        let owed = Owed::of(&own(), &to("t"), false, Behind::Retained(None), 0).expect("owed");
         let take = |looks, bytes, found: &[Option<usize>]| {
             let mut share = Share { looks, bytes };
             let found = found.iter().map(|bytes| bytes.map(|bytes| message(QoS::AtLeastOnce, bytes)));
@@ -201,7 +214,7 @@ mod tests {
 
     #[test]
     fn of_what_is_stored_and_what_is_not_each_is_given_once() {
-        let owed = Owed::of(&to("t"), false, Behind::Retained(None), 0).expect("owed");
+        let owed = Owed::of(&own(), &to("t"), false, Behind::Retained(None), 0).expect("owed");
         for (only, given) in [(Only::AtMostOnce, [1, 0]), (Only::AboveThat, [0, 1])] {
             let given_of = |qos| {
                 let found = std::iter::once((0, Some(message(qos, 1))));
@@ -212,12 +225,28 @@ mod tests {
         }
     }
 
+    /// [MQTT-3.8.3-3]
+    #[test]
+    fn who_wants_no_local_messages_is_not_owed_its_own() {
+        let by = |publisher: Option<&str>| RetainedMessage {
+            message: message(QoS::AtLeastOnce, 1),
+            publisher: publisher.map(|name| ClientId::new(name).expect("short")),
+        };
+        for (no_local, wanted) in [(true, [false, true, true]), (false, [true; 3])] {
+            let mut new = to("t");
+            new.options.no_local = no_local;
+            let owed = Owed::of(&own(), &new, false, Behind::Retained(None), 0).expect("owed");
+            let wants = [Some("own"), Some("other"), None].map(|publisher| owed.wants(&by(publisher)).is_some());
+            assert_eq!(wants, wanted);
+        }
+    }
+
     #[test]
     fn a_subscription_asks_for_what_is_retained_or_does_not() {
         let asks = |filter, retain_handling, existed| {
             let mut new = to(filter);
             new.options.retain_handling = retain_handling;
-            Owed::of(&new, existed, Behind::Retained(None), 0).is_some()
+            Owed::of(&own(), &new, existed, Behind::Retained(None), 0).is_some()
         };
         assert!(asks("t", RetainHandling::AtSubscribe, true) && asks("t", RetainHandling::AtSubscribeNew, false));
         assert!(!asks("t", RetainHandling::AtSubscribeNew, true) && !asks("t", RetainHandling::NoAtSubscribe, false));

@@ -15,7 +15,7 @@ use wakala::time::Time;
 use wakala::topics::Retained;
 
 use crate::metrics::Metrics;
-use crate::store::publications::{Keeper, Retaining};
+use crate::store::retained::{Keeper, RetainedMessage, Retaining};
 
 /// Messages that are forgotten while nobody else can look for one.
 const FORGOTTEN_PAGE: usize = 1000;
@@ -36,7 +36,7 @@ pub(crate) struct Memory {
 
 #[derive(Default)]
 struct Known {
-    messages: Retained<Arc<Message>>,
+    messages: Retained<RetainedMessage>,
     /// How many publishes of a topic are on their way into the table. Those of whom none is any more stay here as long as
     /// rows are being read, which may be from before.
     under_way: BTreeMap<ByteString, usize>,
@@ -68,26 +68,25 @@ impl Memory {
 
     /// Keeps a message in place of the one of its topic, or forgets that if this one has no payload or there is no room for
     /// it: it is out of date all the same [MQTT-3.3.1-5]. None when there is nothing to do.
-    pub(super) fn keep(self: &Arc<Self>, message: &Arc<Message>) -> Option<Retaining> {
+    pub(super) fn keep(self: &Arc<Self>, mut new: RetainedMessage) -> Option<Retaining> {
         let mut known = self.write();
-        let mut message = Arc::clone(message);
-        if !self.has_room(&known.messages, &message) {
+        if !self.has_room(&known.messages, &new) {
             self.metrics.unretained.one();
-            known.messages.get(&message.topic)?;
-            message = Arc::new(Message { payload: Bytes::new(), ..(*message).clone() });
+            known.messages.get(&new.message.topic)?;
+            new.message = Arc::new(Message { payload: Bytes::new(), ..(*new.message).clone() });
         }
-        known.put(&message);
-        *known.under_way.entry(message.topic.clone()).or_default() += 1;
+        known.put(&new);
+        *known.under_way.entry(new.message.topic.clone()).or_default() += 1;
         drop(known);
-        Some(Retaining::new(message, Some(Arc::clone(self) as Arc<dyn Keeper>)))
+        Some(Retaining::new(new, Some(Arc::clone(self) as Arc<dyn Keeper>)))
     }
 
-    fn has_room(&self, messages: &Retained<Arc<Message>>, new: &Message) -> bool {
-        let old = messages.get(&new.topic).map(|old| old.bytes());
+    fn has_room(&self, messages: &Retained<RetainedMessage>, new: &RetainedMessage) -> bool {
+        let old = messages.get(&new.message.topic).map(RetainedMessage::bytes);
         let (bytes, before) = (u64::from(new.bytes()), old.map_or(0, u64::from));
         // What becomes smaller has room, also where a limit was lowered since.
         let fits = bytes <= before || messages.bytes() - before + bytes <= self.bytes_max;
-        new.payload.is_empty() || fits && (old.is_some() || messages.len() < self.topics_max)
+        new.message.payload.is_empty() || fits && (old.is_some() || messages.len() < self.topics_max)
     }
 
     /// How many topics have one, and what they take in memory, in bytes.
@@ -101,21 +100,21 @@ impl Memory {
         self.read().messages.count()
     }
 
-    pub(super) fn looked_at<T>(&self, look: impl FnOnce(&Retained<Arc<Message>>) -> T) -> T {
+    pub(super) fn looked_at<T>(&self, look: impl FnOnce(&Retained<RetainedMessage>) -> T) -> T {
         look(&self.read().messages)
     }
 
     /// Forgets those that are over: their topics make room for others.
     pub(crate) fn forget_over(&self, now: Time) {
         let over: Vec<ByteString> = self.looked_at(|messages| {
-            let over = messages.values().filter(|message| message.is_over(now));
+            let over = messages.values().map(|retained| &retained.message).filter(|message| message.is_over(now));
             over.map(|message| message.topic.clone()).collect()
         });
         for page in over.chunks(FORGOTTEN_PAGE) {
             let mut known = self.write();
             for topic in page {
                 // There may be another by now.
-                if known.messages.get(topic).is_some_and(|message| message.is_over(now)) {
+                if known.messages.get(topic).is_some_and(|retained| retained.message.is_over(now)) {
                     known.messages.forget(topic);
                 }
             }
@@ -176,7 +175,7 @@ impl Keeper for Memory {
             under_way.remove(&message.topic);
         }
         let found = messages.get(&message.topic);
-        let same = found.map_or(message.payload.is_empty(), |found| Arc::ptr_eq(found, message));
+        let same = found.map_or(message.payload.is_empty(), |found| Arc::ptr_eq(&found.message, message));
         if !stored || last && !same {
             doubtful.insert(message.topic.clone());
         }
@@ -195,13 +194,14 @@ impl Reading<'_> {
     }
 
     /// These are the rows.
-    pub(crate) fn adopt(mut self, rows: Vec<Message>) {
-        let rows: BTreeMap<ByteString, Message> = rows.into_iter().map(|row| (row.topic.clone(), row)).collect();
+    pub(crate) fn adopt(mut self, rows: Vec<RetainedMessage>) {
+        let rows: BTreeMap<ByteString, RetainedMessage> =
+            rows.into_iter().map(|row| (row.message.topic.clone(), row)).collect();
         let mut known = self.memory.write();
         let without_row: Vec<ByteString> = match &self.of {
             Some(of) => of.iter().filter(|topic| !rows.contains_key(*topic)).cloned().collect(),
             None => {
-                let topics = known.messages.values().map(|message| &message.topic);
+                let topics = known.messages.values().map(|retained| &retained.message.topic);
                 topics.filter(|topic| !rows.contains_key(*topic)).cloned().collect()
             }
         };
@@ -211,11 +211,11 @@ impl Reading<'_> {
             }
         }
         for (topic, row) in rows {
-            let new = known.messages.get(&topic).is_none_or(|found| **found != row);
+            let new = known.messages.get(&topic).is_none_or(|found| *found != row);
             if new && known.has_last_word(&topic) {
                 // Whoever is walking through them has still to come by it: as a publish it may not come to him.
                 let bytes = row.bytes();
-                known.messages.adopt(&topic, Arc::new(row), bytes);
+                known.messages.adopt(&topic, row, bytes);
             }
         }
         drop(known);
@@ -229,11 +229,12 @@ impl Reading<'_> {
 }
 
 impl Known {
-    fn put(&mut self, message: &Arc<Message>) {
+    fn put(&mut self, new: &RetainedMessage) {
+        let RetainedMessage { message, .. } = new;
         if message.payload.is_empty() {
             self.messages.forget(&message.topic);
         } else {
-            self.messages.keep(&message.topic, Arc::clone(message), message.bytes());
+            self.messages.keep(&message.topic, new.clone(), new.bytes());
         }
     }
 
@@ -276,16 +277,20 @@ mod tests {
     use super::*;
     use crate::store::publications::{Publication, Stored};
 
-    fn message(payload: &str) -> Message {
-        let (topic, payload) = (ByteString::from_static("t"), payload.as_bytes().to_vec().into());
-        Message {
-            topic,
-            payload,
+    fn at(topic: &'static str, payload: &str) -> RetainedMessage {
+        let message = Message {
+            topic: ByteString::from_static(topic),
+            payload: payload.as_bytes().to_vec().into(),
             qos: QoS::AtLeastOnce,
             retain: true,
             expires_at: None,
             properties: Properties::default(),
-        }
+        };
+        RetainedMessage { message: Arc::new(message), publisher: None }
+    }
+
+    fn message(payload: &str) -> RetainedMessage {
+        at("t", payload)
     }
 
     fn memory() -> Arc<Memory> {
@@ -294,7 +299,7 @@ mod tests {
 
     /// As it goes on its way into the table.
     fn keep(memory: &Arc<Memory>, payload: &str) -> Publication {
-        let retain = Some(memory.keep(&Arc::new(message(payload))).expect("there is room"));
+        let retain = Some(memory.keep(message(payload)).expect("there is room"));
         Publication { retain, ..Publication::at(Time::from_millis(0)) }
     }
 
@@ -303,7 +308,7 @@ mod tests {
     }
 
     fn found(memory: &Memory) -> Option<Vec<u8>> {
-        memory.looked_at(|messages| messages.get("t").map(|found| found.payload.to_vec()))
+        memory.looked_at(|messages| messages.get("t").map(|found| found.message.payload.to_vec()))
     }
 
     async fn reads(memory: &Memory, rows: &[&str]) -> bool {
@@ -371,7 +376,7 @@ mod tests {
             let until = memory.count();
             memory.doubt(["t".to_owned()]);
             assert!(reads(&memory, &[row]).await);
-            let payload = |found: Option<&Arc<Message>>| found.map(|message| message.payload.to_vec());
+            let payload = |found: Option<&RetainedMessage>| found.map(|found| found.message.payload.to_vec());
             let found = memory.looked_at(|all| all.look("#", None, until).map(|(_, found)| payload(found)).next());
             assert_eq!(found, Some(Some(row.as_bytes().to_vec())));
         }
@@ -429,8 +434,7 @@ mod tests {
     fn no_more_topics_and_bytes_are_kept_than_there_may_be() {
         let memory = Arc::new(Memory::new(1, u64::from(message("12345678").bytes()), Arc::default()));
         let keeps = |topic: &'static str, payload: &str| {
-            let message = Message { topic: ByteString::from_static(topic), ..message(payload) };
-            memory.keep(&Arc::new(message)).is_some_and(|_kept| memory.holds().0 == 1 || payload.is_empty())
+            memory.keep(at(topic, payload)).is_some_and(|_kept| memory.holds().0 == 1 || payload.is_empty())
         };
         assert!(keeps("t", "1234"));
         assert!(!keeps("u", "1"), "a second topic");

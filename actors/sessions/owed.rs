@@ -31,7 +31,7 @@ impl Sessions {
         new: &Subscription,
         existed: bool,
     ) -> [Option<Owed>; 2] {
-        [self.0.router.subscribe(client, epoch, new, existed), self.0.presence.owed(new, existed)]
+        [self.0.router.subscribe(client, epoch, new, existed), self.0.presence.owed(client, new, existed)]
     }
 
     /// The next page of what is owed, out of so many looks.

@@ -25,6 +25,7 @@ pub mod presence;
 pub mod publications;
 pub mod queues;
 pub mod receipts;
+pub mod retained;
 pub mod sessions;
 pub mod standing;
 pub mod subscriptions;

@@ -1,16 +1,14 @@
 //! What clients publish, as far as it is to be stored: for sessions that outlive their connection, as retained messages,
 //! and packet identifiers of QoS 2. Many publishes go into one commit, in the order in which they came.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::PgConnection;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use wakala::id::{ClientId, Epoch};
 use wakala::message::Message;
 use wakala::session::Addressed;
@@ -20,10 +18,10 @@ use super::batch::Batcher;
 use super::commit::Commit;
 use super::copies::queue;
 use super::marks::{Remembered, remember};
-use super::messages::{read_properties, stored_properties};
-use super::sessions::{discard, qos_of};
+use super::retained::{Retaining, retain};
+use super::sessions::discard;
 use super::told::{self, Asked, Entered, Entry};
-use super::{Error, Store, timestamp};
+use super::{Error, Store};
 
 /// One publish, as far as it is to be stored.
 #[derive(Debug)]
@@ -53,7 +51,7 @@ impl Publication {
     /// After its commit.
     pub(crate) fn settle(&self, stored: &Stored) {
         if let (Some(retain), Stored::At(_)) = (&self.retain, stored) {
-            retain.stored.store(true, Ordering::Relaxed);
+            retain.is_stored();
         }
     }
 }
@@ -62,41 +60,6 @@ impl Publication {
     /// Whether it is found to have come before when it is stored once more.
     fn is_once(&self) -> bool {
         self.remember.is_some() || self.will.is_some() || self.told.is_some()
-    }
-}
-
-/// A message that is to be its topic's retained one. Who keeps it in memory already is told what became of that when this is
-/// dropped, however it comes to that.
-#[derive(Debug)]
-pub struct Retaining {
-    message: Arc<Message>,
-    stored: AtomicBool,
-    keeper: Option<Arc<dyn Keeper>>,
-}
-
-/// Who keeps messages before they are stored.
-pub trait Keeper: Send + Sync + std::fmt::Debug {
-    /// One of them is stored, as the last of its topic then; or it is not, as far as is known.
-    fn settled(&self, message: &Arc<Message>, stored: bool);
-}
-
-impl Retaining {
-    #[must_use]
-    pub fn new(message: Arc<Message>, keeper: Option<Arc<dyn Keeper>>) -> Self {
-        Self { message, stored: AtomicBool::new(false), keeper }
-    }
-
-    #[must_use]
-    pub fn message(&self) -> &Arc<Message> {
-        &self.message
-    }
-}
-
-impl Drop for Retaining {
-    fn drop(&mut self) {
-        if let Some(keeper) = &self.keeper {
-            keeper.settled(&self.message, *self.stored.get_mut());
-        }
     }
 }
 
@@ -149,8 +112,6 @@ pub type Publications = Batcher<Publication, Result<Stored, Error>>;
 
 /// The wait between tries while the database is away.
 pub(super) const RETRY: Duration = Duration::from_millis(200);
-
-type RetainedRow = (String, i16, Vec<u8>, Option<Vec<u8>>, Option<OffsetDateTime>);
 
 impl Store {
     /// A batcher that stores publishes, and then calls `stored` for each, in their order: at most `room`
@@ -259,50 +220,6 @@ impl Store {
         })
         .await
     }
-
-    /// Deletes at most `limit` retained messages that are over, and says how many.
-    ///
-    /// # Errors
-    /// When the database does not do it.
-    pub async fn forget_retained(&self, now: Time, limit: u32) -> Result<u64, Error> {
-        self.run(move |db| async move {
-            let done = sqlx::query(
-                "delete from wakala.retained where topic in (select topic from wakala.retained where expires_at <= $1 \
-                 order by expires_at limit $2 for update skip locked)",
-            )
-            .bind(timestamp(now))
-            .bind(i64::from(limit))
-            .execute(db.get_postgres_connection_pool())
-            .await?;
-            Ok(done.rows_affected())
-        })
-        .await
-    }
-
-    /// All retained messages that are not over, or those of these topics.
-    ///
-    /// # Errors
-    /// When the database cannot be asked.
-    pub async fn retained(&self, now: Time, of: Option<Vec<String>>) -> Result<Vec<Message>, Error> {
-        self.run(move |db| async move {
-            let rows: Vec<RetainedRow> = sqlx::query_as(
-                "select topic, qos, payload, properties, expires_at from wakala.retained \
-                 where (expires_at is null or expires_at > $1) and ($2::text[] is null or topic = any($2))",
-            )
-            .bind(timestamp(now))
-            .bind(of)
-            .fetch_all(db.get_postgres_connection_pool())
-            .await?;
-            let read = |(topic, qos, payload, properties, expires_at): RetainedRow| {
-                let properties = read_properties(properties)?;
-                let expires_at = expires_at.map(super::time_of);
-                let (topic, payload) = (topic.into(), payload.into());
-                Ok(Message { topic, payload, qos: qos_of(qos), retain: true, expires_at, properties })
-            };
-            rows.into_iter().map(read).collect()
-        })
-        .await
-    }
 }
 
 /// Copies in one commit and in one statement, at most, by number and by bytes: it is to be done in its time, and Postgres takes
@@ -396,41 +313,6 @@ async fn end_guests(db: &mut PgConnection, clients: &[(String, i64)]) -> Result<
     let over: Vec<String> = over.into_iter().map(|(client,)| client).collect();
     discard(db, &over).await?;
     sqlx::query("delete from wakala.session where client_id = any($1)").bind(over).execute(db).await?;
-    Ok(())
-}
-
-async fn retain(db: &mut PgConnection, publications: &[Publication], new: &[bool]) -> Result<(), Error> {
-    // Of several for one topic the last counts; sorted, so that two nodes lock in one order.
-    let last: BTreeMap<&str, (&Message, Time)> = publications
-        .iter()
-        .zip(new)
-        .filter(|(_, new)| **new)
-        .filter_map(|(each, _)| {
-            each.retain.as_ref().map(|Retaining { message, .. }| (&*message.topic, (&**message, each.at)))
-        })
-        .collect();
-    if last.is_empty() {
-        return Ok(());
-    }
-    let (kept, gone): (Vec<_>, Vec<_>) = last.into_iter().partition(|(_, (message, _))| !message.payload.is_empty());
-    sqlx::query(
-        "insert into wakala.retained (topic, qos, payload, properties, expires_at, at) \
-         select * from unnest($1::text[], $2::smallint[], $3::bytea[], $4::bytea[], $5::timestamptz[], $6::timestamptz[]) \
-         on conflict (topic) do update set qos = excluded.qos, payload = excluded.payload, \
-         properties = excluded.properties, expires_at = excluded.expires_at, at = excluded.at",
-    )
-    .bind(kept.iter().map(|(topic, _)| (*topic).to_owned()).collect::<Vec<_>>())
-    .bind(kept.iter().map(|(_, (message, _))| message.qos as i16).collect::<Vec<_>>())
-    .bind(kept.iter().map(|(_, (message, _))| message.payload.to_vec()).collect::<Vec<_>>())
-    .bind(kept.iter().map(|(_, (message, _))| stored_properties(&message.properties)).collect::<Vec<_>>())
-    .bind(kept.iter().map(|(_, (message, _))| message.expires_at.map(timestamp)).collect::<Vec<_>>())
-    .bind(kept.iter().map(|(_, (_, at))| timestamp(*at)).collect::<Vec<_>>())
-    .execute(&mut *db)
-    .await?;
-    sqlx::query("delete from wakala.retained where topic = any($1)")
-        .bind(gone.iter().map(|(topic, _)| (*topic).to_owned()).collect::<Vec<_>>())
-        .execute(db)
-        .await?;
     Ok(())
 }
 

@@ -6,7 +6,8 @@ use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::QoS;
 use wakala::message::Message;
 use wakala::topics::{BYTES_MAX, LEVELS_MAX};
-use wakala_node::store::publications::{Overflow, Publication, Retaining, Room};
+use wakala_node::store::publications::{Overflow, Publication, Room};
+use wakala_node::store::retained::{RetainedMessage, Retaining};
 use wakala_system_tests::{Database, now};
 
 use super::wire::{Wire, packet, text};
@@ -70,7 +71,7 @@ async fn a_publish_that_the_database_does_not_take_keeps_no_other_from_it() {
             expires_at: None,
             properties: wakala::mqtt::Properties::default(),
         };
-        let retain = Some(Retaining::new(Arc::new(message), None));
+        let retain = Some(Retaining::new(RetainedMessage { message: Arc::new(message), publisher: None }, None));
         let publication = Publication { retain, ..Publication::at(now()) };
         let (told, hears) = tokio::sync::oneshot::channel();
         publications.hand_over(publication, |stored| told.send(stored).expect("it hears"));

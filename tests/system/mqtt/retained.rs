@@ -48,7 +48,11 @@ async fn next(wire: &mut Wire) -> (bool, String, String) {
 
 /// A publish on a topic, stored and sent on its way when this returns.
 async fn publish(broker: &Broker, topic: &str, retained: bool, payload: &str) {
-    let (mut publisher, _) = Wire::connect(broker.plain(), false, "publisher", true).await;
+    publish_as("publisher", broker, topic, retained, payload).await;
+}
+
+async fn publish_as(name: &str, broker: &Broker, topic: &str, retained: bool, payload: &str) {
+    let (mut publisher, _) = Wire::connect(broker.plain(), false, name, true).await;
     let mut body = u16::try_from(topic.len()).expect("short").to_be_bytes().to_vec();
     body.extend([topic.as_bytes(), &[0, 1], payload.as_bytes()].concat());
     publisher.send(&packet(0x32 | u8::from(retained), &body)).await;
@@ -173,4 +177,34 @@ async fn what_is_retained_has_room_by_bytes_too() {
     publish(&broker, "b", true, "").await;
     publish(&broker, "a", true, &large).await;
     assert_eq!(held(), ("a600".to_owned(), 2));
+}
+
+/// [MQTT-3.8.3-3], whether its node heard it from the client or has read it.
+#[tokio::test]
+async fn who_wants_no_local_messages_is_not_sent_what_it_retained_itself() {
+    let database = Database::new();
+    let broker = open_broker(&database, |_| ()).await;
+    publish_as("ann", &broker, "n/1", true, "ann's").await;
+    publish_as("ben", &broker, "n/2", true, "ben's").await;
+    assert_eq!(retained_for("ann", &broker).await, ["ben's"]);
+    let later = open_broker(&database, |_| ()).await;
+    assert_eq!(retained_for("ann", &later).await, ["ben's"]);
+    publish_as("ben", &later, "n/1", true, "ben's too").await;
+    assert_eq!(retained_for("ann", &later).await, ["ben's too", "ben's"]);
+    assert_eq!(retained_for("ben", &later).await, <[&str; 0]>::default());
+}
+
+/// What a client is sent that asks for others' messages alone.
+async fn retained_for(name: &str, broker: &Broker) -> Vec<String> {
+    const NO_LOCAL: u8 = 0x04;
+    let (mut subscriber, _) = Wire::connect(broker.plain(), true, name, true).await;
+    assert_eq!(subscriber.subscribe("n/#", 1 | NO_LOCAL).await, 1);
+    let mut heard = Vec::new();
+    while let Ok((_, _, payload)) =
+        tokio::time::timeout(std::time::Duration::from_millis(500), next(&mut subscriber)).await
+    {
+        heard.push(payload);
+    }
+    subscriber.leave().await;
+    heard
 }
