@@ -317,10 +317,16 @@ async fn lock(
         WhenLocked::Wait => "",
         WhenLocked::PassOver => " skip locked",
     };
-    // Where nobody can say how far an earlier connection sent, all of it may have been.
+    // Where nobody can say how far an earlier connection sent, all of it may have been: but not what was queued when its node was
+    // dead, and had been for so long that nobody went on with it who did not know.
     let text = format!(
-        "select client_id, expiry_s, expires_at, coalesce(sent_seq, next_seq - 1) from wakala.session \
-         where client_id = any($1) order by client_id for update{skip}"
+        "select client_id, expiry_s, expires_at, coalesce(sent_seq, case when connected then next_seq - 1 else \
+           (select coalesce(max(seq), 0) from \
+             (select seq, at from wakala.message m where m.client_id = s.client_id union all \
+              select seq, at from wakala.receipt r where r.terminal = s.client_id and delivered_at is null \
+                and withdrawn_at is null) q \
+            where q.at <= s.disconnected_at + interval '1 minute') end) \
+         from wakala.session s where client_id = any($1) order by client_id for update of s{skip}"
     );
     let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(text))
         .bind(openings.iter().map(|opening| opening.client.as_str().to_owned()).collect::<Vec<_>>())

@@ -154,3 +154,32 @@ async fn after_kill_9_a_message_goes_out_again_unless_it_was_at_qos_0() {
         node.kill_9();
     }
 }
+
+/// [MQTT-3.3.1-1]: what was queued when its node was dead was never sent before. Whoever did not know that may have gone on with it for
+/// a moment.
+#[tokio::test]
+async fn what_comes_after_the_death_of_a_node_is_no_resend() {
+    let database = Database::new();
+    let store = database.store().await;
+    enrol(&store, "T1", None).await;
+    let (mut node, address) = start(&database);
+    let (mut wire, _) = Wire::connect(address, true, "T1", false).await;
+    assert_eq!(wire.subscribe("c/T1", 1).await, 1);
+    let before = tell(&store, "T1", 1, "before").await;
+    // Nobody wakes a session in another process here.
+    assert_eq!(wire.subscribe("r/T1", 1).await, 1);
+    assert_eq!(wire.message("T1").await.4, "before");
+    node.kill_9();
+    let (_node, address) = start(&database);
+    let soon = tell(&store, "T1", 1, "soon after").await;
+    let _ =
+        database.rows("update wakala.session set disconnected_at = disconnected_at - interval '1 hour' returning 1");
+    let _ = database.rows("update wakala.message set at = at - interval '1 hour' returning 1");
+    let after = tell(&store, "T1", 1, "after").await;
+    let (mut wire, connack) = Wire::connect(address, true, "T1", false).await;
+    assert_eq!(connack, [1, 0]);
+    for (dup, place, text) in [(true, before, "before"), (true, soon, "soon after"), (false, after, "after")] {
+        let id = u16::try_from(place.seq).expect("few");
+        assert_eq!(wire.message("T1").await, (1, dup, id, None, text.to_owned()));
+    }
+}
