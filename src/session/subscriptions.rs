@@ -28,7 +28,7 @@ pub struct Subscription {
 /// What SUBSCRIBE and UNSUBSCRIBE packets change. It is stored before they are acknowledged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// A subscription with the same filter is replaced [MQTT-3.8.4-3].
+    /// A subscription with the same filter is replaced [MQTT-3.8.4-3]. No two of these have the same.
     pub begun: Vec<Subscription>,
     /// None of these is begun by it too.
     pub ended: Vec<ByteString>,
@@ -38,6 +38,14 @@ impl Change {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.begun.is_empty() && self.ended.is_empty()
+    }
+
+    /// Of two subscriptions with the same filter the later counts.
+    fn keep_the_last_of_each(&mut self) {
+        for new in std::mem::take(&mut self.begun) {
+            self.begun.retain(|earlier| earlier.filter != new.filter);
+            self.begun.push(new);
+        }
     }
 
     /// Makes it one with what follows it.
@@ -135,10 +143,14 @@ impl Session {
             }
             Asked::Unsubscribe(unsubscribe) => decide::unsubscribe(has, unsubscribe),
         };
-        effects.extend(change.begun.iter().map(|new| Effect::Subscribed {
+        // Filter by filter, as if each had come in a packet of its own [MQTT-3.8.4-5]: of two equal ones the later replaces the
+        // earlier, which had what was retained for it.
+        let begins = |(nth, new): (usize, &Subscription)| Effect::Subscribed {
             subscription: new.clone(),
-            existed: has.iter().any(|old| old.filter == new.filter),
-        }));
+            existed: has.iter().chain(&change.begun[..nth]).any(|old| old.filter == new.filter),
+        };
+        effects.extend(change.begun.iter().enumerate().map(begins));
+        change.keep_the_last_of_each();
         effects.extend(change.ended.iter().map(|filter| Effect::Unsubscribed { filter: filter.clone() }));
         change.clone().apply(&mut self.subscriptions);
         if self.terms.expiry_s == 0 {
@@ -229,8 +241,6 @@ mod decide {
             });
             match may {
                 Ok(qos) => {
-                    // Of two equal filters in one packet the later counts (3.8.4).
-                    granted.retain(|earlier| earlier.filter != filter);
                     let options = SubscriptionOptions { qos, ..options };
                     // A slice of the packet would keep all of it in memory for the life of the session.
                     let filter = ByteString::from(filter.as_str().to_owned());

@@ -1,5 +1,7 @@
 //! A client of a general broker: any topic, aliases both ways, messages that are not stored.
 
+use ntex_mqtt::v5::codec::RetainHandling;
+
 use super::*;
 use crate::mqtt::Properties;
 
@@ -24,6 +26,25 @@ fn for_it(topic: &'static str, qos: QoS, payload: &'static str) -> Event {
     };
     let addressed = Addressed { message: Arc::new(message), qos: QoS::ExactlyOnce, retain: false, identifiers: vec![] };
     Event::Message(addressed)
+}
+
+/// [MQTT-3.8.4-5]: as if each had come in a packet of its own.
+#[test]
+fn the_same_filter_twice_in_one_packet_is_subscribed_to_twice_and_stored_once() {
+    let mut session = playing(open(), Version::V5, &asked(true), Loaded::default()).0;
+    session.terms.expiry_s = 60;
+    let to_a = |qos, retain_handling| {
+        ("a".into(), SubscriptionOptions { qos, retain_handling, ..SubscriptionOptions::default() })
+    };
+    let topic_filters =
+        vec![to_a(QoS::AtLeastOnce, RetainHandling::AtSubscribe), to_a(QoS::AtMostOnce, RetainHandling::NoAtSubscribe)];
+    let subscribe = Subscribe { packet_id: id(1), id: None, user_properties: vec![], topic_filters };
+    let effects = handle(&mut session, Event::Packet(Packet::Subscribe(subscribe)), 1);
+    assert_eq!(told(&effects), ["new a", "again a", "store +1 -0"]);
+    let Some(Effect::Store(change)) = effects.last() else { panic!("{effects:?}") };
+    assert_eq!(change.begun[0].options.retain_handling, RetainHandling::NoAtSubscribe, "the later one");
+    assert_eq!(session.subscriptions, change.begun);
+    assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["suback [01, 00]"]);
 }
 
 #[test]
