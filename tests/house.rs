@@ -112,6 +112,19 @@ fn only_the_broker_knows_mqtt_packets() {
     );
 }
 
+/// A calendar that jumps moves no deadline: what is due is told by a clock that it only anchors. What others have dated, such as
+/// certificates, tokens and bans, is judged by the calendar.
+#[test]
+fn two_files_ask_the_calendar() {
+    let calendars = ["SystemTime::now", "now_utc(", "now_local(", "Utc::now", "current_timestamp"];
+    silent(
+        &["actors"],
+        &calendars,
+        &["actors/clock.rs", "actors/session/lease.rs", "actors/listener/tls/tests.rs"],
+        "a calendar may jump",
+    );
+}
+
 #[test]
 fn pin_iso8583_and_ledger_never_meet() {
     for (room, strangers) in [
