@@ -8,6 +8,7 @@ mod classes;
 mod ended;
 mod evacuation;
 mod expiry;
+mod files;
 mod foreign;
 mod hanging;
 mod identity;
