@@ -1,4 +1,4 @@
-"""Two nodes go from an older program to a newer one while clients are at work (scripts/upgrade).
+"""Two nodes go from an older program to a newer one, or are restarted, one after the other, while clients are at work (scripts/upgrade).
 
     upgrade.py FOLDER OLDER NEWER
 """
@@ -92,15 +92,15 @@ class Moves(Client):
 class Pair:
     """One speaks, the other listens."""
 
-    def __init__(self, at, other, version, qos):
-        self.name, self.qos = f"{at.name}-{version}-{qos}", qos
+    def __init__(self, at, other, version, qos, messages):
+        self.messages, self.name, self.qos = messages, f"{at.name}-{version}-{qos}", qos
         self.listens = Moves(at, other, f"listens-{self.name}", version).__enter__()
         self.speaks = Moves(at, other, f"speaks-{self.name}", version).__enter__()
         assert self.listens.subscribe(f"said/{self.name}", qos) == qos
         self.speaking = self.speaks.publish_all(f"said/{self.name}", self.paced(), qos)
 
     def paced(self):
-        for n in range(MESSAGES):
+        for n in range(self.messages):
             time.sleep(EVERY)
             # Before its CONNACK Paho 2.1.0 sends what is new ahead of what it sends again.
             assert self.speaks.there.wait(60)
@@ -113,8 +113,8 @@ class Pair:
         heard = self.heard()
         first = list(dict.fromkeys(heard))
         return {
-            "messages": MESSAGES,
-            "lost": MESSAGES - len(first),
+            "messages": self.messages,
+            "lost": self.messages - len(first),
             "repeated": len(heard) - len(first),
             "out of order": sum(later < earlier for earlier, later in zip(first, first[1:])),
             "moves": self.listens.moves + self.speaks.moves,
@@ -129,7 +129,7 @@ def say(text):
     print(f"{time.strftime('%T')} {text}", file=sys.stderr)
 
 
-def upgrade(folder, older, newer):
+def upgrade(folder, older, newer, messages=MESSAGES):
     sql("postgres", f"drop database if exists {DATABASE} with (force)", "postgres")
     sql("postgres", f"create database {DATABASE} owner wakala_owner", "postgres")
     sql("postgres", f"grant connect on database {DATABASE} to wakala_service, wakala_auditor", "postgres")
@@ -142,7 +142,7 @@ def upgrade(folder, older, newer):
             node.start(older)
         say("two nodes of the older program")
         for node, other in (nodes, nodes[::-1]):
-            pairs += [Pair(node, other, version, qos) for version in ("3.1.1", "5") for qos in (1, 2)]
+            pairs += [Pair(node, other, version, qos, messages) for version in ("3.1.1", "5") for qos in (1, 2)]
         time.sleep(3)
         nodes[0].run(newer, "migrate")
         say("migrated")
@@ -156,7 +156,7 @@ def upgrade(folder, older, newer):
         for pair in pairs:
             pair.speaking.join(180)
             assert not pair.speaking.is_alive(), f"{pair.name}: all is acknowledged"
-        until(lambda: all(len(set(pair.heard())) == MESSAGES for pair in pairs), "all is heard")
+        until(lambda: all(len(set(pair.heard())) == messages for pair in pairs), "all is heard")
     finally:
         figures = {}
         for qos in (1, 2):
