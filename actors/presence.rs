@@ -3,7 +3,7 @@
 //! The board ([`wakala::presence`]) decides what is told and in which order; one task tells it, to those who are subscribed.
 //! What a new subscriber hears first, as if it had been retained, is made from the board when it asks: nothing is kept twice,
 //! and while nobody has asked nothing is told at all. The whole history is in the database (`store/presence.rs`), and for
-//! terminals only there.
+//! terminals only there, unless the operator has theirs told too.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +39,8 @@ pub struct Options {
     /// In a general broker, also those of clients whose session ends with the connection, which else are told to subscribers
     /// and not stored. Each of their connections then costs a commit when it begins and part of one when it ends.
     pub store_clean: bool,
+    /// Also terminals' presence is told to subscribers: guests may have eyes for `$SYS`.
+    pub tell_terminals: bool,
     /// In a general broker, what is to be told to subscribers and waits; beyond, it is not told, and counted.
     pub waiting_max: usize,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             keep: Duration::from_secs(30 * 24 * 3600),
             rows_max: 1_000_000,
             store_clean: false,
+            tell_terminals: false,
             waiting_max: 100_000,
         }
     }
@@ -62,6 +65,7 @@ pub struct Presence(Arc<Inner>);
 struct Inner {
     board: Mutex<Board>,
     node: String,
+    tell_terminals: bool,
     /// Somebody has asked, now or in an earlier life of the node.
     watched: AtomicBool,
     telling: mpsc::Sender<Told>,
@@ -87,6 +91,7 @@ impl Presence {
         Self(Arc::new(Inner {
             board: Mutex::default(),
             node: node.to_owned(),
+            tell_terminals: options.tell_terminals,
             watched: AtomicBool::new(false),
             telling,
             to_tell: Mutex::new(Some(to_tell)),
@@ -116,7 +121,7 @@ impl Presence {
         for (client, epoch, since) in kept {
             board.load(client, epoch, since);
         }
-        self.say(ended.iter().filter(|cut| cut.guest).map(|cut| died(cut, now)), now);
+        self.say(self.told_of(ended).map(|cut| died(cut, now)), now);
     }
 
     /// The epoch of a connection that others are not to be mistaken for: milliseconds of the calendar, and no two alike.
@@ -139,10 +144,29 @@ impl Presence {
         self.say(board.went(client, epoch, kept, why, now), now);
     }
 
+    /// A terminal's connection begins.
+    pub fn terminal_came(&self, terminal: &ClientId, epoch: Epoch, now: Time) {
+        if self.0.tell_terminals {
+            self.came(terminal, epoch, now);
+        }
+    }
+
+    /// A terminal's has ended. Nothing is kept of one that is away.
+    pub fn terminal_went(&self, terminal: &ClientId, epoch: Epoch, why: &str, now: Time) {
+        if self.0.tell_terminals {
+            self.went(terminal, epoch, false, why, now);
+        }
+    }
+
+    fn told_of<'a>(&self, ended: &'a [Cut]) -> impl Iterator<Item = &'a Cut> + use<'a> {
+        let tell_terminals = self.0.tell_terminals;
+        ended.iter().filter(move |cut| cut.guest || tell_terminals)
+    }
+
     /// Connections of another node have ended with it.
     pub fn died(&self, ended: &[Cut], now: Time) {
         let _in_turn = self.board();
-        self.say(ended.iter().filter(|cut| cut.guest).map(|cut| died(cut, now)), now);
+        self.say(self.told_of(ended).map(|cut| died(cut, now)), now);
     }
 
     /// Sessions that were kept are over.

@@ -383,15 +383,18 @@ impl Drop for Session {
             at: self.now(),
             when_locked: WhenLocked::Wait,
         };
-        let mut over = false;
-        if let Who::Guest { stored } = self.who {
-            let kept = remains.expiry_s > 0;
-            over = self.sessions.router().gone(self.twin.client(), self.epoch, kept);
-            self.sessions.went(self.twin.client(), self.epoch, kept, self.link.reason(), ended.at);
-            self.count_last();
-            if !stored {
-                return;
+        let (client, why, mut over) = (self.twin.client(), self.link.reason(), false);
+        match self.who {
+            Who::Guest { stored } => {
+                let kept = remains.expiry_s > 0;
+                over = self.sessions.router().gone(client, self.epoch, kept);
+                self.sessions.went(client, self.epoch, kept, why, ended.at);
+                self.count_last();
+                if !stored {
+                    return;
+                }
             }
+            Who::Terminal(_) => self.sessions.terminal_went(client, self.epoch, why, ended.at),
         }
         self.sessions.ended(ended, remains.change, over);
     }

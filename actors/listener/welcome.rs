@@ -330,7 +330,7 @@ impl Door {
             self.sessions.router().connected(&client, epoch, inbox, kept, &with);
             self.sessions.came(&client, epoch, now);
         } else {
-            self.sessions.forget_guest(&client);
+            self.sessions.terminal_came(&client, epoch, now);
         }
         self.sessions.store().metrics().connections.sessions.one();
         self.sessions.register(client.clone(), (epoch, stored), addr, papers, traits);

@@ -20,11 +20,17 @@ impl Sessions {
     }
 
     /// A terminal comes: a guest that had its name before it was enrolled is forgotten.
-    pub(crate) fn forget_guest(&self, terminal: &ClientId) {
+    pub(crate) fn terminal_came(&self, terminal: &ClientId, epoch: Epoch, now: Time) {
         if self.0.router.keeps(terminal) {
             self.0.router.over(std::slice::from_ref(terminal));
             self.0.presence.over(std::slice::from_ref(terminal));
         }
+        self.0.presence.terminal_came(terminal, epoch, now);
+    }
+
+    /// A terminal's connection has ended.
+    pub(crate) fn terminal_went(&self, terminal: &ClientId, epoch: Epoch, why: &str, now: Time) {
+        self.0.presence.terminal_went(terminal, epoch, why, now);
     }
 
     /// A guest's connection has ended; the session is kept, or ended with it.

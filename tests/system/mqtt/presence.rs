@@ -186,7 +186,7 @@ async fn open(database: &Database) -> Broker {
 }
 
 /// What a 3.1.1 client hears next of somebody's presence: whether it is retained, the topic's last level, and what is said.
-async fn heard(wire: &mut Wire) -> (bool, String, serde_json::Value) {
+pub(super) async fn heard(wire: &mut Wire) -> (bool, String, serde_json::Value) {
     let (first, body) = wire.receive().await.expect("a PUBLISH");
     assert_eq!(first & 0xF6, 0x32, "a PUBLISH at QoS 1");
     let topic_ends = 2 + usize::from(u16::from_be_bytes([body[0], body[1]]));

@@ -14,6 +14,7 @@ use wakala_system_tests::{Database, now, terminal};
 
 use super::*;
 use crate::mqtt::PASSWORD;
+use crate::mqtt::presence::heard;
 
 /// Who issues tokens: a key of Ed25519 with a name.
 struct Issuer {
@@ -232,6 +233,39 @@ async fn an_enrolled_terminal_may_come_with_a_token_where_that_is_configured() {
         Ok(true)
     );
     assert_eq!(hello("T1", "T1", &token).code(&broker).await, 0x8A);
+}
+
+/// Where the operator has it told; else they are no guest's business.
+#[tokio::test]
+async fn a_guest_may_hear_which_terminals_are_there() {
+    let (issuer, file) = (Issuer::new("k1"), tempfile::NamedTempFile::new().expect("a file"));
+    write_set(file.path(), &[&issuer]);
+    let token = issuer.names("portal", 60, r##","subscribe":["$SYS/presence/#"]"##);
+    for tell_terminals in [true, false] {
+        let database = Database::new();
+        let jwt = JwtOptions { keys: Some(file.path().to_owned()), leeway: Duration::ZERO, ..JwtOptions::default() };
+        let options = listener::Options { jwt: Some(jwt), ..crate::mqtt::anywhere() };
+        let broker = Broker::made(database.store().await, options, |deps| {
+            (deps.open.guests, deps.presence.tell_terminals) = (true, tell_terminals);
+        })
+        .await;
+        broker.enrol("T1").await;
+        let (before, code) = hello("T1", "T1", PASSWORD).at(&broker).await;
+        let (mut portal, of_portal) = Hello { v5: false, ..hello("portal", "", &token) }.at(&broker).await;
+        assert_eq!((code, of_portal, portal.subscribe("$SYS/presence/#", 1).await), (0, 0, 1));
+        drop(before);
+        broker.connected(1).await;
+        let (mut after, _) = hello("T1", "T1", PASSWORD).at(&broker).await;
+        after.ping().await;
+        let mut said = Vec::new();
+        while let Ok(heard) = tokio::time::timeout(Duration::from_millis(500), heard(&mut portal)).await {
+            said.push(heard);
+        }
+        said.retain(|(_, client, _)| client == "T1");
+        let said: Vec<_> = said.iter().map(|(retained, _, said)| (*retained, said["online"] == true)).collect();
+        let wanted = [(true, true), (false, false), (false, true)];
+        assert_eq!(said, if tell_terminals { &wanted[..] } else { &[] });
+    }
 }
 
 #[tokio::test]
