@@ -56,7 +56,7 @@ use rights::Target;
 pub use rights::{Closed, Granted, Grants, NoTemplate, Rights, TEMPLATE_MAX, Template, Templates};
 pub use sizes::Sizes;
 use strict::Flaw;
-use subscriptions::{Asked, Pending, changed_bytes};
+use subscriptions::{Asked, Pending, changed_bytes, sorted};
 pub use subscriptions::{Change, Subscription};
 
 /// A session as the database gave it when the connection opened it.
@@ -201,6 +201,7 @@ pub struct Session {
     /// Made when the client publishes first: of many subscribers none ever is.
     incoming: Option<Box<Incoming>>,
     outgoing: Outgoing,
+    /// By filter.
     subscriptions: Vec<Subscription>,
     limits: Arc<Limits>,
     /// What SUBSCRIBE and UNSUBSCRIBE packets have changed that is not durable yet. Made when there is one.
@@ -233,7 +234,7 @@ impl Session {
         let mut session = Self {
             incoming: None,
             outgoing,
-            subscriptions: loaded.subscriptions,
+            subscriptions: sorted(loaded.subscriptions),
             limits: Arc::clone(limits),
             pending: None,
             pacer: Pacer::default(),

@@ -240,7 +240,9 @@ fn subscribe(version: Version, fields: &mut Fields<'_>) -> Checked {
         fields.properties(|_, _| Ok(()))?;
     }
     ensure(!fields.rest.is_empty(), protocol("SUBSCRIBE without a filter [MQTT-3.8.3-2]"))?;
+    let mut filters = 0;
     while !fields.rest.is_empty() {
+        count(&mut filters)?;
         let filter = fields.binary()?;
         let options = fields.byte()?;
         let shared = topic_filter(version, filter)?;
@@ -264,10 +266,21 @@ fn unsubscribe(version: Version, fields: &mut Fields<'_>) -> Checked {
         fields.properties(|_, _| Ok(()))?;
     }
     ensure(!fields.rest.is_empty(), protocol("UNSUBSCRIBE without a filter [MQTT-3.10.3-2]"))?;
+    let mut filters = 0;
     while !fields.rest.is_empty() {
+        count(&mut filters)?;
         topic_filter(version, fields.binary()?)?;
     }
     Ok(())
+}
+
+/// The filters of one SUBSCRIBE or UNSUBSCRIBE. They are decided in one go, and by 268 million bytes there could be 67 million.
+const FILTERS_MAX: u32 = 65_536;
+
+fn count(filters: &mut u32) -> Checked {
+    *filters += 1;
+    let why = "more filters than one packet may have here";
+    if *filters <= FILTERS_MAX { Ok(()) } else { Err(Flaw { reason: Reason::QuotaExceeded, why }) }
 }
 
 fn disconnect(version: Version, fields: &mut Fields<'_>) -> Checked {

@@ -1,6 +1,6 @@
 //! What a client subscribes to, and what it may.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::{NonZeroU16, NonZeroU32};
 
 use ntex_bytes::ByteString;
@@ -9,10 +9,8 @@ use ntex_mqtt::v5::codec::{
     UnsubscribeAckReason,
 };
 
-use super::rights::Rights;
 use super::strict::Flaw;
 use super::{Effect, Session, protocol};
-use crate::id::ClientId;
 use crate::mqtt::user_property_bytes;
 
 /// One subscription.
@@ -40,14 +38,6 @@ impl Change {
         self.begun.is_empty() && self.ended.is_empty()
     }
 
-    /// Of two subscriptions with the same filter the later counts.
-    fn keep_the_last_of_each(&mut self) {
-        for new in std::mem::take(&mut self.begun) {
-            self.begun.retain(|earlier| earlier.filter != new.filter);
-            self.begun.push(new);
-        }
-    }
-
     /// Makes it one with what follows it.
     fn followed_by(&mut self, later: Self) {
         self.begun.retain(|earlier| {
@@ -59,17 +49,13 @@ impl Change {
         self.ended.extend(later.ended);
     }
 
-    /// Makes the change.
-    pub fn apply(self, subscriptions: &mut Vec<Subscription>) {
-        subscriptions.retain(|old| !self.ended.contains(&old.filter));
+    /// What it makes of what is stored, for worlds that store it in memory.
+    pub fn apply(self, stored: &mut Vec<Subscription>) {
+        stored.retain(|old| !self.ended.contains(&old.filter));
         for new in self.begun {
-            match subscriptions.iter_mut().find(|old| old.filter == new.filter) {
+            match stored.iter_mut().find(|old| old.filter == new.filter) {
                 Some(old) => *old = new,
-                None => {
-                    // Most have one, and a list that grows by itself makes room for four.
-                    subscriptions.reserve_exact(usize::from(subscriptions.is_empty()));
-                    subscriptions.push(new);
-                }
+                None => stored.push(new),
             }
         }
     }
@@ -136,23 +122,10 @@ impl Session {
         };
         self.unused(packet_id)?;
         self.terms.may_answer(filters)?;
-        let has = &self.subscriptions;
         let (mut change, answer) = match asked {
-            Asked::Subscribe(subscribe) => {
-                decide::subscribe(&self.client, &self.rights, has, self.limits.subscriptions_max, subscribe)
-            }
-            Asked::Unsubscribe(unsubscribe) => decide::unsubscribe(has, unsubscribe),
+            Asked::Subscribe(subscribe) => self.subscribe(subscribe, effects),
+            Asked::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, effects),
         };
-        // Filter by filter, as if each had come in a packet of its own [MQTT-3.8.4-5]: of two equal ones the later replaces the
-        // earlier, which had what was retained for it.
-        let begins = |(nth, new): (usize, &Subscription)| Effect::Subscribed {
-            subscription: new.clone(),
-            existed: has.iter().chain(&change.begun[..nth]).any(|old| old.filter == new.filter),
-        };
-        effects.extend(change.begun.iter().enumerate().map(begins));
-        change.keep_the_last_of_each();
-        effects.extend(change.ended.iter().map(|filter| Effect::Unsubscribed { filter: filter.clone() }));
-        change.clone().apply(&mut self.subscriptions);
         if self.terms.expiry_s == 0 {
             change = Change::default();
         }
@@ -218,60 +191,76 @@ impl Session {
     }
 }
 
-/// The decisions, filter by filter.
-mod decide {
-    use super::*;
-
-    pub(super) fn subscribe(
-        client: &ClientId,
-        rights: &Rights,
-        subscriptions: &[Subscription],
-        max: NonZeroU16,
-        subscribe: Subscribe,
-    ) -> (Change, Answer) {
-        let mut room = usize::from(max.get()).saturating_sub(subscriptions.len());
-        let mut granted: Vec<Subscription> = Vec::new();
-        let mut why = None;
+/// The decisions, filter by filter, as if each had come in a packet of its own [MQTT-3.8.4-5] [MQTT-3.10.4-6]: of two equal
+/// ones the later replaces the earlier, which had what was retained for it.
+impl Session {
+    fn subscribe(&mut self, subscribe: Subscribe, effects: &mut Vec<Effect>) -> (Change, Answer) {
+        let (mut begun, mut why) = (BTreeMap::new(), None);
         let status = subscribe.topic_filters.into_iter().map(|(filter, options)| {
-            let new = subscriptions.iter().chain(&granted).all(|subscription| subscription.filter != filter);
-            let may = rights.subscribe(client, &filter, options.qos).and_then(|qos| {
+            let place = place(&self.subscriptions, &filter);
+            let may = self.rights.subscribe(&self.client, &filter, options.qos).and_then(|qos| {
                 let full = (SubscribeAckReason::QuotaExceeded, "no more subscriptions than a client may have");
-                room = if new { room.checked_sub(1).ok_or(full)? } else { room };
-                Ok(qos)
+                let room = place.is_ok() || self.subscriptions.len() < usize::from(self.limits.subscriptions_max.get());
+                if room { Ok(qos) } else { Err(full) }
             });
-            match may {
-                Ok(qos) => {
-                    let options = SubscriptionOptions { qos, ..options };
-                    // A slice of the packet would keep all of it in memory for the life of the session.
-                    let filter = ByteString::from(filter.as_str().to_owned());
-                    granted.push(Subscription { filter, options, identifier: subscribe.id });
-                    match qos {
-                        QoS::AtMostOnce => SubscribeAckReason::GrantedQos0,
-                        QoS::AtLeastOnce => SubscribeAckReason::GrantedQos1,
-                        QoS::ExactlyOnce => SubscribeAckReason::GrantedQos2,
-                    }
-                }
+            let qos = match may {
+                Ok(qos) => qos,
                 Err((reason, text)) => {
                     why = Some(text);
-                    reason
+                    return reason;
                 }
+            };
+            // A slice of the packet would keep all of it in memory for the life of the session.
+            let filter = ByteString::from(filter.as_str().to_owned());
+            let options = SubscriptionOptions { qos, ..options };
+            let new = Subscription { filter: filter.clone(), options, identifier: subscribe.id };
+            effects.push(Effect::Subscribed { subscription: new.clone(), existed: place.is_ok() });
+            begun.insert(filter, new.clone());
+            put(&mut self.subscriptions, place, new);
+            match qos {
+                QoS::AtMostOnce => SubscribeAckReason::GrantedQos0,
+                QoS::AtLeastOnce => SubscribeAckReason::GrantedQos1,
+                QoS::ExactlyOnce => SubscribeAckReason::GrantedQos2,
             }
         });
         let status = status.collect();
-        (Change { begun: granted, ended: Vec::new() }, Answer::Subscribe(status, why))
+        (Change { begun: begun.into_values().collect(), ended: Vec::new() }, Answer::Subscribe(status, why))
     }
 
-    pub(super) fn unsubscribe(subscriptions: &[Subscription], unsubscribe: Unsubscribe) -> (Change, Answer) {
-        let mut gone: Vec<ByteString> = Vec::new();
+    fn unsubscribe(&mut self, unsubscribe: Unsubscribe, effects: &mut Vec<Effect>) -> (Change, Answer) {
+        let mut ended = Vec::new();
         let status = unsubscribe.topic_filters.into_iter().map(|filter| {
-            if subscriptions.iter().any(|subscription| subscription.filter == filter) && !gone.contains(&filter) {
-                gone.push(filter);
-                UnsubscribeAckReason::Success
-            } else {
-                UnsubscribeAckReason::NoSubscriptionExisted
-            }
+            let Ok(place) = place(&self.subscriptions, &filter) else {
+                return UnsubscribeAckReason::NoSubscriptionExisted;
+            };
+            let Subscription { filter, .. } = self.subscriptions.remove(place);
+            effects.push(Effect::Unsubscribed { filter: filter.clone() });
+            ended.push(filter);
+            UnsubscribeAckReason::Success
         });
         let status = status.collect();
-        (Change { begun: Vec::new(), ended: gone }, Answer::Unsubscribe(status))
+        (Change { begun: Vec::new(), ended }, Answer::Unsubscribe(status))
+    }
+}
+
+/// By filter, as the session has them: a packet may have thousands.
+pub(super) fn sorted(mut subscriptions: Vec<Subscription>) -> Vec<Subscription> {
+    subscriptions.sort_unstable_by(|one, other| one.filter.cmp(&other.filter));
+    subscriptions
+}
+
+/// Where the subscription with this filter is, or would be.
+pub(super) fn place(subscriptions: &[Subscription], filter: &str) -> Result<usize, usize> {
+    subscriptions.binary_search_by(|one| (*one.filter).cmp(filter))
+}
+
+fn put(subscriptions: &mut Vec<Subscription>, place: Result<usize, usize>, new: Subscription) {
+    match place {
+        Ok(place) => subscriptions[place] = new,
+        Err(place) => {
+            // Most have one, and a list that grows by itself makes room for four.
+            subscriptions.reserve_exact(usize::from(subscriptions.is_empty()));
+            subscriptions.insert(place, new);
+        }
     }
 }

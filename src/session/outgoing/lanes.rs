@@ -9,6 +9,7 @@ use super::super::{Subscription, messages_topic, receipts_topic};
 use super::What;
 use crate::id::ClientId;
 use crate::session::rights::Rights;
+use crate::session::subscriptions::place;
 
 /// Where the queue is to be read on, for each kind of rows; none for a kind that the client does not subscribe to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +102,7 @@ impl Lanes {
             turned.iter_mut().zip([(&mut self.receipts, true), (&mut self.messages, false)])
         {
             let Some(topic) = &lane.topic else { continue };
-            let found = subscriptions.iter().find(|subscription| subscription.filter == **topic);
+            let found = place(subscriptions, topic).ok().and_then(|place| subscriptions.get(place));
             let had = lane.granted.is_some();
             lane.granted = found.map(|subscription| (subscription.options.qos, subscription.identifier));
             let has = lane.granted.is_some();

@@ -5,8 +5,13 @@ use crate::session::strict::{frame, frame_bytes, version};
 
 /// `body` behind a first byte and its length.
 fn framed(first: u8, body: &[u8]) -> Vec<u8> {
-    assert!(body.len() < 128);
-    [&[first, u8::try_from(body.len()).expect("short")], body].concat()
+    let (mut head, mut left) = (vec![first], body.len());
+    while left > 127 {
+        head.push(u8::try_from(left % 128).expect("below 128") | 0x80);
+        left /= 128;
+    }
+    head.push(u8::try_from(left).expect("below 128"));
+    [&head, body].concat()
 }
 
 /// The reason code that a frame earns; 0 for one that is taken.
@@ -97,6 +102,16 @@ fn the_other_packets_of_mqtt_5() {
         ("type 0", 0x00, b"", 0x81),
     ] {
         assert_eq!(reason(Version::V5, first, body), wanted, "{what}");
+    }
+}
+
+/// They are decided in one go.
+#[test]
+fn a_packet_has_so_many_filters_and_no_more() {
+    for (first, one) in [(0x82, &b"\0\x01t\x01"[..]), (0xA2, b"\0\x01t")] {
+        let of = |filters| [b"\0\x01\0", &*one.repeat(filters)].concat();
+        assert_eq!(reason(Version::V5, first, &of(65_536)), 0);
+        assert_eq!(reason(Version::V5, first, &of(65_537)), 0x97);
     }
 }
 
