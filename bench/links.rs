@@ -88,18 +88,19 @@ impl Links {
         })
     }
 
-    /// Begins to connect; `hello` is written as soon as that is possible.
+    /// Begins to connect; `hello` is written as soon as that is possible: on loopback, with the batch of events.
     pub(crate) fn open(&mut self, at: usize, hello: &[u8]) -> Result<()> {
         let mut stream = TcpStream::connect(self.target).context("connect")?;
+        stream.set_nodelay(true)?;
         self.poll.registry().register(&mut stream, Token(at), Interest::READABLE | Interest::WRITABLE)?;
         let stream = match &self.tls {
             Some(tls) => Stream::Tls(Box::new(tls.secure(stream)?)),
             None => Stream::Plain(stream),
         };
         let link = &mut self.all[at];
-        *link = Link { stream: Some(stream), out: std::mem::take(&mut link.out), ..Link::default() };
+        *link = Link { stream: Some(stream), out: std::mem::take(&mut link.out), dirty: link.dirty, ..Link::default() };
         link.out.clear();
-        link.out.extend_from_slice(hello);
+        self.out(at).extend_from_slice(hello);
         Ok(())
     }
 
@@ -182,8 +183,6 @@ impl Links {
         let failed = match (socket.take_error(), socket.peer_addr()) {
             (Ok(Some(error)) | Err(error), _) => error,
             (Ok(None), Ok(_)) => {
-                // It may be gone again by now; the next read tells.
-                drop(socket.set_nodelay(true));
                 self.all[at].connected = true;
                 self.out(at);
                 return Ok(true);
@@ -248,13 +247,18 @@ impl Links {
     fn write(&mut self, at: usize) -> Went {
         let link = &mut self.all[at];
         let Some(stream) = &mut link.stream else { return Went::Well };
-        if !link.connected {
+        if !link.connected && matches!(stream, Stream::Tls(_)) {
             return Went::Well;
         }
         while link.written < link.out.len() || stream.wants_write() {
             match stream.write(&link.out[link.written..]) {
-                Ok(wrote) => link.written += wrote,
+                Ok(wrote) => {
+                    link.connected = true;
+                    link.written += wrote;
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Went::Well,
+                // It connects still, or could not: its first event tells.
+                Err(_) if !link.connected => return Went::Well,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Went::Closed(format!("write: {error}")),
             }
