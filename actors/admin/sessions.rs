@@ -116,8 +116,8 @@ async fn look_for_traces(node: Data<dyn Node>) -> HttpResponse {
     }
 }
 
-/// How long nothing may be said: then an empty line shows whether somebody still reads.
-const SILENCE: Duration = Duration::from_secs(5);
+/// How long nothing may be said: then an empty line shows whether somebody still reads. That he has gone shows at the second.
+const SILENCE: Duration = Duration::from_secs(2);
 
 async fn tap(node: Data<dyn Node>, request: HttpRequest, asked: Query<Asked>) -> HttpResponse {
     let Asked { client, who, why, seconds, packets } = asked.into_inner();
