@@ -65,7 +65,8 @@ pub struct Options {
     pub queue_max: u32,
     /// Which then: "newest", the one that comes, or "oldest", the one that has waited longest.
     pub queue_overflow: Overflow,
-    /// The longest that a message waits in a queue, whatever its publisher said; without, for as long as the session lives.
+    /// The longest that a message waits in a queue, whatever its publisher said; without, for as long as the session lives. It
+    /// stands in for the publisher's own (3.3.2.3.3), also towards the subscriber.
     #[serde(with = "humantime_serde::option", skip_serializing_if = "Option::is_none")]
     pub message_ttl_max: Option<Duration>,
     /// Sessions of guests that outlive their connection; more are refused.
