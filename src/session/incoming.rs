@@ -266,6 +266,12 @@ impl Incoming {
     }
 
     fn forget(&mut self, packet_id: NonZeroU16) -> bool {
+        // Released before its repetition is answered, which counts by itself then.
+        let repetition = |arrived: &&mut Arrived| arrived.repeated && arrived.packet_id == Some(packet_id);
+        if let Some(arrived) = self.arrived.iter_mut().find(repetition) {
+            arrived.repeated = false;
+            self.unanswered += 1;
+        }
         self.earlier.remove(&packet_id);
         self.received.remove(&packet_id)
     }

@@ -124,6 +124,21 @@ fn identifiers_count_until_they_are_complete() {
     }
 }
 
+/// The client may not send it again then, and its answer waits for one before it.
+#[test]
+fn what_is_forgotten_before_its_repetition_is_answered_counts_until_that_is() {
+    let mut session = session(false, &[], 0);
+    for event in [publish_2(1, "a"), Event::Durable { ticket: 0 }, publish_2(2, "b"), pubrel(1), publish_2(1, "a")] {
+        handle(&mut session, event, 1);
+    }
+    assert_eq!(told(&handle(&mut session, Event::Forgotten { packet_id: id(1) }, 1)), ["pubcomp 1 00"]);
+    for event in [publish_2(3, "c"), publish_2(4, "d")] {
+        assert_eq!(handle(&mut session, event, 1).len(), 1, "it is on its way");
+    }
+    // The second, the repetition, the third and the fourth are four, the Receive Maximum.
+    assert_eq!(told(&handle(&mut session, publish_2(5, "e"), 1)), ["disconnect 93", "close"]);
+}
+
 #[test]
 fn a_delivery_is_released_once_its_receipt_is_stored_and_done_with_when_it_is_complete() {
     let mut session = session(false, &[], 0);
