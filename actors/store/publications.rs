@@ -51,7 +51,7 @@ impl Publication {
     /// After its commit.
     pub(crate) fn settle(&self, stored: &Stored) {
         if let (Some(retain), Stored::At(_)) = (&self.retain, stored) {
-            retain.is_stored();
+            retain.mark_stored();
         }
     }
 }

@@ -61,7 +61,7 @@ impl Retaining {
     }
 
     /// After its commit.
-    pub(super) fn is_stored(&self) {
+    pub(super) fn mark_stored(&self) {
         self.stored.store(true, Ordering::Relaxed);
     }
 }
