@@ -2,7 +2,7 @@
 //! in the log is done once, however often its node is killed.
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use wakala_node::store;
 use wakala_node::store::Store;
 use wakala_node::supervision::{Policy, Tree};
 use wakala_system_tests::{Database, kafka as broker, record, terminal};
+
+use crate::mqtt::killed::Node;
 
 /// An HSM whose driver panics at one terminal's key.
 struct Brittle;
@@ -142,29 +144,17 @@ fn works_until_it_is_killed() {
     });
 }
 
-/// A process that works on the backlog: this test program, started again. It is gone with the test, whatever became of it.
-struct Worker(Child);
-
-impl Worker {
-    fn start(database: &Database, brokers: &str) -> Self {
-        let program = std::env::current_exe().expect("this program");
-        let child = Command::new(program)
-            .args(["--exact", "partitions::works_until_it_is_killed", "--nocapture"])
-            .env(URL, database.url("service"))
-            .env(BROKERS, brokers)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        Self(child.expect("it starts"))
-    }
-}
-
-impl Drop for Worker {
-    /// SIGKILL.
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A process that works on the backlog: this test program, started again.
+fn worker(database: &Database, brokers: &str) -> Node {
+    let program = std::env::current_exe().expect("this program");
+    let child = Command::new(program)
+        .args(["--exact", "partitions::works_until_it_is_killed", "--nocapture"])
+        .env(URL, database.url("service"))
+        .env(BROKERS, brokers)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    Node(child.expect("it starts"))
 }
 
 /// emqx #19074, TBMQ #320: what was in Kafka and not yet delivered was skipped after a restart.
@@ -181,13 +171,13 @@ async fn pain_05_what_waits_in_kafka_is_answered_once_though_its_node_is_killed_
     let mut kills = 0;
     while answered() < RECORDS {
         let before = answered();
-        let worker = Worker::start(&database, &cluster.address);
+        let mut worker = worker(&database, &cluster.address);
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
         while answered() < (before + 40).min(RECORDS) {
             assert!(std::time::Instant::now() < deadline, "{} of {RECORDS} are answered", answered());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        drop(worker);
+        worker.kill_9();
         kills += 1;
     }
     assert!(kills > 2, "it was never killed in the middle");

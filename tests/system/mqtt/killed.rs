@@ -15,14 +15,14 @@ const URL: &str = "WAKALA_TEST_URL";
 const TLS: &str = "WAKALA_TEST_TLS";
 
 /// A process that is gone with the test, whatever became of it.
-pub(super) struct Node(Child);
+pub(crate) struct Node(pub(crate) Child);
 
 impl Node {
     pub(super) fn process(&self) -> u32 {
         self.0.id()
     }
 
-    pub(super) fn kill_9(&mut self) {
+    pub(crate) fn kill_9(&mut self) {
         self.0.kill().expect("SIGKILL");
         self.0.wait().expect("gone");
     }

@@ -13,7 +13,7 @@ mod foreign;
 mod hanging;
 mod identity;
 mod idle;
-mod killed;
+pub(crate) mod killed;
 mod leaving;
 mod messages;
 mod neighbours;
