@@ -5,7 +5,7 @@
 //! commit, and PUBCOMP waits until it is forgotten: a client that uses the identifier again must not be taken for one that
 //! repeats itself.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use ntex_bytes::{ByteString, Bytes};
 use ntex_mqtt::v5::codec::{Packet, PublishAck, PublishAck2, PublishAck2Reason, PublishAckReason, QoS};
 
 use super::aliases::Heard;
-use super::{Effect, Limits, Version};
+use super::{Effect, Flaw, Limits, Version, protocol};
 use crate::message::Message;
 
 #[derive(Debug)]
@@ -26,14 +26,11 @@ pub(super) struct Incoming {
     handed: usize,
     /// How many requests of those are not durable yet.
     admitting: u16,
-    /// How many of `arrived` count against the Receive Maximum; those in `received` do too, but for `earlier`.
-    unanswered: u16,
-    /// Identifiers of QoS 2: the message is durable, PUBCOMP was not sent.
-    received: BTreeSet<NonZeroU16>,
-    /// Those of them that an earlier connection left. The Receive Maximum is a connection's own (4.9).
-    earlier: BTreeSet<NonZeroU16>,
-    /// Those of them that were released and are being forgotten, oldest first.
-    releasing: VecDeque<NonZeroU16>,
+    /// Identifiers of publishes on this connection that are not complete: they count against the Receive Maximum, which is
+    /// a connection's own (4.9).
+    here: BTreeMap<NonZeroU16, Stage>,
+    /// Those of QoS 2 that an earlier connection left and this one has not heard of.
+    earlier: BTreeMap<NonZeroU16, Stage>,
     /// Whether identifiers outlive the connection.
     kept: bool,
     max: u16,
@@ -43,12 +40,21 @@ pub(super) struct Incoming {
 
 #[derive(Debug)]
 struct Arrived {
-    /// None at QoS 0.
+    /// None at QoS 0, and where nothing is to be said any more.
     packet_id: Option<NonZeroU16>,
     qos: QoS,
-    /// QoS 2, and its message was taken before.
-    repeated: bool,
     state: State,
+}
+
+/// How far the exchange of a packet identifier has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its PUBLISH is not answered yet.
+    Arrived,
+    /// QoS 2: the message is durable, PUBREC was sent.
+    Received,
+    /// PUBREL came, and it is being forgotten.
+    Releasing,
 }
 
 #[derive(Debug)]
@@ -75,10 +81,8 @@ impl Incoming {
             first: 0,
             handed: 0,
             admitting: 0,
-            unanswered: 0,
-            received: BTreeSet::new(),
-            earlier: BTreeSet::new(),
-            releasing: VecDeque::new(),
+            here: BTreeMap::new(),
+            earlier: BTreeMap::new(),
             kept,
             max: limits.inbound_max.get(),
             unreleased_max: limits.unreleased_max.get(),
@@ -88,13 +92,12 @@ impl Incoming {
 
     /// Identifiers of QoS 2 that an earlier connection left.
     pub(super) fn remember(&mut self, received: Vec<NonZeroU16>) {
-        self.earlier.extend(&received);
-        self.received.extend(received);
+        self.earlier.extend(received.into_iter().map(|packet_id| (packet_id, Stage::Received)));
     }
 
-    /// How many publishes, how many identifiers of QoS 2, and how many aliases.
+    /// How many publishes, how many identifiers, and how many aliases.
     pub(super) fn sizes(&self) -> (usize, usize, usize) {
-        (self.arrived.len(), self.received.len(), self.aliases.len())
+        (self.arrived.len(), self.here.len() + self.earlier.len(), self.aliases.len())
     }
 
     /// Whether a publish is not answered yet.
@@ -102,47 +105,50 @@ impl Incoming {
         !self.arrived.is_empty()
     }
 
+    fn stage(&self, packet_id: NonZeroU16) -> Option<Stage> {
+        self.here.get(&packet_id).or_else(|| self.earlier.get(&packet_id)).copied()
+    }
+
     /// Whether an identifier belongs to a publish that is not complete.
     pub(super) fn uses(&self, packet_id: NonZeroU16) -> bool {
-        self.holds(packet_id) || self.has_received(packet_id)
+        self.stage(packet_id).is_some()
     }
 
     /// Whether an identifier belongs to a publish that is not answered yet.
     pub(super) fn holds(&self, packet_id: NonZeroU16) -> bool {
-        self.arrived.iter().any(|arrived| arrived.packet_id == Some(packet_id))
+        self.stage(packet_id) == Some(Stage::Arrived)
     }
 
-    /// Whether an identifier belongs to a publish at QoS 2 that was taken and is not complete.
+    /// Whether an identifier belongs to a publish at QoS 2 that was taken and is not released.
     pub(super) fn has_received(&self, packet_id: NonZeroU16) -> bool {
-        self.received.contains(&packet_id)
+        self.stage(packet_id) == Some(Stage::Received)
     }
 
-    /// Whether one more at QoS 1 or 2 is more than the Receive Maximum.
-    pub(super) fn exceeded(&self, version: Version) -> bool {
-        let all = usize::from(self.unanswered) + self.received.len();
+    /// Whether a publish with this identifier is more than the Receive Maximum.
+    pub(super) fn exceeded(&self, packet_id: NonZeroU16, version: Version) -> bool {
+        let all = self.here.len() + self.earlier.len();
         // MQTT 3.1.1 has none. What a client leaves unreleased is bounded all the same, over all its connections.
-        match version {
-            Version::V3 => all >= usize::from(self.unreleased_max),
-            Version::V5 => {
-                all - self.earlier.len() >= usize::from(self.max)
-                    || all >= usize::from(self.unreleased_max.max(self.max))
-            }
-        }
+        let (max, all_max) = match version {
+            Version::V3 => (u16::MAX, self.unreleased_max),
+            Version::V5 => (self.max, self.unreleased_max.max(self.max)),
+        };
+        let counted = self.here.contains_key(&packet_id) || self.here.len() < usize::from(max);
+        !counted || (!self.uses(packet_id) && all >= usize::from(all_max))
     }
 
     /// MQTT 3.1.1 has no Receive Maximum, and QoS 0 none in either version: then the socket is left unread. The packets
     /// of an MQTT 5 client above QoS 0 count against its Receive Maximum instead, so that its PINGREQ are always read.
     pub(super) fn full(&self, version: Version) -> bool {
         let counted = match version {
-            Version::V3 => self.arrived.len(),
-            Version::V5 => self.arrived.len().saturating_sub(usize::from(self.unanswered)),
+            Version::V3 => 0,
+            Version::V5 => self.here.len(),
         };
-        counted >= usize::from(self.max)
+        self.arrived.len() >= usize::from(self.max) + counted
     }
 
     pub(super) fn arrived(&mut self, packet_id: Option<NonZeroU16>, qos: QoS, work: Work, effects: &mut Vec<Effect>) {
-        self.unanswered += u16::from(packet_id.is_some());
-        self.push(packet_id, qos, false, State::Waiting(work), effects);
+        self.here.extend(packet_id.map(|packet_id| (packet_id, Stage::Arrived)));
+        self.push(Arrived { packet_id, qos, state: State::Waiting(work) }, effects);
     }
 
     /// A publish that is refused is answered in its turn like the others.
@@ -153,24 +159,19 @@ impl Incoming {
         why: Option<ByteString>,
         effects: &mut Vec<Effect>,
     ) {
-        self.unanswered += 1;
-        self.push(Some(packet_id), qos, false, State::Refused(why), effects);
+        self.here.insert(packet_id, Stage::Arrived);
+        self.push(Arrived { packet_id: Some(packet_id), qos, state: State::Refused(why) }, effects);
     }
 
     /// A publish at QoS 2 whose message was taken before: it is answered, and not taken again [MQTT-4.3.3-10].
     pub(super) fn repeated(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) {
-        self.push(Some(packet_id), QoS::ExactlyOnce, true, State::Durable, effects);
+        self.earlier.remove(&packet_id);
+        self.here.insert(packet_id, Stage::Received);
+        self.push(Arrived { packet_id: Some(packet_id), qos: QoS::ExactlyOnce, state: State::Durable }, effects);
     }
 
-    fn push(
-        &mut self,
-        packet_id: Option<NonZeroU16>,
-        qos: QoS,
-        repeated: bool,
-        state: State,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.arrived.push_back(Arrived { packet_id, qos, repeated, state });
+    fn push(&mut self, arrived: Arrived, effects: &mut Vec<Effect>) {
+        self.arrived.push_back(arrived);
         self.hand_on(effects);
         self.answer(effects);
     }
@@ -221,11 +222,13 @@ impl Incoming {
             };
             if let Some(packet_id) = arrived.packet_id {
                 let ack = PublishAck { packet_id, reason_code, reason_string, ..PublishAck::default() };
-                self.unanswered -= u16::from(!arrived.repeated);
-                effects.push(Effect::Send(if arrived.qos == QoS::ExactlyOnce {
-                    if reason_code == PublishAckReason::Success {
-                        self.received.insert(packet_id);
-                    }
+                let (qos, taken) = (arrived.qos, reason_code == PublishAckReason::Success);
+                if qos == QoS::ExactlyOnce && taken {
+                    self.here.insert(packet_id, Stage::Received);
+                } else {
+                    self.here.remove(&packet_id);
+                }
+                effects.push(Effect::Send(if qos == QoS::ExactlyOnce {
                     Packet::PublishReceived(ack)
                 } else {
                     Packet::PublishAck(ack)
@@ -241,44 +244,38 @@ impl Incoming {
     }
 
     /// A PUBREL: its identifier is forgotten, and then it is complete.
-    pub(super) fn released(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) {
-        if self.releasing.contains(&packet_id) {
-            return;
+    pub(super) fn released(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) -> Result<(), Flaw> {
+        match self.here.get_mut(&packet_id).or_else(|| self.earlier.get_mut(&packet_id)) {
+            Some(Stage::Arrived) => return Err(protocol("PUBREL before PUBREC [MQTT-4.3.3-4]")),
+            Some(Stage::Releasing) => return Ok(()),
+            Some(stage @ Stage::Received) => *stage = Stage::Releasing,
+            None => {
+                complete(packet_id, PublishAck2Reason::PacketIdNotFound, effects);
+                return Ok(());
+            }
         }
-        if self.kept && self.received.contains(&packet_id) {
-            self.releasing.push_back(packet_id);
-            return effects.push(Effect::Forget { packet_id });
+        // It has its PUBREC: if it asked for it more than once, a late one would be of the next with this identifier.
+        let repetitions = self.arrived.iter_mut().filter(|arrived| arrived.packet_id == Some(packet_id));
+        repetitions.for_each(|arrived| arrived.packet_id = None);
+        if self.kept {
+            effects.push(Effect::Forget { packet_id });
+        } else {
+            self.forgotten(packet_id, effects);
         }
-        let known = self.forget(packet_id);
-        complete(packet_id, known, effects);
+        Ok(())
     }
 
     /// An identifier that was released is forgotten. PUBCOMP has no order to keep (4.6).
     pub(super) fn forgotten(&mut self, packet_id: NonZeroU16, effects: &mut Vec<Effect>) {
-        if let Some(place) = self.releasing.iter().position(|releasing| *releasing == packet_id) {
-            self.releasing.remove(place);
-            self.forget(packet_id);
-            complete(packet_id, true, effects);
+        if self.stage(packet_id) == Some(Stage::Releasing) {
+            self.here.remove(&packet_id);
+            self.earlier.remove(&packet_id);
+            complete(packet_id, PublishAck2Reason::Success, effects);
         }
-        if self.releasing.is_empty() {
-            self.releasing = VecDeque::new();
-        }
-    }
-
-    fn forget(&mut self, packet_id: NonZeroU16) -> bool {
-        // Released before its repetition is answered, which counts by itself then.
-        let repetition = |arrived: &&mut Arrived| arrived.repeated && arrived.packet_id == Some(packet_id);
-        if let Some(arrived) = self.arrived.iter_mut().find(repetition) {
-            arrived.repeated = false;
-            self.unanswered += 1;
-        }
-        self.earlier.remove(&packet_id);
-        self.received.remove(&packet_id)
     }
 }
 
-fn complete(packet_id: NonZeroU16, known: bool, effects: &mut Vec<Effect>) {
-    let reason_code = if known { PublishAck2Reason::Success } else { PublishAck2Reason::PacketIdNotFound };
+fn complete(packet_id: NonZeroU16, reason_code: PublishAck2Reason, effects: &mut Vec<Effect>) {
     let complete = PublishAck2 { packet_id, reason_code, ..PublishAck2::default() };
     effects.push(Effect::Send(Packet::PublishComplete(complete)));
 }

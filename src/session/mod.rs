@@ -417,13 +417,7 @@ impl Session {
             Packet::PublishAck(ack) => self.outgoing.acked(ack.packet_id, ack.reason_code, effects)?,
             Packet::PublishReceived(ack) => self.outgoing.received(ack.packet_id, ack.reason_code, effects)?,
             Packet::PublishComplete(ack) => self.outgoing.completed(ack.packet_id, effects)?,
-            Packet::PublishRelease(release) => {
-                let incoming = self.incoming();
-                if incoming.holds(release.packet_id) {
-                    return Err(protocol("PUBREL before PUBREC [MQTT-4.3.3-4]"));
-                }
-                incoming.released(release.packet_id, effects);
-            }
+            Packet::PublishRelease(release) => self.incoming().released(release.packet_id, effects)?,
             Packet::Subscribe(subscribe) => self.change(Asked::Subscribe(subscribe), effects)?,
             Packet::Unsubscribe(unsubscribe) => self.change(Asked::Unsubscribe(unsubscribe), effects)?,
             Packet::Disconnect(disconnect) => self.disconnect(&disconnect, effects),
@@ -453,17 +447,21 @@ impl Session {
         }
         let (packet_id, qos, version) = (publish.packet_id, publish.qos, self.terms.version);
         if let Some(packet_id) = packet_id {
-            if qos == QoS::ExactlyOnce && self.incoming().has_received(packet_id) {
+            let incoming = self.incoming();
+            let repeated = qos == QoS::ExactlyOnce && incoming.has_received(packet_id);
+            if !repeated {
+                // A 3.1.1 client may send again while it waits; the answer is on its way.
+                if version == Version::V3 && publish.dup && incoming.holds(packet_id) {
+                    return Ok(());
+                }
+                self.unused(packet_id)?;
+            }
+            if self.incoming().exceeded(packet_id, version) {
+                return Err(Flaw { reason: Reason::ReceiveMaximumExceeded, why: "receive maximum exceeded" });
+            }
+            if repeated {
                 self.incoming().repeated(packet_id, effects);
                 return Ok(());
-            }
-            // A 3.1.1 client may send again while it waits; the answer is on its way.
-            if version == Version::V3 && publish.dup && self.incoming().holds(packet_id) {
-                return Ok(());
-            }
-            self.unused(packet_id)?;
-            if self.incoming().exceeded(version) {
-                return Err(Flaw { reason: Reason::ReceiveMaximumExceeded, why: "receive maximum exceeded" });
             }
         }
         let work = match self.rights.publish(&self.client, &publish.topic) {

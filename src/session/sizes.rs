@@ -7,8 +7,8 @@ use super::Session;
 pub struct Sizes {
     /// Publishes of the client's that wait for an answer, or for the one before them.
     pub arrived: usize,
-    /// Identifiers of QoS 2 that are not complete.
-    pub received: usize,
+    /// Identifiers of its publishes that are not complete.
+    pub incomplete: usize,
     /// SUBSCRIBE and UNSUBSCRIBE that wait for the database.
     pub changes: usize,
     pub subscriptions: usize,
@@ -23,11 +23,11 @@ pub struct Sizes {
 impl Session {
     #[must_use]
     pub fn sizes(&self) -> Sizes {
-        let (arrived, received, heard) = self.incoming.as_ref().map_or((0, 0, 0), |incoming| incoming.sizes());
+        let (arrived, incomplete, heard) = self.incoming.as_ref().map_or((0, 0, 0), |incoming| incoming.sizes());
         let (rows, direct, told) = self.outgoing.sizes();
         Sizes {
             arrived,
-            received,
+            incomplete,
             changes: self.changes(),
             subscriptions: self.subscriptions.len(),
             rows,

@@ -219,7 +219,8 @@ impl World {
             3 => self.happen(bytes.byte()?),
             4 => self.time(bytes.byte()?),
             5 => self.ping(bytes.byte()?),
-            6..=13 => self.publish(bytes.byte()?),
+            6..=12 => self.publish(bytes.byte()?),
+            13 => self.repeat(),
             14..=21 => self.acknowledge(),
             22..=25 => self.release(),
             26 | 27 => self.subscribe(bytes)?,
@@ -296,6 +297,14 @@ impl World {
         let publish = bytes::Publish { qos: how % 3, dup: false, retain: false, topic, packet_id, alias: how.into() };
         let alias = if publish.alias % 4 == 1 { 1 } else { 0 };
         self.write(true, |watch| bytes::Publish { alias, ..publish }.frame(watch.version));
+    }
+
+    /// What was sent on an earlier connection, whose PUBREC may have been lost.
+    fn repeat(&mut self) {
+        let Some(connection) = &self.connection else { return };
+        let Some(packet_id) = connection.watch.may_repeat().filter(|_| connection.socket.is_empty()) else { return };
+        let publish = bytes::Publish { qos: 2, dup: true, retain: false, topic: "t", packet_id, alias: 0 };
+        self.write(true, |watch| publish.frame(watch.version));
     }
 
     fn publish_anything(&mut self, how: u8, which: u8) {

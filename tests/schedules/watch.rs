@@ -57,7 +57,7 @@ pub(crate) struct Watch {
     durable: BTreeSet<u32>,
     /// Identifiers of QoS 2 whose PUBREC said that the message was taken.
     pub(crate) received: BTreeSet<u16>,
-    /// Those of them that an earlier connection left.
+    /// Those of them that an earlier connection left, and whose PUBLISH did not come again.
     earlier: BTreeSet<u16>,
     pub(crate) releasing: BTreeSet<u16>,
     completes_unknown: u32,
@@ -159,15 +159,21 @@ impl Watch {
 
     /// Whether the client may send one more, by the Receive Maximum that it was told (4.9) and by what one may leave unreleased.
     pub(crate) fn has_room(&self) -> bool {
-        let of = |max: std::num::NonZeroU16| usize::from(max.get());
-        let (unanswered, limits) = (self.unanswered(), &self.limits);
-        match self.version {
-            Version::V3 => unanswered.len() < of(limits.unreleased_max),
-            Version::V5 => {
-                unanswered.difference(&self.earlier).count() < of(limits.inbound_max)
-                    && unanswered.len() < of(limits.unreleased_max.max(limits.inbound_max))
-            }
-        }
+        let all = match self.version {
+            Version::V3 => self.limits.unreleased_max,
+            Version::V5 => self.limits.unreleased_max.max(self.limits.inbound_max),
+        };
+        self.counts_one_more() && self.unanswered().len() < usize::from(all.get())
+    }
+
+    fn counts_one_more(&self) -> bool {
+        let counted = self.unanswered().difference(&self.earlier).count();
+        self.version == Version::V3 || counted < usize::from(self.limits.inbound_max.get())
+    }
+
+    /// What it may send again of what it sent on another connection.
+    pub(crate) fn may_repeat(&self) -> Option<u16> {
+        self.earlier.difference(&self.releasing).next().copied().filter(|_| self.counts_one_more())
     }
 
     /// The client sends a publish: its serial number, and whether it is one more than it may.
@@ -175,7 +181,12 @@ impl Watch {
         self.next_serial += 1;
         let serial = self.next_serial;
         let Some(packet_id) = publish.packet_id.map(std::num::NonZeroU16::get) else { return (serial, false) };
-        let over = self.version == Version::V5 && !self.unanswered().contains(&packet_id) && !self.has_room();
+        let room = match self.unanswered().contains(&packet_id) {
+            true => !self.earlier.contains(&packet_id) || self.counts_one_more(),
+            false => self.has_room(),
+        };
+        let over = self.version == Version::V5 && !room;
+        self.earlier.remove(&packet_id);
         let repeated = publish.qos == QoS::ExactlyOnce && self.received.contains(&packet_id);
         let waits = self.arrivals.iter().any(|arrival| arrival.packet_id == packet_id);
         let ignored = self.version == Version::V3 && publish.dup && waits && !repeated;
@@ -192,8 +203,11 @@ impl Watch {
             Packet::Subscribe(it) => self.changes.push_back((it.packet_id.get(), it.topic_filters.len(), true)),
             Packet::Unsubscribe(it) => self.changes.push_back((it.packet_id.get(), it.topic_filters.len(), false)),
             Packet::PublishRelease(it) => {
-                if self.received.contains(&it.packet_id.get()) {
-                    self.releasing.insert(it.packet_id.get());
+                let packet_id = it.packet_id.get();
+                if self.received.contains(&packet_id) {
+                    self.releasing.insert(packet_id);
+                    // Another PUBREC would be taken for one of the next with this identifier.
+                    self.arrivals.retain(|arrival| arrival.packet_id != packet_id);
                 } else {
                     self.completes_unknown += 1;
                 }
@@ -404,7 +418,7 @@ impl Watch {
         let of = |max: std::num::NonZeroU16| usize::from(max.get());
         let unanswered = of(limits.unreleased_max.max(limits.inbound_max));
         assert!(sizes.arrived <= 2 * of(limits.inbound_max), "{sizes:?}");
-        assert!(sizes.received <= unanswered.max(loaded), "{sizes:?}");
+        assert!(sizes.incomplete <= unanswered.max(loaded), "{sizes:?}");
         assert!(sizes.changes <= 16, "{sizes:?}");
         assert!(sizes.rows <= of(limits.page) * 3 / 2, "{sizes:?}");
         assert!(sizes.direct <= of(limits.direct_max), "{sizes:?}");

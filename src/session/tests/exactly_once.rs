@@ -124,19 +124,38 @@ fn identifiers_count_until_they_are_complete() {
     }
 }
 
-/// The client may not send it again then, and its answer waits for one before it.
 #[test]
-fn what_is_forgotten_before_its_repetition_is_answered_counts_until_that_is() {
-    let mut session = session(false, &[], 0);
-    for event in [publish_2(1, "a"), Event::Durable { ticket: 0 }, publish_2(2, "b"), pubrel(1), publish_2(1, "a")] {
-        handle(&mut session, event, 1);
+fn what_is_sent_again_on_another_connection_counts_once_there() {
+    let mut session = session(false, &[1], 0);
+    for number in [1, 1, 2, 3, 4] {
+        handle(&mut session, publish_2(number, "x"), 1);
     }
-    assert_eq!(told(&handle(&mut session, Event::Forgotten { packet_id: id(1) }, 1)), ["pubcomp 1 00"]);
-    for event in [publish_2(3, "c"), publish_2(4, "d")] {
-        assert_eq!(handle(&mut session, event, 1).len(), 1, "it is on its way");
-    }
-    // The second, the repetition, the third and the fourth are four, the Receive Maximum.
-    assert_eq!(told(&handle(&mut session, publish_2(5, "e"), 1)), ["disconnect 93", "close"]);
+    assert_eq!(told(&handle(&mut session, publish_2(5, "x"), 1)), ["disconnect 93", "close"]);
+}
+
+#[test]
+fn who_releases_has_its_pubrec_and_gets_no_other() {
+    let (forgotten, mut session) = (Event::Forgotten { packet_id: id(1) }, session(false, &[1], 0));
+    steps(
+        &mut session,
+        vec![
+            (publish_2(2, "b"), &["route 0 t b remember 2"]),
+            // Its answer waits for the one before it.
+            (publish_2(1, "a"), &[]),
+            (pubrel(1), &["forget 1"]),
+            (forgotten, &["pubcomp 1 00"]),
+            (publish_2(1, "c"), &["route 2 t c remember 1"]),
+            (Event::Durable { ticket: 0 }, &["pubrec 2 00"]),
+            (Event::Durable { ticket: 2 }, &["pubrec 1 00"]),
+        ],
+    );
+}
+
+/// A repetition, which [MQTT-4.3.3-6] forbids, or another message, which would be lost if it were taken for one.
+#[test]
+fn an_identifier_that_is_being_forgotten_is_in_use() {
+    let mut session = session(false, &[1], 0);
+    steps(&mut session, vec![(pubrel(1), &["forget 1"]), (publish_2(1, "b"), &["disconnect 82", "close"])]);
 }
 
 #[test]
