@@ -177,8 +177,8 @@ impl Listening {
         move || identity.report()
     }
 
-    /// Reads the files of TLS, of tokens and of the hook again at once, and ends the sessions whose certificate is not good by them. What is wrong
-    /// with them is logged and counted, and what was in force stays so.
+    /// Reads the files of TLS, of tokens and of the hook again at once, and ends the sessions whose certificate is not good by
+    /// them. What is wrong with them is logged and counted, and what was in force stays so.
     pub async fn reload(&self) {
         let identity = self.identity.clone();
         // A panic is its task's own, and the next look comes.

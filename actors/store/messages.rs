@@ -164,8 +164,8 @@ impl Store {
     }
 }
 
-/// Which request it answers, the last place of the queue, and a row of it: its place, payload, QoS, topic, retain, properties, expiry, released and
-/// subscription identifiers. A receipt has no QoS.
+/// Which request it answers, the last place of the queue, and a row of it: its place, payload, QoS, topic, retain, properties,
+/// expiry, released and subscription identifiers. A receipt has no QoS.
 pub(super) type Row = (
     i64,
     i64,

@@ -105,7 +105,8 @@ fn of_row(row: &PgRow) -> Result<Terminal, Error> {
 }
 
 impl Store {
-    /// Enrols a terminal, opens its session (one that a guest has under this name ends first) and, where the agent has none yet, a float in this currency.
+    /// Enrols a terminal, opens its session (one that a guest has under this name ends first) and, where the agent has none
+    /// yet, a float in this currency.
     ///
     /// # Errors
     /// When the database does not do it.

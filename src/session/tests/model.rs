@@ -1,9 +1,9 @@
 //! Schedules of drops and crashes against a small reference model.
 //!
 //! Goal: no queued receipt or message is lost but at QoS 0, which goes out once at most; the order of each kind is kept, a
-//! resend carries the original identifier, what was sent before is never sent as new, and requests are acknowledged in order and only once they are durable. Method: the twin with a
-//! database, a client and a network of a few lines each; a list of steps drawn by proptest; at the end everything is let
-//! through and counted.
+//! resend carries the original identifier, what was sent before is never sent as new, and requests are acknowledged in
+//! order and only once they are durable. Method: the twin with a database, a client and a network of a few lines each; a
+//! list of steps drawn by proptest; at the end everything is let through and counted.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
