@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::ports::Clock;
 use crate::router::Router;
 use crate::router::owed::{Behind, Owed, Page, Share};
+use crate::store::presence::Stands;
 use crate::store::publications::Publication;
 use crate::store::sessions::Cut;
 
@@ -101,11 +102,11 @@ impl Presence {
         }))
     }
 
-    /// Starts to tell. `kept` are clients that are away and have a session, `ended` the connections that ended with the
-    /// node's last life; `watched` is whether somebody's session is subscribed to presence.
+    /// Starts to tell. `stored` is what is stored of clients, `ended` the connections that ended with the node's last life;
+    /// `watched` is whether somebody's session is subscribed to presence.
     pub fn begin(
         &self,
-        kept: Vec<(ClientId, Epoch, Time)>,
+        stored: Vec<Stands>,
         ended: &[Cut],
         watched: bool,
         router: Router,
@@ -116,12 +117,40 @@ impl Presence {
         if let Some(to_tell) = self.0.to_tell.lock().unwrap_or_else(PoisonError::into_inner).take() {
             runtime.spawn(tell(to_tell, self.0.node.clone(), router, clock));
         }
-        self.0.watched.fetch_or(watched, Ordering::Relaxed);
-        let mut board = self.board();
-        for (client, epoch, since) in kept {
-            board.load(client, epoch, since);
-        }
+        self.watch(watched);
+        self.adopt(stored, 0);
+        let _in_turn = self.board();
         self.say(self.told_of(ended).map(|cut| died(cut, now)), now);
+    }
+
+    /// Whether somebody is subscribed to presence, here or elsewhere: from then on it is told.
+    pub(crate) fn watch(&self, watched: bool) {
+        self.0.watched.fetch_or(watched, Ordering::Relaxed);
+    }
+
+    /// How often something of it has changed: what is read now is not newer than what changes from now on.
+    pub(crate) fn changes(&self) -> u64 {
+        self.board().changes()
+    }
+
+    /// This is stored of clients, read after so many changes. Of those who are here it is known better.
+    pub(crate) fn adopt(&self, stored: Vec<Stands>, until: u64) {
+        let known = stored.iter().map(|stands| stands.client.clone()).collect();
+        stored.into_iter().for_each(|stands| self.heard(stands));
+        self.board().over_but(&known, until);
+    }
+
+    /// So a client stands, as another node says or the database.
+    pub(crate) fn heard(&self, Stands { client, standing, node, kept }: Stands) {
+        let mut board = self.board();
+        if standing.online && node.as_deref().is_none_or(|node| node == self.0.node) {
+            return;
+        }
+        board.heard(client.clone(), standing, node.as_deref());
+        if !kept {
+            let until = board.changes();
+            board.over(&client, until);
+        }
     }
 
     /// The epoch of a connection that others are not to be mistaken for: milliseconds of the calendar, and no two alike.
@@ -138,10 +167,13 @@ impl Presence {
         self.say(board.came(client, epoch, now), now);
     }
 
-    /// A connection has ended; the session is kept, or ended with it.
-    pub fn went(&self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) {
+    /// A connection has ended; the session is kept, or ended with it. False if that is no news: a later one is known.
+    pub fn went(&self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) -> bool {
         let mut board = self.board();
-        self.say(board.went(client, epoch, kept, why, now), now);
+        let told = board.went(client, epoch, kept, why, now);
+        let news = told.is_some();
+        self.say(told, now);
+        news
     }
 
     /// A terminal's connection begins.
@@ -152,10 +184,8 @@ impl Presence {
     }
 
     /// A terminal's has ended. Nothing is kept of one that is away.
-    pub fn terminal_went(&self, terminal: &ClientId, epoch: Epoch, why: &str, now: Time) {
-        if self.0.tell_terminals {
-            self.went(terminal, epoch, false, why, now);
-        }
+    pub fn terminal_went(&self, terminal: &ClientId, epoch: Epoch, why: &str, now: Time) -> bool {
+        self.0.tell_terminals && self.went(terminal, epoch, false, why, now)
     }
 
     fn told_of<'a>(&self, ended: &'a [Cut]) -> impl Iterator<Item = &'a Cut> + use<'a> {
@@ -165,16 +195,21 @@ impl Presence {
 
     /// Connections of another node have ended with it.
     pub fn died(&self, ended: &[Cut], now: Time) {
-        let _in_turn = self.board();
+        let mut board = self.board();
+        for cut in ended {
+            board.heard(cut.client.clone(), died(cut, now).standing, None);
+            if cut.over || !cut.guest {
+                let until = board.changes();
+                board.over(&cut.client, until);
+            }
+        }
         self.say(self.told_of(ended).map(|cut| died(cut, now)), now);
     }
 
-    /// Sessions that were kept are over.
-    pub fn over(&self, clients: &[ClientId]) {
+    /// Sessions that were kept are over, or never were; so it was after `until` changes.
+    pub(crate) fn over<'a>(&self, clients: impl IntoIterator<Item = &'a ClientId>, until: u64) {
         let mut board = self.board();
-        for client in clients {
-            board.over(client);
-        }
+        clients.into_iter().for_each(|client| board.over(client, until));
     }
 
     /// What a new subscription hears first: how those stand whom it concerns.
@@ -193,8 +228,10 @@ impl Presence {
     pub(crate) fn page(&self, owed: &mut Owed, share: &mut Share, now: Time) -> Vec<Addressed> {
         let Behind::Present(after) = owed.behind() else { return Vec::new() };
         let board = self.board();
-        let found = board.look(owed.filter(), after.as_ref(), owed.until()).map(|(client, standing)| {
-            (client, standing.map(|standing| Arc::new(message(&self.0.node, client, standing, None))))
+        let found = board.look(owed.filter(), after.as_ref(), owed.until()).map(|(client, found)| {
+            let message =
+                |(standing, node): (_, Option<&str>)| message(node.unwrap_or(&self.0.node), client, standing, None);
+            (client, found.map(|found| Arc::new(message(found))))
         });
         let Page { messages, last, done } = owed.fill(found, share, now);
         let last = last.map(|client| Behind::Present(Some(client.clone())));
@@ -233,7 +270,7 @@ impl Presence {
 
 fn died(cut: &Cut, now: Time) -> Told {
     let standing = Standing { epoch: cut.epoch, online: false, since: now };
-    Told { client: cut.client.clone(), standing, why: Some("its node died".to_owned()) }
+    Told { client: cut.client.clone(), standing, node: None, why: Some("its node died".to_owned()) }
 }
 
 /// Tells one after the other. What is for sessions that are kept goes into the database, many in one commit, before
@@ -243,8 +280,9 @@ async fn tell(mut to_tell: mpsc::Receiver<Told>, node: String, router: Router, c
     while to_tell.recv_many(&mut gathered, BATCH).await > 0 {
         let now = clock.now();
         let mut stored = Publication::at(now);
-        for Told { client, standing, why } in gathered.drain(..) {
-            let message = Arc::new(message(&node, &client, standing, why.as_deref()));
+        for Told { client, standing, node: other, why } in gathered.drain(..) {
+            let message = message(other.as_deref().unwrap_or(&node), &client, standing, why.as_deref());
+            let message = Arc::new(message);
             if let Some(publication) = router.route(None, &message, None, now) {
                 stored.to.extend(publication.to);
             }

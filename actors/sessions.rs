@@ -386,7 +386,7 @@ impl Sessions {
                     Ok(over) if over.is_empty() => {}
                     Ok(over) => {
                         sessions.router.over(&over);
-                        sessions.presence.over(&over);
+                        sessions.presence.over(&over, u64::MAX);
                         over.iter().for_each(|client| sessions.neighbours.tell(|| Word::Changed(client.clone())));
                         tracing::info!(count = over.len(), "sessions ended whose time was over");
                     }

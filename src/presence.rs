@@ -1,11 +1,12 @@
 //! Which clients of a general broker are there: what subscribers of their presence are told, and in which order.
 //!
-//! The board holds the clients that are connected to this node and those whose session is kept. Each connection has an
-//! epoch, higher than that of the one before it; the board takes the beginning of a connection only if it is later than what
-//! it shows, and the end only of the connection that it shows. So an end is never told after the beginning of a later
-//! connection, in whatever order the two come in.
+//! The board holds the clients that are connected to this node and those whose session is kept, wherever they are. Each
+//! connection has an epoch, higher than that of the one before it; the board takes the beginning of a connection only if it is
+//! later than what it shows, and the end only of the connection that it shows. So an end is never told after the beginning of
+//! a later connection, in whatever order the two come in. Each node tells of its own: what is heard of others is shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 use std::ops::Bound;
 
 use crate::id::{ClientId, Epoch};
@@ -27,6 +28,8 @@ pub struct Standing {
 pub struct Told {
     pub client: ClientId,
     pub standing: Standing,
+    /// The other node that had it; none: this one.
+    pub node: Option<Box<str>>,
     /// Why its connection ended.
     pub why: Option<String>,
 }
@@ -35,6 +38,8 @@ pub struct Told {
 #[derive(Debug, Default)]
 pub struct Board {
     clients: BTreeMap<ClientId, Shown>,
+    /// The names of other nodes.
+    nodes: Vec<Box<str>>,
     /// How often something on it has changed.
     changes: u64,
 }
@@ -44,21 +49,43 @@ struct Shown {
     standing: Standing,
     /// The how manieth change it was.
     nth: u64,
+    /// Which of the other nodes it is known from; none: this one, or the database.
+    node: Option<NonZeroU16>,
+}
+
+impl Shown {
+    fn is_here(&self) -> bool {
+        self.standing.online && self.node.is_none()
+    }
 }
 
 /// Why a connection ended that a later one of the same client follows.
 pub const TAKEN_OVER: &str = "taken over";
 
 impl Board {
-    /// A client whose session is kept, and who is away.
-    pub fn load(&mut self, client: ClientId, epoch: Epoch, since: Time) {
-        let shown = self.shown(Standing { epoch, online: false, since });
-        self.clients.entry(client).or_insert(shown);
+    /// How a client stands that is connected elsewhere or away, and which node says so, or has it. What is known better stays:
+    /// of two the one of the higher epoch is the later, and in one epoch the end.
+    pub fn heard(&mut self, client: ClientId, standing: Standing, node: Option<&str>) {
+        let place = |standing: &Standing| (standing.epoch, !standing.online);
+        if self.clients.get(&client).is_none_or(|shown| place(&shown.standing) < place(&standing)) {
+            let node = node.and_then(|node| self.node(node));
+            let shown = Shown { node, ..self.shown(standing) };
+            self.clients.insert(client, shown);
+        }
+    }
+
+    fn node(&mut self, name: &str) -> Option<NonZeroU16> {
+        let place = self.nodes.iter().position(|node| **node == *name).unwrap_or(self.nodes.len());
+        let nth = u16::try_from(place + 1).ok().and_then(NonZeroU16::new)?;
+        if place == self.nodes.len() {
+            self.nodes.push(name.into());
+        }
+        Some(nth)
     }
 
     fn shown(&mut self, standing: Standing) -> Shown {
         self.changes += 1;
-        Shown { standing, nth: self.changes }
+        Shown { standing, nth: self.changes, node: None }
     }
 
     /// A connection begins.
@@ -71,13 +98,14 @@ impl Board {
             Some(shown) => {
                 if shown.standing.online {
                     let standing = Standing { online: false, since: now, ..shown.standing };
-                    told.push(Told { client: client.clone(), standing, why: Some(TAKEN_OVER.to_owned()) });
+                    let node = self.nodes.get(at(shown.node)).cloned();
+                    told.push(Told { client: client.clone(), standing, node, why: Some(TAKEN_OVER.to_owned()) });
                 }
                 *shown = new;
             }
             None => _ = self.clients.insert(client.clone(), new),
         }
-        told.push(Told { client: client.clone(), standing, why: None });
+        told.push(Told { client: client.clone(), standing, node: None, why: None });
         told
     }
 
@@ -85,10 +113,10 @@ impl Board {
     pub fn went(&mut self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) -> Option<Told> {
         let new = self.shown(Standing { epoch, online: false, since: now });
         let shown = self.clients.get_mut(client)?;
-        if !shown.standing.online || shown.standing.epoch != epoch {
+        if !shown.is_here() || shown.standing.epoch != epoch {
             return None;
         }
-        let told = Told { client: client.clone(), standing: new.standing, why: Some(why.to_owned()) };
+        let told = Told { client: client.clone(), standing: new.standing, node: None, why: Some(why.to_owned()) };
         *shown = new;
         if !kept {
             self.clients.remove(client);
@@ -96,26 +124,32 @@ impl Board {
         Some(told)
     }
 
-    /// A session that was kept is over.
-    pub fn over(&mut self, client: &ClientId) {
-        if self.clients.get(client).is_some_and(|shown| !shown.standing.online) {
+    /// A session that was kept is over, or another node's connection of which nothing is kept; so it was after `until` changes.
+    pub fn over(&mut self, client: &ClientId, until: u64) {
+        if self.clients.get(client).is_some_and(|shown| !shown.is_here() && shown.nth <= until) {
             self.clients.remove(client);
         }
     }
 
+    /// Of all others it was so.
+    pub fn over_but(&mut self, known: &BTreeSet<ClientId>, until: u64) {
+        self.clients.retain(|client, shown| shown.is_here() || shown.nth > until || known.contains(client));
+    }
+
     /// The clients among whom those are that this filter concerns, behind the one where an earlier look ended. Each with how it
-    /// stands where the filter matches its topic and no more than `until` changes were made up to that.
+    /// stands, and at which other node, where the filter matches its topic and no more than `until` changes were made up to that.
     pub fn look<'a>(
         &'a self,
         filter: &'a str,
         after: Option<&ClientId>,
         until: u64,
-    ) -> impl Iterator<Item = (&'a ClientId, Option<Standing>)> {
+    ) -> impl Iterator<Item = (&'a ClientId, Option<(Standing, Option<&'a str>)>)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let clients = concerns(filter).then(|| self.clients.range::<ClientId, _>((from, Bound::Unbounded)));
         clients.into_iter().flatten().map(move |(client, shown)| {
             let found = shown.nth <= until && matches(filter, &topic(client));
-            (client, found.then_some(shown.standing))
+            let node = self.nodes.get(at(shown.node)).map(|name| &**name);
+            (client, found.then_some((shown.standing, node)))
         })
     }
 
@@ -134,6 +168,11 @@ impl Board {
     pub fn is_empty(&self) -> bool {
         self.clients.is_empty()
     }
+}
+
+/// The place of its name.
+fn at(node: Option<NonZeroU16>) -> usize {
+    node.map_or(usize::MAX, |nth| usize::from(nth.get()) - 1)
 }
 
 const PREFIX: &str = "$SYS/presence/";
@@ -263,14 +302,57 @@ mod tests {
             board.came(&client(name), Epoch(1), at(1));
             board.went(&client(name), Epoch(1), kept, "cut", at(2));
         }
-        board.load(client("loaded"), Epoch(3), at(0));
+        board.heard(client("loaded"), Standing { epoch: Epoch(3), online: false, since: at(0) }, None);
         let names = |board: &Board| found(board, "$SYS/presence/+");
         assert_eq!(names(&board), ["kept", "loaded"]);
         board.came(&client("loaded"), Epoch(4), at(3));
         for name in ["kept", "loaded"] {
-            board.over(&client(name));
+            board.over(&client(name), u64::MAX);
         }
         assert_eq!(names(&board), ["loaded"], "who is there is not over");
+    }
+
+    #[test]
+    fn what_is_heard_of_other_nodes_is_shown_and_theirs_to_tell() {
+        let (mut board, c) = (Board::default(), client("c"));
+        let stands = |epoch, online| Standing { epoch: Epoch(epoch), online, since: at(epoch) };
+        let shown = |board: &Board| {
+            let all: Vec<_> = board.look("$SYS/presence/c", None, u64::MAX).collect();
+            let (_, found) = all.into_iter().next()?;
+            found.map(|(standing, node)| (standing.epoch.0, standing.online, node.map(ToOwned::to_owned)))
+        };
+        let n2 = Some("n2".to_owned());
+        board.came(&c, Epoch(1), at(1));
+        board.heard(c.clone(), stands(2, true), Some("n2"));
+        assert_eq!(shown(&board), Some((2, true, n2.clone())), "taken over there");
+        assert_eq!(board.went(&c, Epoch(1), true, "late", at(3)), None, "its end is known");
+        assert_eq!(board.went(&c, Epoch(2), true, "not ours", at(3)), None);
+        for (epoch, online) in [(1, false), (2, true)] {
+            board.heard(c.clone(), stands(epoch, online), Some("n3"));
+        }
+        assert_eq!(shown(&board), Some((2, true, n2.clone())), "older, or the same");
+        board.heard(c.clone(), stands(2, false), Some("n2"));
+        board.heard(c.clone(), stands(2, true), None);
+        assert_eq!(shown(&board), Some((2, false, n2)), "an end stays one");
+        let told = board.came(&c, Epoch(3), at(4));
+        assert_eq!((said(&told), shown(&board)), (vec![(3, true)], Some((3, true, None))));
+        board.heard(c.clone(), stands(4, true), Some("n2"));
+        assert_eq!(said(&board.came(&c, Epoch(5), at(5))), [(4, false), (5, true)], "taken over from there");
+    }
+
+    #[test]
+    fn what_is_stored_of_nobody_is_over_but_for_who_came_meanwhile() {
+        let mut board = Board::default();
+        let stands = Standing { epoch: Epoch(1), online: true, since: at(1) };
+        board.came(&client("here"), Epoch(1), at(1));
+        for name in ["stored", "lost"] {
+            board.heard(client(name), stands, Some("n2"));
+        }
+        let until = board.changes();
+        board.heard(client("meanwhile"), stands, Some("n2"));
+        board.over(&client("meanwhile"), until);
+        board.over_but(&[client("stored")].into(), until);
+        assert_eq!(found(&board, "$SYS/presence/+"), ["here", "meanwhile", "stored"]);
     }
 
     #[test]

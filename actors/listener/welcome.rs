@@ -328,7 +328,7 @@ impl Door {
         }
         if guest {
             self.sessions.router().connected(&client, epoch, inbox, kept, &with);
-            self.sessions.came(&client, epoch, now);
+            self.sessions.came(&client, epoch, kept, now);
         } else {
             self.sessions.terminal_came(&client, epoch, now);
         }

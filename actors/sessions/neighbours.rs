@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use wakala::id::{ClientId, Epoch};
+use wakala::presence::concerns;
+use wakala::session::Subscription;
 
 use super::{Inner, Sessions};
 use crate::neighbours::{HERE_EVERY, SILENT_MAX, Voices};
@@ -135,6 +137,7 @@ impl Sessions {
                 Word::Retained(topic) => topics.push(topic),
                 Word::Queued(client) => drop(self.wake(client.as_str())),
                 Word::Came(other) => came.push(other),
+                Word::Stands(stands) => self.0.presence.heard(stands),
             }
         }
         if !self.open().is_open() {
@@ -150,8 +153,13 @@ impl Sessions {
     async fn end_doubts(&self) -> Result<(), Error> {
         let clients = mem::take(&mut *self.0.doubtful());
         if !clients.is_empty() {
+            let until = self.0.presence.changes();
             let reading = self.router().read().await;
-            reading.adopt(Some(&clients), self.store().kept_guests(Some(clients.iter().cloned().collect())).await?);
+            let stored = self.store().kept_guests(Some(clients.iter().cloned().collect())).await?;
+            self.0.presence.watch(stored.iter().any(watches));
+            let known: BTreeSet<_> = stored.iter().map(|(client, ..)| client).collect();
+            self.0.presence.over(clients.iter().filter(|client| !known.contains(client)), until);
+            reading.adopt(Some(&clients), stored);
         }
         while let Some(reading) = self.router().retained().read_doubtful().await {
             match self.store().retained(self.clock().now(), reading.topics()).await {
@@ -172,7 +180,11 @@ impl Sessions {
         if self.open().is_open() {
             let (router, store) = (self.router(), self.store());
             let reading = router.read().await;
-            reading.adopt(None, store.kept_guests(None).await?);
+            let stored = store.kept_guests(None).await?;
+            self.0.presence.watch(stored.iter().any(watches));
+            reading.adopt(None, stored);
+            let until = self.0.presence.changes();
+            self.0.presence.adopt(self.standings().await?, until);
             if behind {
                 let reading = router.retained().read_all().await;
                 reading.adopt(store.retained(self.clock().now(), None).await?);
@@ -181,6 +193,10 @@ impl Sessions {
         }
         Ok(())
     }
+}
+
+fn watches((_, _, subscription): &(ClientId, Epoch, Option<Subscription>)) -> bool {
+    subscription.as_ref().is_some_and(|subscription| concerns(&subscription.filter))
 }
 
 /// Until the sessions are gone, or the connection is.

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use wakala::id::{ClientId, Epoch};
+use wakala::presence::Standing;
 use wakala::time::Time;
 
 use super::{Deps, Inner, Sessions};
+use crate::store::Error;
+use crate::store::presence::Stands;
 use crate::store::sessions::Cut;
+use crate::store::words::Word;
 
 impl Sessions {
     /// Higher than any before it, in earlier lives of the node too: by the calendar, and no two alike.
@@ -15,27 +19,41 @@ impl Sessions {
     }
 
     /// A guest's connection begins: before its CONNACK, and after what is stored of it.
-    pub(crate) fn came(&self, client: &ClientId, epoch: Epoch, now: Time) {
+    pub(crate) fn came(&self, client: &ClientId, epoch: Epoch, kept: bool, now: Time) {
         self.0.presence.came(client, epoch, now);
+        self.tell_stands(kept, client, Standing { epoch, online: true, since: now }, kept);
     }
 
     /// A terminal comes: a guest that had its name before it was enrolled is forgotten.
     pub(crate) fn terminal_came(&self, terminal: &ClientId, epoch: Epoch, now: Time) {
         if self.0.router.keeps(terminal) {
             self.0.router.over(std::slice::from_ref(terminal));
-            self.0.presence.over(std::slice::from_ref(terminal));
+            self.0.presence.over([terminal], u64::MAX);
         }
         self.0.presence.terminal_came(terminal, epoch, now);
+        let tells = self.0.deps.presence.tell_terminals;
+        self.tell_stands(tells, terminal, Standing { epoch, online: true, since: now }, true);
     }
 
     /// A terminal's connection has ended.
     pub(crate) fn terminal_went(&self, terminal: &ClientId, epoch: Epoch, why: &str, now: Time) {
-        self.0.presence.terminal_went(terminal, epoch, why, now);
+        let news = self.0.presence.terminal_went(terminal, epoch, why, now);
+        self.tell_stands(news, terminal, Standing { epoch, online: false, since: now }, false);
     }
 
     /// A guest's connection has ended; the session is kept, or ended with it.
     pub(crate) fn went(&self, client: &ClientId, epoch: Epoch, kept: bool, why: &str, now: Time) {
-        self.0.presence.went(client, epoch, kept, why, now);
+        let news = self.0.presence.went(client, epoch, kept, why, now);
+        // Of the end of a session that was kept other nodes hear when that is stored.
+        self.tell_stands(news && kept, client, Standing { epoch, online: false, since: now }, kept);
+    }
+
+    /// Other nodes show it to whoever asks there; what they miss they read.
+    fn tell_stands(&self, tells: bool, client: &ClientId, standing: Standing, kept: bool) {
+        if tells {
+            let stands = || Stands { client: client.clone(), standing, node: Some(self.node().to_owned()), kept };
+            self.0.neighbours.tell_now(|| Word::Stands(stands()));
+        }
     }
 
     /// Whether connections are stored of which nothing stays when they end.
@@ -43,17 +61,24 @@ impl Sessions {
         self.0.deps.presence.store_clean
     }
 
+    /// What is stored of who is there.
+    pub(super) async fn standings(&self) -> Result<Vec<Stands>, Error> {
+        let Deps { store, presence, clock, .. } = &self.0.deps;
+        store.presence_of_all(presence.tell_terminals, clock.now()).await
+    }
+
     pub(super) async fn begin_presence(&self, ended: &[Cut]) {
         let Deps { store, clock, .. } = &self.0.deps;
-        let (kept, watched) = loop {
-            match store.presence_begun(clock.now()).await {
-                Ok(begun) => break begun,
-                Err(error) => tracing::warn!(%error, "waiting for the database: who was there"),
+        let (stored, watched) = loop {
+            let read = async { Ok((self.standings().await?, store.presence_is_watched().await?)) };
+            match read.await {
+                Ok(read) => break read,
+                Err::<_, Error>(error) => tracing::warn!(%error, "waiting for the database: who was there"),
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         };
         let (router, clock) = (self.0.router.clone(), clock.clone());
-        self.0.presence.begin(kept, ended, watched, router, clock, store.handle());
+        self.0.presence.begin(stored, ended, watched, router, clock, store.handle());
     }
 }
 

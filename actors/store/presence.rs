@@ -6,6 +6,7 @@ use sea_orm::sqlx::{self, types::Json};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use wakala::id::{ClientId, Epoch};
+use wakala::presence::{Standing, concerns};
 use wakala::time::Time;
 
 use super::{Error, Store, time_of, timestamp};
@@ -39,6 +40,17 @@ pub struct Came {
     pub connection: Option<Connection>,
 }
 
+/// How a client stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stands {
+    pub client: ClientId,
+    pub standing: Standing,
+    /// The node that it is connected to, or that says so.
+    pub node: Option<String>,
+    /// Something stays of it when it is away: its session.
+    pub kept: bool,
+}
+
 type Row = (i64, i64, bool, OffsetDateTime, Option<String>, Option<String>, Option<Json<Connection>>);
 
 impl Store {
@@ -67,31 +79,44 @@ impl Store {
         .await
     }
 
-    /// What a node's presence begins with: guests that are away and whose session is kept, and whether any session is
-    /// subscribed to presence.
+    /// How clients stand, as far as that is stored: guests that are connected or whose session is kept and, where theirs is told
+    /// too, terminals that are connected.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn presence_begun(&self, now: Time) -> Result<(Vec<(ClientId, Epoch, Time)>, bool), Error> {
+    pub async fn presence_of_all(&self, with_terminals: bool, now: Time) -> Result<Vec<Stands>, Error> {
         self.run(move |db| async move {
-            let pool = db.get_postgres_connection_pool();
-            let kept: Vec<(String, i64, Option<OffsetDateTime>)> = sqlx::query_as(
-                "select client_id, epoch, disconnected_at from wakala.session s \
-                 where not connected and expiry_s > 0 and expires_at > $1 \
-                 and not exists (select from wakala.terminal t where t.id = s.client_id)",
+            let rows: Vec<(String, i64, bool, OffsetDateTime, Option<String>)> = sqlx::query_as(
+                "select client_id, epoch, connected, \
+                 coalesce(case when connected then connected_at else disconnected_at end, $1), node \
+                 from wakala.session s where (connected or expiry_s > 0 and expires_at > $1) \
+                 and (connected and $2 or not exists (select from wakala.terminal t where t.id = s.client_id))",
             )
             .bind(timestamp(now))
-            .fetch_all(pool)
+            .bind(with_terminals)
+            .fetch_all(db.get_postgres_connection_pool())
             .await?;
+            let read = |(client, epoch, online, since, node): (String, i64, bool, OffsetDateTime, Option<String>)| {
+                let client: ClientId = ClientId::new(&client).map_err(|error| Error::Broken(error.to_string()))?;
+                let standing = Standing { epoch: Epoch(epoch), online, since: time_of(since) };
+                Ok(Stands { client, standing, node, kept: true })
+            };
+            rows.into_iter().map(read).collect()
+        })
+        .await
+    }
+
+    /// Whether any session is subscribed to presence.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn presence_is_watched(&self) -> Result<bool, Error> {
+        self.run(|db| async move {
             let filters: Vec<(String,)> =
                 sqlx::query_as("select distinct filter from wakala.subscription where filter like '%$SYS/%'")
-                    .fetch_all(pool)
+                    .fetch_all(db.get_postgres_connection_pool())
                     .await?;
-            let named = |(client, epoch, since): (String, i64, Option<OffsetDateTime>)| {
-                Some((ClientId::new(&client).ok()?, Epoch(epoch), since.map_or(now, time_of)))
-            };
-            let watched = filters.iter().any(|(filter,)| wakala::presence::concerns(filter));
-            Ok((kept.into_iter().filter_map(named).collect(), watched))
+            Ok(filters.iter().any(|(filter,)| concerns(filter)))
         })
         .await
     }

@@ -9,8 +9,11 @@ use std::time::Duration;
 use sea_orm::sqlx;
 use sea_orm::sqlx::postgres::{PgListener, PgNotification, PgPoolOptions};
 use wakala::id::{ClientId, Epoch};
+use wakala::presence::Standing;
+use wakala::time::Time;
 
 use super::batch::Batcher;
+use super::presence::Stands;
 use super::{Error, Store, in_time, name};
 
 /// One of them. Nothing in it has a line's end: neither names of nodes and clients nor topics may (1.5.4).
@@ -28,6 +31,8 @@ pub enum Word {
     Queued(ClientId),
     /// A guest of whom nothing is stored is connected.
     Came(Came),
+    /// So a client stands of whom something is stored.
+    Stands(Stands),
 }
 
 /// A connection, and the node that has it.
@@ -161,6 +166,16 @@ impl Word {
             Self::Retained(topic) => ("retained", topic.into()),
             Self::Queued(client) => ("queued", client.as_str().into()),
             Self::Came(Came { client, epoch, .. }) => ("came", format!("{} {}", epoch.0, client.as_str()).into()),
+            Self::Stands(Stands { client, standing: Standing { epoch, online, since }, kept, .. }) => {
+                let how = if *online {
+                    "here"
+                } else if *kept {
+                    "away"
+                } else {
+                    "gone"
+                };
+                ("stands", format!("{how} {} {} {}", epoch.0, since.millis(), client.as_str()).into())
+            }
         };
         format!("{node}\n{kind}\n{what}")
     }
@@ -179,6 +194,21 @@ impl Word {
                 let (client, epoch) = (ClientId::new(client).ok()?, Epoch(epoch.parse().ok()?));
                 Self::Came(Came { client, epoch, node: node.to_owned() })
             }
+            "stands" => {
+                let mut parts = what.splitn(4, ' ');
+                let mut next = || parts.next();
+                let (how, epoch, since, client) = (next()?, next()?, next()?, next()?);
+                let (online, kept) = match how {
+                    "here" => (true, true),
+                    "away" => (false, true),
+                    "gone" => (false, false),
+                    _ => return None,
+                };
+                let since = Time::from_millis(since.parse().ok()?);
+                let standing = Standing { epoch: Epoch(epoch.parse().ok()?), online, since };
+                let client = ClientId::new(client).ok()?;
+                Self::Stands(Stands { client, standing, node: Some(node.to_owned()), kept })
+            }
             _ => return None,
         };
         Some((node, word))
@@ -192,6 +222,10 @@ mod tests {
     #[test]
     fn a_word_is_read_as_it_was_said() {
         let client = || ClientId::new("a client").expect("short");
+        let stands = |online, kept| {
+            let standing = Standing { epoch: Epoch(7), online, since: Time::from_millis(9) };
+            Word::Stands(Stands { client: client(), standing, node: Some("n1".to_owned()), kept })
+        };
         for word in [
             Word::Here,
             Word::Anything,
@@ -199,6 +233,9 @@ mod tests {
             Word::Retained("a/b".to_owned()),
             Word::Queued(client()),
             Word::Came(Came { client: client(), epoch: Epoch(7), node: "n1".to_owned() }),
+            stands(true, true),
+            stands(false, true),
+            stands(false, false),
         ] {
             assert_eq!(Word::read(&word.text("n1")), Some(("n1", word)));
         }

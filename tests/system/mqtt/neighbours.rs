@@ -73,6 +73,60 @@ fn queued(client: &str) -> String {
     format!("select count(*) from wakala.message where client_id = '{client}'")
 }
 
+/// What is told next of presence.
+async fn stands(wire: &mut Wire) -> String {
+    let (retained, client, said) = super::presence::heard(wire).await;
+    let how = if said["online"] == true { "online" } else { "offline" };
+    format!("{}{client} {how} {}", if retained { "(" } else { "" }, said["node"].as_str().expect("a node"))
+}
+
+/// What who asks there hears of these clients.
+async fn shown(broker: &Broker, of: &str) -> Option<String> {
+    let (mut wire, _) = Wire::connect(broker.plain(), false, "looks", true).await;
+    assert_eq!(wire.subscribe(&format!("$SYS/presence/{of}"), 1).await, 1);
+    let heard = tokio::time::timeout(Duration::from_millis(300), stands(&mut wire)).await.ok();
+    wire.cut();
+    heard
+}
+
+#[tokio::test]
+async fn who_comes_and_goes_at_another_node_is_told_and_shown() {
+    let database = Database::new();
+    let (first, second) = two(&database).await;
+    // Nobody has asked at the second.
+    let (mut watcher, _) = Wire::connect(first.plain(), false, "watcher", false).await;
+    assert_eq!(watcher.subscribe("$SYS/presence/c", 1).await, 1);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (_there, _) = Wire::connect(second.plain(), true, "c", false).await;
+    assert_eq!(stands(&mut watcher).await, "c online n2");
+    assert_eq!(shown(&first, "c").await.as_deref(), Some("(c online n2"));
+    // From one to the other, it ends before it begins.
+    let (here, _) = Wire::connect(first.plain(), true, "c", false).await;
+    assert_eq!([stands(&mut watcher).await, stands(&mut watcher).await], ["c offline n2", "c online n1"]);
+    assert_eq!(shown(&second, "c").await.as_deref(), Some("(c online n1"));
+    here.leave().await;
+    assert_eq!(stands(&mut watcher).await, "c offline n1");
+    assert_eq!(shown(&second, "c").await.as_deref(), Some("(c offline n1"));
+    // Its session ends, and nothing of it is left at either.
+    let (clean, _) = Wire::connect(second.plain(), false, "c", true).await;
+    clean.leave().await;
+    assert_eq!([stands(&mut watcher).await, stands(&mut watcher).await], ["c online n2", "c offline n2"]);
+    for node in [&first, &second] {
+        assert_eq!(shown(node, "c").await, None);
+    }
+    watcher.silence().await;
+}
+
+/// Of words that were lost too.
+#[tokio::test]
+async fn a_node_that_begins_shows_who_is_at_others() {
+    let database = Database::new();
+    let first = node(&database, "n1").await;
+    let (_c, _) = Wire::connect(first.plain(), true, "c", false).await;
+    let second = node(&database, "n2").await;
+    assert_eq!(shown(&second, "c").await.as_deref(), Some("(c online n1"));
+}
+
 /// rmqtt #477 in a cluster: a session that another node has was not routed to, and what was acknowledged was dropped.
 #[tokio::test]
 async fn pain_02_a_session_of_one_node_is_routed_to_by_another() {
