@@ -20,7 +20,7 @@ use crate::sessions::owed::queued;
 use crate::store::Error;
 use crate::store::again::Backoff;
 use crate::store::marks::{Mark, Remembered};
-use crate::store::publications::Publication;
+use crate::store::publications::{Publication, Stored};
 use crate::terminal::Who;
 
 /// What is owed, oldest first. Boxed as [`super::inbox::Arrivals`] are.
@@ -150,7 +150,8 @@ impl Session {
     /// Has a publication stored, and `then` done; a publisher whose message was not stored is not told that it was.
     fn keep(&self, publication: Publication, addr: Addr<Self>, then: impl FnOnce(&Addr<Self>) + Send + 'static) {
         self.sessions.router().hand_over(publication, move |stored| match stored {
-            Ok(_) => then(&addr),
+            Ok(Stored::Late) => tell(&addr, End(Reason::SessionTakenOver, TAKEN_OVER)),
+            Ok(Stored::At(_) | Stored::Before | Stored::Told(_)) => then(&addr),
             Err(error) => not_stored(&addr, &error),
         });
     }

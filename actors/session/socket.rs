@@ -49,20 +49,21 @@ impl ActorFuture<Session> for Ear {
 impl Session {
     fn turn(&mut self, turn: &mut Turn, ctx: &mut Context<Self>, task: &mut task::Context<'_>) -> Poll<()> {
         let now = self.now();
-        let mut frames = 0;
+        let (mut frames, mut broken) = (0, false);
         self.looks = LOOKS_MAX;
         loop {
             if self.closed {
                 return Poll::Ready(());
             }
-            if self.io.is_wr_backpressure() {
+            if !broken && self.io.is_wr_backpressure() {
                 match self.io.poll_flush(task, false) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(_)) => return self.gone("the connection broke", ctx),
+                    // What the client said before it went is heard: it may have taken its leave [MQTT-3.14.4-3].
+                    Poll::Ready(Err(_)) => broken = true,
                 }
             }
-            if let Some(event) = self.arrival(now, task) {
+            if !broken && let Some(event) = self.arrival(now, task) {
                 self.twin.handle(event, now, &mut turn.effects);
                 self.act(turn, now, ctx);
                 continue;
@@ -94,9 +95,11 @@ impl Session {
                     tracing::info!(client = %self.twin.client(), why = flaw.why, "a frame was refused");
                     Event::End(flaw.reason, flaw.why)
                 }
-                Poll::Ready(Err(RecvError::WriteBackpressure)) => continue,
+                Poll::Ready(Err(RecvError::WriteBackpressure)) if !broken => continue,
                 Poll::Ready(Err(RecvError::PeerGone(None))) => return self.gone("the connection ended", ctx),
-                Poll::Ready(Err(RecvError::PeerGone(Some(_)) | RecvError::KeepAlive)) => {
+                Poll::Ready(Err(
+                    RecvError::PeerGone(Some(_)) | RecvError::KeepAlive | RecvError::WriteBackpressure,
+                )) => {
                     return self.gone("the connection broke", ctx);
                 }
                 Poll::Pending => {

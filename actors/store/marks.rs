@@ -63,15 +63,21 @@ impl Store {
                     }
                 }
             }
-            sqlx::query(
-                "delete from wakala.received r using unnest($1::text[], $2::bigint[], $3::integer[]) f (client_id, epoch, packet_id) \
-                 join wakala.session s using (client_id) \
-                 where s.epoch = f.epoch and r.client_id = f.client_id and r.packet_id = f.packet_id",
+            // Nobody opens these sessions until the commit: it would take what is forgotten here for what came.
+            let owned: Vec<(bool,)> = sqlx::query_as(
+                "with s as materialized (select client_id, epoch from wakala.session where client_id = any($1) \
+                   order by client_id for no key update), \
+                 f as (select nth, f.client_id, f.packet_id, coalesce(s.epoch = f.epoch, false) as owned \
+                   from unnest($1::text[], $2::bigint[], $3::integer[]) with ordinality f (client_id, epoch, packet_id, nth) \
+                   left join s using (client_id)), \
+                 gone as (delete from wakala.received r using f \
+                   where f.owned and r.client_id = f.client_id and r.packet_id = f.packet_id) \
+                 select owned from f order by nth",
             )
             .bind(forgets.0)
             .bind(forgets.1)
             .bind(forgets.2)
-            .execute(&mut *opened)
+            .fetch_all(&mut *opened)
             .await?;
             let kept: Vec<(String, i64)> = sqlx::query_as(
                 "update wakala.message m set released = true \
@@ -86,8 +92,9 @@ impl Store {
             .await?;
             opened.commit().await?;
             let kept: BTreeSet<(String, i64)> = kept.into_iter().collect();
+            let mut owned = owned.into_iter();
             let done = marks.iter().map(|mark| match mark {
-                Mark::Forget(_) => true,
+                Mark::Forget(_) => owned.next().is_some_and(|(owned,)| owned),
                 Mark::Received { client, seq, .. } => kept.contains(&(client.as_str().to_owned(), *seq)),
             });
             Ok(done.collect())
@@ -96,26 +103,44 @@ impl Store {
     }
 }
 
-/// Remembers identifiers. For each publish whether it is to be sent: at QoS 2 it is not if its identifier is known, or if its
-/// publisher has a later connection, which began without it: it is sent again there, or was, and may be complete.
-pub(super) async fn remember(db: &mut PgConnection, wanted: &[Option<&Remembered>]) -> Result<Vec<bool>, Error> {
+/// How a publish stands to those of its identifier before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is to be sent: it has none at QoS 2, or none that is known.
+    First,
+    /// Its identifier is known: it was sent.
+    Again,
+    /// Its publisher has a later connection, which began without it: it is sent again there, or was, and may be complete.
+    Late,
+}
+
+/// Remembers identifiers. The sessions are locked.
+pub(super) async fn remember(db: &mut PgConnection, wanted: &[Option<&Remembered>]) -> Result<Vec<Standing>, Error> {
     let remembered: Vec<&Remembered> = wanted.iter().copied().flatten().collect();
     if remembered.is_empty() {
-        return Ok(vec![true; wanted.len()]);
+        return Ok(vec![Standing::First; wanted.len()]);
     }
-    let added: Vec<(String, i32)> = sqlx::query_as(
-        "insert into wakala.received (client_id, packet_id) \
-         select r.client_id, r.packet_id from unnest($1::text[], $2::bigint[], $3::integer[]) r (client_id, epoch, packet_id) \
-         join wakala.session s using (client_id) where s.epoch = r.epoch \
-         order by 1, 2 on conflict do nothing returning client_id, packet_id",
+    let rows: Vec<(bool, bool)> = sqlx::query_as(
+        "with r as (select nth, r.client_id, r.packet_id, coalesce(s.epoch = r.epoch, false) as owned \
+           from unnest($1::text[], $2::bigint[], $3::integer[]) with ordinality r (client_id, epoch, packet_id, nth) \
+           left join wakala.session s using (client_id)), \
+         added as (insert into wakala.received (client_id, packet_id) \
+           select distinct client_id, packet_id from r where owned order by 1, 2 \
+           on conflict do nothing returning client_id, packet_id) \
+         select owned, a.packet_id is not null from r left join added a using (client_id, packet_id) order by nth",
     )
     .bind(remembered.iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
     .bind(remembered.iter().map(|each| each.epoch.0).collect::<Vec<_>>())
     .bind(remembered.iter().map(|each| i32::from(each.packet_id.get())).collect::<Vec<_>>())
     .fetch_all(db)
     .await?;
-    let mut added: BTreeSet<(String, i32)> = added.into_iter().collect();
-    // Of two in one batch the first is the one.
-    let mut new = |each: &Remembered| added.remove(&(each.client.as_str().to_owned(), i32::from(each.packet_id.get())));
-    Ok(wanted.iter().map(|each| each.is_none_or(&mut new)).collect())
+    let (mut rows, mut sent) = (rows.into_iter(), BTreeSet::new());
+    let standing = |each: &&Remembered| match rows.next() {
+        // Of two in one batch the first is the one.
+        Some((true, true)) if sent.insert((each.client.clone(), each.packet_id)) => Standing::First,
+        Some((true, _)) => Standing::Again,
+        Some((false, _)) | None => Standing::Late,
+    };
+    let mut standings = remembered.iter().map(standing);
+    Ok(wanted.iter().map(|each| each.and_then(|_| standings.next()).unwrap_or(Standing::First)).collect())
 }

@@ -17,7 +17,7 @@ use wakala::time::Time;
 use super::batch::Batcher;
 use super::commit::Commit;
 use super::copies::queue;
-use super::marks::{Remembered, remember};
+use super::marks::{Remembered, Standing, remember};
 use super::retained::{Retaining, retain};
 use super::sessions::discard;
 use super::told::{self, Asked, Entered, Entry};
@@ -78,9 +78,10 @@ pub struct Recipient {
 pub enum Stored {
     /// In these places of the queues of [`Publication::to`]; none where a session is over or its queue is full.
     At(Vec<Option<i64>>),
-    /// It is stored already, or its publisher has a later connection by now and sends it again on that one; or another
-    /// node sent the will.
+    /// It is stored already; or another node sent the will.
     Before,
+    /// Its publisher has a later connection by now, and sends it again on that one.
+    Late,
     /// Whoever wants it told has asked before, under the same key.
     Told(Entered),
 }
@@ -204,13 +205,16 @@ impl Store {
             let remembered: Vec<_> = publications.iter().map(|each| each.remember.as_ref()).collect();
             let identifiers = remember(&mut opened, &remembered).await?;
             let told = enter(&mut opened, publications).await?;
-            let new: Vec<bool> = (wills.into_iter().zip(identifiers).zip(&told))
-                .map(|((will, identifier), told)| will && identifier && *told == Entered::New)
+            let new: Vec<bool> = (wills.into_iter().zip(&identifiers).zip(&told))
+                .map(|((will, identifier), told)| will && *identifier == Standing::First && *told == Entered::New)
                 .collect();
             let mut stored = queue(&mut opened, publications, &new, room).await?;
             retain(&mut opened, publications, &new).await?;
             for (stored, told) in stored.iter_mut().zip(told).filter(|(_, told)| *told != Entered::New) {
                 *stored = Stored::Told(told);
+            }
+            for (stored, _) in stored.iter_mut().zip(identifiers).filter(|(_, of)| *of == Standing::Late) {
+                *stored = Stored::Late;
             }
             if publications.iter().any(Publication::is_once) {
                 commit.begin(&mut opened, &stored).await?;

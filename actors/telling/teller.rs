@@ -167,7 +167,7 @@ async fn publish(teller: Data<Teller>, request: HttpRequest, wanted: Query<Wante
         (Stored::Told(Entered::Again(id)), _) => teller.again(id).await,
         (Stored::Told(Entered::Other(id)), _) => Err(key_taken(id)),
         // It is no will, and at no client's packet identifier.
-        (Stored::Told(Entered::New) | Stored::Before, _) => {
+        (Stored::Told(Entered::New) | Stored::Before | Stored::Late, _) => {
             Err(Error::Broken("a publish that came before".to_owned()).into())
         }
     }

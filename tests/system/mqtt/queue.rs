@@ -176,6 +176,31 @@ async fn pain_03_a_client_that_has_moved_to_another_node_is_gone_from_the_first_
     stays.ping().await;
 }
 
+/// Another node has opened the session, and nobody has told this one yet.
+#[tokio::test]
+async fn who_was_taken_over_is_not_told_that_qos_2_went_on() {
+    let database = Database::new();
+    let broker = Broker::made(database.store().await, super::anywhere(), |deps| {
+        deps.open.anonymous = true;
+        (deps.options.overtaken_every, deps.options.blocked_every) =
+            (Duration::from_secs(3600), Duration::from_secs(3600));
+    })
+    .await;
+    for released in [true, false] {
+        let (mut wire, _) = Wire::connect(broker.plain(), false, "c", false).await;
+        wire.publish("t", 2, 7, "taken").await;
+        assert_eq!(wire.receive().await, Some((0x50, vec![0, 7])));
+        let _ = database.rows("update wakala.session set epoch = epoch + 1 where client_id = 'c'");
+        if released {
+            wire.send(&[0x62, 2, 0, 7]).await;
+        } else {
+            wire.publish("t", 2, 8, "not taken").await;
+        }
+        assert_eq!(wire.receive().await, None, "neither PUBCOMP nor PUBREC");
+        assert_eq!(database.rows("select string_agg(packet_id::text, ',') from wakala.received"), "7");
+    }
+}
+
 fn client(name: &str) -> wakala::id::ClientId {
     wakala::id::ClientId::new(name).expect("short")
 }

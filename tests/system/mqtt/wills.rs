@@ -197,3 +197,28 @@ async fn pain_15_a_will_whose_node_died_is_sent_once_by_one_that_lives() {
     heir.silence().await;
     until(&database, "select string_agg(client_id, ' ') from wakala.session where connected", "heir").await;
 }
+
+/// [MQTT-3.14.4-3], also of a client that has left unread what came before.
+#[tokio::test]
+async fn who_takes_its_leave_behind_what_it_has_not_read_has_no_will_sent() {
+    let database = Database::new();
+    let broker = Broker::made(database.store().await, anywhere(), |deps| {
+        deps.open.anonymous = true;
+        deps.options.bounds.bytes_per_second = 0;
+    });
+    let broker = broker.await;
+    let (mut slow, code) = leaving(false, "slow", "ours").at(&broker).await;
+    assert_eq!((code, slow.subscribe("flood", 0).await), (0, 0));
+    let (mut speaks, _) = Wire::connect(broker.plain(), false, "speaks", true).await;
+    let much = "x".repeat(60_000);
+    // More than its socket and the node's buffers take.
+    for _ in 0..200 {
+        speaks.publish("flood", 0, 0, &much).await;
+    }
+    speaks.ping().await;
+    slow.send(&[0xE0, 0]).await;
+    slow.cut();
+    broker.connected(1).await;
+    until(&database, LEFT, "0").await;
+    assert_eq!(sent(&broker), 0);
+}
