@@ -6,10 +6,13 @@
 mod page;
 mod sessions;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use actix_web::http::header;
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::{StatusCode, header};
+use actix_web::middleware::{Condition, Next, from_fn};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use serde::{Deserialize, Serialize};
 use wakala::session::Elsewhere;
@@ -95,8 +98,10 @@ pub struct Status {
 /// When the address is taken.
 pub fn serve(options: &Options, node: Arc<dyn Node>, looks: Arc<Looks>) -> std::io::Result<actix_web::dev::Server> {
     let (node, looks) = (web::Data::from(node), web::Data::from(looks));
+    let by_any_name = options.beyond_loopback;
     let server = HttpServer::new(move || {
         App::new()
+            .wrap(Condition::new(!by_any_name, from_fn(by_address)))
             .app_data(node.clone())
             .app_data(looks.clone())
             .route("/", web::get().to(page))
@@ -113,6 +118,26 @@ pub fn serve(options: &Options, node: Arc<dyn Node>, looks: Arc<Looks>) -> std::
     .shutdown_timeout(1)
     .bind(options.address)?;
     Ok(server.run())
+}
+
+/// Turns away whoever calls this machine by another name than its own: a web page whose name was made to lead here may send
+/// what it likes, and read the answer (DNS rebinding).
+async fn by_address(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let name = request.headers().get(header::HOST).map(|name| name.to_str().unwrap_or_default());
+    if name.is_none_or(is_local) {
+        return Ok(next.call(request).await?.map_into_left_body());
+    }
+    let said = "the admin port is called by its address, or localhost\n";
+    Ok(request.into_response(HttpResponse::build(StatusCode::MISDIRECTED_REQUEST).body(said)).map_into_right_body())
+}
+
+fn is_local(name: &str) -> bool {
+    let host = name.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(name, |(host, _)| host);
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
 }
 
 /// The status with what the database says.

@@ -315,13 +315,25 @@ impl Session {
         self.wakes_at = Some(at);
         let wait = at.since(self.now()) + Duration::from_millis(1);
         ctx.run_later(wait, move |this, ctx| {
-            if this.wakes_at == Some(at) {
-                this.wakes_at = None;
+            // A node that stood still has heard nobody: what came meanwhile is read before a client counts as silent.
+            if this.now().since(at) >= HELD_UP {
+                ctx.run_later(HELD_UP, move |this, ctx| this.wake_up(at, ctx));
+            } else {
+                this.wake_up(at, ctx);
             }
-            this.event(Event::Wake, ctx);
         });
     }
+
+    fn wake_up(&mut self, at: Time, ctx: &mut Context<Self>) {
+        if self.wakes_at == Some(at) {
+            self.wakes_at = None;
+        }
+        self.event(Event::Wake, ctx);
+    }
 }
+
+/// A wake-up that comes so late says that the node was held up.
+const HELD_UP: Duration = Duration::from_millis(500);
 
 const TAKEN_OVER: &str = "the session was taken over";
 

@@ -68,6 +68,8 @@ fn every_pain_has_a_test_that_would_have_caught_it() {
     }
     let gone: Vec<_> = named.difference(&there).collect();
     assert!(gone.is_empty(), "docs/pains.md names tests that do not exist: {gone:?}");
+    let unnamed: Vec<_> = there.difference(&named).collect();
+    assert!(unnamed.is_empty(), "docs/pains.md does not name {unnamed:?}");
 }
 
 #[test]

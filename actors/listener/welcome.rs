@@ -1,5 +1,6 @@
 //! From the first byte to the session: CONNECT within its bounds, who it is, and what is stored of it.
 
+use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,9 @@ use crate::store::subscriptions::Changed;
 use crate::store::terminals::Terminal;
 use crate::terminal::{Enrolled, Who};
 use crate::turns::turn_again;
+
+/// A CONNACK of MQTT 5 that says why, and nothing else.
+const REFUSED_BYTES: u32 = 5;
 
 /// What every connection passes.
 #[derive(Clone)]
@@ -257,6 +261,10 @@ impl Door {
         }
         self.sessions.store().metrics().connections.refuse(answer.reason_code);
         let ack = Packet::ConnectAck(Box::new(answer));
+        // [MQTT-3.1.2-24]: a client that takes less hears nothing.
+        if connect.max_packet_size.is_some_and(|max| max.get() < REFUSED_BYTES) {
+            return end(io).await;
+        }
         self.sessions.taps().refused(&connect.client_id, &ack, frames.version());
         say(&io.get_ref(), frames, ack);
         end(io).await;
@@ -288,7 +296,7 @@ impl Door {
                 connection: Connection::of(&io.get_ref(), &terms),
                 at: now,
             };
-            let opened = self.reopen(opening, &rights, gone(&io)).await;
+            let opened = self.reopen(opening, &rights, terms.version, gone(&io)).await;
             // Hundreds hear of it at once: they were opened in one commit.
             turn_again().await;
             opened
@@ -342,11 +350,12 @@ impl Door {
 
 impl Door {
     /// What is stored of a session, without the subscriptions to which its client has a right no longer. What was queued
-    /// for them stays its own.
+    /// for them stays its own. MQTT 3.1.1 knows nothing of No Local and Retain As Published [MQTT-3.3.1-9].
     async fn reopen(
         &self,
         opening: Opening,
         rights: &Rights,
+        version: Version,
         gone: impl Future<Output = ()>,
     ) -> Result<(Epoch, Loaded), NotOpened> {
         let client = opening.client.clone();
@@ -356,10 +365,17 @@ impl Door {
         let lost: Vec<_> = loaded.subscriptions.extract_if(.., |subscription| lost(subscription)).collect();
         if !lost.is_empty() {
             tracing::info!(%client, count = lost.len(), "subscriptions ended to which a client has a right no longer");
-            let ended = lost.into_iter().map(|subscription| subscription.filter).collect();
-            let change = Change { ended, ..Change::default() };
-            let changed = Changed { client: client.clone(), epoch, change };
-            self.sessions.changes().store(changed).await?;
+        }
+        let newer = |subscription: &mut Subscription| {
+            let options = &mut subscription.options;
+            (mem::take(&mut options.no_local) | mem::take(&mut options.retain_as_published))
+                .then(|| subscription.clone())
+        };
+        let older = loaded.subscriptions.iter_mut().filter(|_| version == Version::V3);
+        let begun = older.filter_map(newer).collect();
+        let change = Change { begun, ended: lost.into_iter().map(|subscription| subscription.filter).collect() };
+        if !change.is_empty() {
+            self.sessions.changes().store(Changed { client: client.clone(), epoch, change }).await?;
             self.sessions.tell_changed(&client).await;
         }
         Ok((epoch, loaded))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wakala::topics::matches;
+use wakala::topics::{is_servers, matches};
 
 use super::{Deps, Sessions};
 use crate::store::Error;
@@ -38,7 +38,7 @@ impl Sessions {
                 let message = Arc::new(will.message);
                 let closed = self.0.deps.open.closed.iter().any(|closed| matches(closed, &message.topic));
                 // As it may have become since its client connected.
-                let nowhere = closed || message.topic.starts_with("$SYS/");
+                let nowhere = closed || is_servers(&message.topic);
                 let publication = if nowhere {
                     tracing::info!(client = %will.client, topic = &*message.topic, "a will went nowhere: a closed topic");
                     Publication::at(clock.now())

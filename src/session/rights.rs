@@ -5,11 +5,12 @@ mod grants;
 use std::sync::Arc;
 
 use ntex_bytes::ByteString;
-use ntex_mqtt::v5::codec::{QoS, SubscribeAckReason as Code};
+use ntex_mqtt::v5::codec::{DisconnectReasonCode as Reason, QoS, SubscribeAckReason as Code};
 
+use super::strict::Flaw;
 use super::{Subscription, TOO_LONG};
 use crate::id::ClientId;
-use crate::topics::{covers, fits, matches, shared};
+use crate::topics::{covers, fits, is_servers, matches, shared};
 pub use grants::{Grants, NoTemplate, TEMPLATE_MAX, Template, Templates};
 
 /// The part that a client plays.
@@ -53,6 +54,21 @@ pub(super) struct Offers {
     pub(super) shared: bool,
 }
 
+impl Offers {
+    /// A filter of MQTT 5 that is none of what the CONNACK said is there (3.2.2.3.11, 3.2.2.3.13).
+    pub(super) fn include(self, filter: &str) -> Result<(), Flaw> {
+        if !self.shared && filter.starts_with("$share/") {
+            let why = "shared subscriptions are not offered";
+            Err(Flaw { reason: Reason::SharedSubscriptionNotSupported, why })
+        } else if !self.wildcards && filter.contains(['+', '#']) {
+            let why = "wildcard subscriptions are not offered";
+            Err(Flaw { reason: Reason::WildcardSubscriptionsNotSupported, why })
+        } else {
+            Ok(())
+        }
+    }
+}
+
 impl Rights {
     fn closed(&self) -> &[ByteString] {
         match self {
@@ -78,8 +94,8 @@ impl Rights {
     /// Why a guest may not publish there.
     fn bars(&self, topic: &str) -> Option<&'static str> {
         // 4.7.2: what begins with $ is the server's to give a meaning to.
-        if topic.starts_with("$SYS/") {
-            return Some("topics below $SYS are the server's");
+        if is_servers(topic) {
+            return Some("$SYS and the topics below it are the server's");
         }
         if self.closed().iter().any(|closed| matches(closed, topic)) {
             return Some("a closed topic");
@@ -133,11 +149,7 @@ impl Rights {
 const NOT_GRANTED: &str = "not among the topics that are granted to this client";
 
 fn terminal(client: &ClientId, filter: &str, asked: QoS) -> Result<QoS, (Code, &'static str)> {
-    if filter.starts_with("$share/") {
-        Err((Code::SharedSubscriptionNotSupported, "shared subscriptions are not offered"))
-    } else if filter.contains(['+', '#']) {
-        Err((Code::WildcardSubscriptionsNotSupported, "wildcard subscriptions are not offered"))
-    } else if is_own(client, "r/", filter) {
+    if is_own(client, "r/", filter) {
         match asked {
             QoS::AtMostOnce => Err((Code::ImplementationSpecificError, "receipts need QoS 1")),
             // A receipt is kept until it is acknowledged, and says itself which request it answers: QoS 2 would cost two

@@ -10,7 +10,7 @@ use ntex_mqtt::v5::codec::{
 };
 
 use super::strict::Flaw;
-use super::{Effect, Session, protocol};
+use super::{Effect, Session, Version, protocol};
 use crate::mqtt::user_property_bytes;
 
 /// One subscription.
@@ -122,6 +122,10 @@ impl Session {
         };
         self.unused(packet_id)?;
         self.terms.may_answer(filters)?;
+        if let (Version::V5, Asked::Subscribe(subscribe)) = (self.terms.version, &asked) {
+            let offers = self.rights.offers();
+            subscribe.topic_filters.iter().try_for_each(|(filter, _)| offers.include(filter))?;
+        }
         let (mut change, answer) = match asked {
             Asked::Subscribe(subscribe) => self.subscribe(subscribe, effects),
             Asked::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, effects),

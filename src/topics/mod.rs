@@ -19,6 +19,12 @@ pub const BYTES_MAX: usize = 2_048;
 /// Their levels, at most: each is a turn of whoever walks through the tree, and a node of it. Mosquitto takes 200.
 pub const LEVELS_MAX: usize = 128;
 
+/// Whether nobody but the server publishes there.
+#[must_use]
+pub fn is_servers(topic: &str) -> bool {
+    topic.split('/').next() == Some("$SYS")
+}
+
 /// Whether a name or a filter is no longer and no deeper than is taken here. The standard allows 65,535 bytes of anything
 /// (4.7.3), and an answer to who sends them.
 #[must_use]

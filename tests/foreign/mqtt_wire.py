@@ -23,11 +23,13 @@ def packet(first, body):
 class Wire:
     """One connection of MQTT 3.1.1."""
 
-    def __init__(self, port, name, keep=False, timeout=30):
+    def __init__(self, port, name, keep=False, timeout=30, keep_alive=60, will=None):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer, self.next_id, self.unacknowledged = b"", 0, []
-        self.send(0x10, text("MQTT") + bytes([4, 0 if keep else 2, 0, 60]) + text(name))
+        flags = (0 if keep else 2) | (4 if will else 0)
+        body = text("MQTT") + bytes([4, flags, 0, keep_alive]) + text(name)
+        self.send(0x10, body + (text(will) + text("gone") if will else b""))
         first, body = self.receive()
         assert (first, body[1]) == (0x20, 0), "let in"
         self.present = body[0] == 1

@@ -231,3 +231,35 @@ def test_pain_06_a_node_without_the_database_stops_acknowledging_and_the_other_g
         keeps.send(0xE0)
     finally:
         second.close()
+
+
+def test_pain_09_a_node_that_stood_still_takes_nobody_for_silent(broker):
+    """emqx #2671: in an overload wills were sent of clients that were there. More of them than one look at the sockets finds."""
+    hears = Wire(broker.port, "hears of wills")
+    hears.subscribe("wills/#", 0)
+    clients, pid = [], broker.node_pid()
+
+    def beat():
+        for client in clients:
+            client.send(0xC0)
+            client.beats += 1
+
+    for n in range(2600):
+        clients.append(Wire(broker.port, f"beats-{n}", keep_alive=4, will="wills/sent"))
+        clients[-1].beats = 0
+        if n % 500 == 499:
+            beat()
+    beat()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(7):
+            time.sleep(1)
+            beat()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for client in clients:
+        assert [client.receive() for _ in range(client.beats)] == [(0xD0, b"")] * client.beats, "a PINGRESP each"
+    hears.hears_nothing(0.5)
+    for client in clients:
+        client.send(0xE0)
+        client.cut()

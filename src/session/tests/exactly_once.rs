@@ -172,7 +172,7 @@ fn a_delivery_is_released_once_its_receipt_is_stored_and_done_with_when_it_is_co
             (pubrec(1, PublishAckReason::Success), &[]),
             (Event::Kept { seq: 1 }, &["pubrel 1 00"]),
             (pubrec(1, PublishAckReason::Success), &["pubrel 1 00"]),
-            (pubrec(2, PublishAckReason::QuotaExceeded), &["acked 2"]),
+            (pubrec(2, PublishAckReason::QuotaExceeded), &["declined 2"]),
             (pubcomp(1), &["acked 1"]),
             (pubcomp(1), &[]),
             (pubrec(1, PublishAckReason::Success), &["pubrel 1 92"]),

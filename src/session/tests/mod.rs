@@ -125,6 +125,14 @@ fn receipt(seq: i64, payload: &'static str) -> Delivery {
     Delivery { seq, released: false, what: What::Receipt(Bytes::from_static(payload.as_bytes())) }
 }
 
+/// SUBSCRIBE with an identifier.
+fn asking(filters: &[(&'static str, QoS)]) -> Event {
+    let options = |qos| SubscriptionOptions { qos, ..SubscriptionOptions::default() };
+    let topic_filters = filters.iter().map(|&(filter, qos)| (filter.into(), options(qos))).collect();
+    let subscribe = Subscribe { packet_id: id(1), id: NonZeroU32::new(77), user_properties: vec![], topic_filters };
+    Event::Packet(Packet::Subscribe(subscribe))
+}
+
 /// Effects as short texts.
 fn told(effects: &[Effect]) -> Vec<String> {
     effects.iter().map(tell).collect()
@@ -171,7 +179,8 @@ fn tell(effect: &Effect) -> String {
         Effect::Unsubscribed { filter } => format!("left {filter}"),
         Effect::Dropped => "dropped".to_owned(),
         Effect::Store(Change { begun, ended }) => format!("store +{} -{}", begun.len(), ended.len()),
-        Effect::Acked { seq, .. } => format!("acked {seq}"),
+        Effect::Acked { seq, fate: Fate::Delivered, .. } => format!("acked {seq}"),
+        Effect::Acked { seq, fate, .. } => format!("{} {seq}", fate.word()),
         Effect::Fetch { beyond, .. } => match (beyond.receipts, beyond.messages) {
             (Some(receipts), None) => format!("fetch {receipts}"),
             (receipts, messages) => {
@@ -204,6 +213,16 @@ fn acknowledgements_follow_in_the_order_of_arrival() {
     assert_eq!(told(&handle(&mut session, Event::Durable { ticket: 2 }, 5)), ["puback 9 00"]);
     // A word about a ticket of long ago changes nothing.
     assert_eq!(told(&handle(&mut session, Event::Durable { ticket: 0 }, 6)), [""; 0]);
+}
+
+#[test]
+fn what_is_not_offered_is_asked_for_in_vain() {
+    for (filter, five) in [("r/+", "disconnect a2"), ("$share/g/r/T1", "disconnect 9e")] {
+        let wanted = || asking(&[("r/T1", QoS::AtLeastOnce), (filter, QoS::AtLeastOnce)]);
+        assert_eq!(told(&handle(&mut going_on(Version::V5, 0), wanted(), 1)), [five, "close"], "(3.2.2.3)");
+        let effects = handle(&mut going_on(Version::V3, 0), wanted(), 1);
+        assert!(told(&effects).contains(&"store +1 -0".to_owned()), "MQTT 3.1.1 hears it in the SUBACK");
+    }
 }
 
 #[test]
@@ -272,17 +291,6 @@ fn a_hint_that_follows_without_a_gap_spares_the_database() {
 fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() {
     let (mut session, effects) = resumed(Version::V5, &asked(false), Loaded::default());
     assert_eq!(told(&effects), ["connack present=false"]);
-    let subscribe = |filters: &[(&'static str, QoS)]| {
-        let options = |qos| SubscriptionOptions { qos, ..SubscriptionOptions::default() };
-        let topic_filters = filters.iter().map(|&(filter, qos)| (filter.into(), options(qos))).collect();
-        let id = NonZeroU32::new(77);
-        Event::Packet(Packet::Subscribe(Subscribe {
-            packet_id: self::id(1),
-            id,
-            user_properties: vec![],
-            topic_filters,
-        }))
-    };
     assert_eq!(told(&handle(&mut session, Event::Hint { seq: 1, what: None }, 1)), [""; 0]);
     let all = [
         ("r/T1", QoS::ExactlyOnce),
@@ -290,15 +298,13 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
         ("c/T1", QoS::AtMostOnce),
         ("r/T2", QoS::AtLeastOnce),
         ("q/T1", QoS::AtLeastOnce),
-        ("r/+", QoS::AtLeastOnce),
-        ("$share/g/r/T1", QoS::AtLeastOnce),
         ("$SYS/broker", QoS::AtLeastOnce),
     ];
-    assert_eq!(told(&handle(&mut session, subscribe(&all), 1)), ["new r/T1", "new c/T1", "store +2 -0"]);
+    assert_eq!(told(&handle(&mut session, asking(&all), 1)), ["new r/T1", "new c/T1", "store +2 -0"]);
     assert!(!session.has_room(), "what it brings waits for the SUBACK");
     assert_eq!(told(&handle(&mut session, Event::Look, 1)), [""; 0]);
     let effects = handle(&mut session, Event::Stored, 1);
-    assert_eq!(told(&effects), ["suback [01, 83, 00, 87, 87, a2, 9e, 87]", "fetch r0 c0"]);
+    assert_eq!(told(&effects), ["suback [01, 83, 00, 87, 87, 87]", "fetch r0 c0"]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![receipt(1, "a")], last: 1 }, 1);
     let Effect::Publish(publish, _) = &effects[0] else { panic!("{effects:?}") };
     assert_eq!(publish.subscription_ids, [NonZeroU32::new(77).expect("not zero")]);
@@ -312,7 +318,7 @@ fn receipts_wait_for_their_subscription_and_the_subscription_for_the_database() 
     let hint = Event::Hint { seq: 2, what: Some(What::Receipt(Bytes::from_static(b"b"))) };
     assert_eq!(told(&handle(&mut session, hint, 1)), ["fetch r-1 c1"], "kept while nobody subscribes to it");
     assert_eq!(told(&handle(&mut session, Event::Fetched { deliveries: vec![], last: 2 }, 1)), [""; 0]);
-    assert_eq!(told(&handle(&mut session, subscribe(&all[..1]), 1)), ["new r/T1", "store +1 -0"]);
+    assert_eq!(told(&handle(&mut session, asking(&all[..1]), 1)), ["new r/T1", "store +1 -0"]);
     assert_eq!(told(&handle(&mut session, Event::Stored, 1)), ["suback [01]", "fetch r1 c2"]);
     let effects = handle(&mut session, Event::Fetched { deliveries: vec![receipt(2, "b")], last: 2 }, 1);
     assert_eq!(told(&effects), ["publish r/T1 2 b"]);

@@ -103,7 +103,7 @@ impl Node {
     pub(super) async fn ask(&self, what: &str) -> String {
         let Ok(mut stream) = TcpStream::connect(self.admin).await else { return String::new() };
         let request = format!(
-            "{what} HTTP/1.1\r\nhost: node\r\nx-wakala: test\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            "{what} HTTP/1.1\r\nhost: localhost\r\nx-wakala: test\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         );
         let mut answer = String::new();
         let asked = stream.write_all(request.as_bytes()).await.is_ok();

@@ -150,7 +150,7 @@ struct Tap(Lines<BufReader<TcpStream>>);
 impl Tap {
     async fn begin(node: &Node, query: &str) -> Self {
         let mut stream = TcpStream::connect(node.admin).await.expect("it listens");
-        let request = format!("GET /tap?{query} HTTP/1.1\r\nhost: node\r\nx-wakala: test\r\n\r\n");
+        let request = format!("GET /tap?{query} HTTP/1.1\r\nhost: localhost\r\nx-wakala: test\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("sent");
         Self(BufReader::new(stream).lines())
     }
@@ -271,7 +271,7 @@ async fn a_tap_ends_at_its_limits_and_needs_to_be_meant() {
 
     // As a browser would ask for a page that somebody else wrote.
     let mut stream = TcpStream::connect(node.admin).await.expect("it listens");
-    stream.write_all(b"GET /tap?client=T1 HTTP/1.1\r\nhost: node\r\n\r\n").await.expect("sent");
+    stream.write_all(b"GET /tap?client=T1 HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("sent");
     let mut lines = BufReader::new(stream).lines();
     assert_eq!(lines.next_line().await.expect("an answer").as_deref(), Some("HTTP/1.1 403 Forbidden"));
     wire.ping().await;
