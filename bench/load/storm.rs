@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 
 use super::join::{Client, accepted, join};
@@ -36,14 +36,14 @@ pub(crate) fn run(setting: &Setting, terminals: usize, calm: Duration) -> Result
     let mut storm = Storm::new(clients, setting.size)?;
     go_on(&mut links, &mut storm, calm)?;
     let calm = std::mem::replace(&mut storm.probe.times, histogram()?);
-    let (before, meter) = (Memory::of(pid)?, Meter::start(&setting.pids));
+    let (before, meter, waited) = (Memory::of(pid)?, Meter::start(&setting.pids), left_waiting()?);
     let (cut, cut_at) = (Instant::now(), SystemTime::now());
     (0..terminals).for_each(|at| links.cut(at));
     storm.to_open = (0..terminals).map(|at| (at, cut)).collect();
     let all = finish(&mut links, &mut storm, setting.patience, |storm| storm.back == terminals)?;
     let seconds = storm.last_back.map_or(0.0, |last| (last - cut).as_secs_f64());
     let (_, shares) = meter.finish(storm.back as u64);
-    let after = Memory::of(pid)?;
+    let (after, waited) = (Memory::of(pid)?, left_waiting()? - waited);
     let in_storm = std::mem::replace(&mut storm.probe.times, histogram()?);
     let unheard = if all { storm.call_all(&mut links, setting)? } else { 0 };
     let probe = |times: &Histogram<u64>| {
@@ -53,6 +53,7 @@ pub(crate) fn run(setting: &Setting, terminals: usize, calm: Duration) -> Result
     Ok(Report::new(rounded(seconds), "s")
         .with("terminals", terminals)
         .with("failures", storm.failures)
+        .with("accepts_left_waiting", waited)
         .with("cut_at_s", cut_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
         .with("p50_ms", milliseconds(&storm.times, 0.5))
         .with("p99_ms", milliseconds(&storm.times, 0.99))
@@ -64,6 +65,16 @@ pub(crate) fn run(setting: &Setting, terminals: usize, calm: Duration) -> Result
         .unless_zero(storm.forgotten, "sessions were not there any more")
         .unless_zero(unheard, "terminals that came back do not hear what they subscribed to")
         .and(shares))
+}
+
+/// Connections for which a listener's queue had no room, so far, of the whole machine (`ListenOverflows` of proc(5),
+/// /proc/net/netstat). Their clients try again after a second, and later.
+fn left_waiting() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/net/netstat").context("/proc/net/netstat")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "ListenOverflows");
+    found.and_then(|(_, count)| count.parse().ok()).context("ListenOverflows in /proc/net/netstat")
 }
 
 struct Storm {

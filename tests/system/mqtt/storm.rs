@@ -98,7 +98,7 @@ async fn storms(database: &Database, broker: &Broker, many: usize, open: impl As
     assert_eq!(other.subscribe("other", 1).await, 1);
     for storm in 1..=2 {
         wires.into_iter().for_each(Wire::cut);
-        let (mut heard, back) = (0, Cell::new(false));
+        let (mut heard, mut meanwhile, back) = (0, 0, Cell::new(false));
         // As long as the storm lasts, and each of its messages comes back to it.
         let talk = async {
             while !back.get() || heard < 20 {
@@ -113,6 +113,7 @@ async fn storms(database: &Database, broker: &Broker, many: usize, open: impl As
                     }
                 }
                 heard += 1;
+                meanwhile += u32::from(!back.get());
             }
         };
         let coming = async {
@@ -121,6 +122,7 @@ async fn storms(database: &Database, broker: &Broker, many: usize, open: impl As
             wires
         };
         (wires, ()) = tokio::join!(coming, talk);
+        assert!(meanwhile >= 2, "it was held up: {meanwhile} of its messages came back during the storm");
         broker.connected(many + 1).await;
         for (n, wire) in wires.iter_mut().enumerate().step_by(50) {
             other.publish(&format!("x/{n}"), 1, 99, &format!("storm {storm}")).await;
