@@ -221,3 +221,21 @@ async fn panic(node: web::Data<dyn Node>, which: web::Query<Which>) -> HttpRespo
 fn found(it_was: bool) -> HttpResponse {
     if it_was { HttpResponse::NoContent().finish() } else { HttpResponse::NotFound().body("no such actor\n") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::is_local;
+
+    #[test]
+    fn this_machine_is_called_by_an_address_or_as_localhost() {
+        for name in ["127.0.0.1", "127.0.0.1:8830", "localhost", "LocalHost:8830", "[::1]", "[::1]:8830", "10.0.0.7:1"]
+        {
+            assert!(is_local(name), "{name}");
+        }
+        for name in
+            ["", "bank.example", "bank.example:8830", "localhost.bank.example", "127.0.0.1.bank.example:1", "[::1"]
+        {
+            assert!(!is_local(name), "{name}");
+        }
+    }
+}

@@ -135,9 +135,15 @@ impl Presence {
 
     /// This is stored of clients, read after so many changes. Of those who are here it is known better.
     pub(crate) fn adopt(&self, stored: Vec<Stands>, until: u64) {
-        let known = stored.iter().map(|stands| stands.client.clone()).collect();
+        let (known, mut after) = (stored.iter().map(|stands| stands.client.clone()).collect(), None);
         stored.into_iter().for_each(|stands| self.heard(stands));
-        self.board().over_but(&known, until);
+        // Others have the board in between.
+        loop {
+            after = self.board().over_but(&known, until, after.as_ref(), BATCH);
+            if after.is_none() {
+                return;
+            }
+        }
     }
 
     /// So a client stands, as another node says or the database.

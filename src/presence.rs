@@ -131,9 +131,19 @@ impl Board {
         }
     }
 
-    /// Of all others it was so.
-    pub fn over_but(&mut self, known: &BTreeSet<ClientId>, until: u64) {
-        self.clients.retain(|client, shown| shown.is_here() || shown.nth > until || known.contains(client));
+    /// Of all others it was so: of the next `page` of the clients behind that one. Gives the last of these.
+    pub fn over_but(
+        &mut self,
+        known: &BTreeSet<ClientId>,
+        until: u64,
+        after: Option<&ClientId>,
+        page: usize,
+    ) -> Option<ClientId> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let looked: Vec<_> =
+            self.clients.range((from, Bound::Unbounded)).take(page).map(|(it, _)| it.clone()).collect();
+        looked.iter().filter(|client| !known.contains(*client)).for_each(|client| self.over(client, until));
+        looked.into_iter().last()
     }
 
     /// The clients among whom those are that this filter concerns, behind the one where an earlier look ended. Each with how it
@@ -351,7 +361,13 @@ mod tests {
         let until = board.changes();
         board.heard(client("meanwhile"), stands, Some("n2"));
         board.over(&client("meanwhile"), until);
-        board.over_but(&[client("stored")].into(), until);
+        let (known, mut after) = ([client("stored")].into(), None);
+        loop {
+            after = board.over_but(&known, until, after.as_ref(), 2);
+            if after.is_none() {
+                break;
+            }
+        }
         assert_eq!(found(&board, "$SYS/presence/+"), ["here", "meanwhile", "stored"]);
     }
 

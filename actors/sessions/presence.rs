@@ -51,8 +51,9 @@ impl Sessions {
     /// Other nodes show it to whoever asks there; what they miss they read.
     fn tell_stands(&self, tells: bool, client: &ClientId, standing: Standing, kept: bool) {
         if tells {
-            let stands = || Stands { client: client.clone(), standing, node: Some(self.node().to_owned()), kept };
-            self.0.neighbours.tell_now(|| Word::Stands(stands()));
+            let node = || Some(self.node().to_owned());
+            let neighbours = &self.0.neighbours;
+            neighbours.tell_now(|| Word::Stands(Stands { client: client.clone(), standing, node: node(), kept }));
         }
     }
 

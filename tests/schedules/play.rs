@@ -355,24 +355,31 @@ impl World {
             let which = bytes.byte()?;
             filters.push((FILTERS[usize::from(which >> 2) % FILTERS.len()], which % 3));
         }
-        self.change(chosen, |version, packet_id| bytes::subscribe(version, packet_id, &filters));
+        // What is not offered ends the connection of a client that was told so (3.2.2.3).
+        let wide = |(filter, _): &(&str, u8)| filter.contains(['+', '#', '$']);
+        let refused = |watch: &Watch| watch.version == Version::V5 && filters.iter().any(wide);
+        let terminal = self.rights == Rights::Terminal;
+        let rightly = !terminal || self.connection.as_ref().is_some_and(|connection| !refused(&connection.watch));
+        if rightly || chosen >= 0x80 {
+            self.change(chosen, rightly, |version, packet_id| bytes::subscribe(version, packet_id, &filters));
+        }
         Some(())
     }
 
     fn unsubscribe(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
         let (chosen, which) = (bytes.byte()?, bytes.byte()?);
         let filters = [which & 15, which >> 4].map(|which| FILTERS[usize::from(which) % FILTERS.len()]);
-        self.change(chosen, |version, packet_id| bytes::unsubscribe(version, packet_id, &filters));
+        self.change(chosen, true, |version, packet_id| bytes::unsubscribe(version, packet_id, &filters));
         Some(())
     }
 
     /// With an identifier that is free, or now and then with another.
-    fn change(&mut self, chosen: u8, frame: impl FnOnce(Version, u16) -> Vec<u8>) {
+    fn change(&mut self, chosen: u8, rightly: bool, frame: impl FnOnce(Version, u16) -> Vec<u8>) {
         let Some(connection) = &self.connection else { return };
         let packet_id = 100 + u16::from(chosen & 7);
         let free = connection.socket.is_empty() && connection.watch.changes.iter().all(|(used, ..)| *used != packet_id);
         if free || chosen >= 0xF0 {
-            self.write(free, |watch| frame(watch.version, packet_id));
+            self.write(free && rightly, |watch| frame(watch.version, packet_id));
         }
     }
 

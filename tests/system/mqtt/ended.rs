@@ -101,9 +101,14 @@ impl Node {
 
     /// What the admin port answers; nothing when it does not.
     pub(super) async fn ask(&self, what: &str) -> String {
+        self.ask_under("localhost", what).await
+    }
+
+    /// The same where it is called so.
+    pub(super) async fn ask_under(&self, name: &str, what: &str) -> String {
         let Ok(mut stream) = TcpStream::connect(self.admin).await else { return String::new() };
         let request = format!(
-            "{what} HTTP/1.1\r\nhost: localhost\r\nx-wakala: test\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            "{what} HTTP/1.1\r\nhost: {name}\r\nx-wakala: test\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         );
         let mut answer = String::new();
         let asked = stream.write_all(request.as_bytes()).await.is_ok();

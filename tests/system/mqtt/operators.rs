@@ -178,6 +178,18 @@ impl Tap {
     }
 }
 
+/// A web page may have a name that leads to the reader's own machine, and then sends what it likes.
+#[tokio::test]
+async fn the_admin_port_answers_under_no_name_but_its_own() {
+    let database = Database::new();
+    let node = Node::start(&database).await;
+    for what in ["GET /status", "GET /tap?client=T1", "POST /sessions/kick?client=T1"] {
+        let answer = node.ask_under("bank.example:8830", what).await;
+        assert!(answer.starts_with("HTTP/1.1 421"), "{what}: {answer}");
+    }
+    assert!(node.ask_under("127.0.0.1:8830", "GET /status").await.starts_with("HTTP/1.1 200"));
+}
+
 #[tokio::test]
 async fn a_tap_shows_what_a_client_says_and_hears_over_its_reconnects_and_no_secret() {
     let database = Database::new();
