@@ -179,7 +179,7 @@ async fn terminals_are_judged_by_their_own_row() {
     let (mut wire, code) = hello("T2", "T2", "p").at(&broker).await;
     assert_eq!(code, 0, "the hook may vouch for it here");
     assert_eq!((published(&mut wire, "q/T2").await, broker.taken.texts().len()), (0, 1), "it is a terminal");
-    assert_eq!((published(&mut wire, "up/x").await, wire.subscribe("r/T2", 1).await), (0x87, 0x87));
+    assert_eq!((published(&mut wire, "up/x").await, wire.subscribe("r/T1", 1).await), (0x87, 0x87));
     for hello in
         [hello("T1", "T1", "wrong"), hello("T1", "guest", "p"), Hello { password: None, ..hello("T1", "T1", "") }]
     {
