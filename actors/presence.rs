@@ -152,11 +152,7 @@ impl Presence {
         if standing.online && node.as_deref().is_none_or(|node| node == self.0.node) {
             return;
         }
-        board.heard(client.clone(), standing, node.as_deref());
-        if !kept {
-            let until = board.changes();
-            board.over(&client, until);
-        }
+        show(&mut board, client, standing, node.as_deref(), kept);
     }
 
     /// The epoch of a connection that others are not to be mistaken for: milliseconds of the calendar, and no two alike.
@@ -203,11 +199,7 @@ impl Presence {
     pub fn died(&self, ended: &[Cut], now: Time) {
         let mut board = self.board();
         for cut in ended {
-            board.heard(cut.client.clone(), died(cut, now).standing, None);
-            if cut.over || !cut.guest {
-                let until = board.changes();
-                board.over(&cut.client, until);
-            }
+            show(&mut board, cut.client.clone(), died(cut, now).standing, None, cut.guest && !cut.over);
         }
         self.say(self.told_of(ended).map(|cut| died(cut, now)), now);
     }
@@ -271,6 +263,15 @@ impl Presence {
             let untold = metrics.presence_untold.get();
             tracing::warn!(untold, "presence is not told to subscribers: more waits than presence.waiting_max");
         }
+    }
+}
+
+/// So a client stands that is not connected here; of one that is away and not `kept` nothing is shown.
+fn show(board: &mut Board, client: ClientId, standing: Standing, node: Option<&str>, kept: bool) {
+    board.heard(client.clone(), standing, node);
+    if !kept {
+        let until = board.changes();
+        board.over(&client, until);
     }
 }
 

@@ -105,7 +105,7 @@ impl Store {
 
 /// How a publish stands to those of its identifier before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Taken {
     /// It is to be sent: it has none at QoS 2, or none that is known.
     First,
     /// Its identifier is known: it was sent.
@@ -115,10 +115,10 @@ pub(super) enum Standing {
 }
 
 /// Remembers identifiers. The sessions are locked.
-pub(super) async fn remember(db: &mut PgConnection, wanted: &[Option<&Remembered>]) -> Result<Vec<Standing>, Error> {
+pub(super) async fn remember(db: &mut PgConnection, wanted: &[Option<&Remembered>]) -> Result<Vec<Taken>, Error> {
     let remembered: Vec<&Remembered> = wanted.iter().copied().flatten().collect();
     if remembered.is_empty() {
-        return Ok(vec![Standing::First; wanted.len()]);
+        return Ok(vec![Taken::First; wanted.len()]);
     }
     let rows: Vec<(bool, bool)> = sqlx::query_as(
         "with r as (select nth, r.client_id, r.packet_id, coalesce(s.epoch = r.epoch, false) as owned \
@@ -135,12 +135,12 @@ pub(super) async fn remember(db: &mut PgConnection, wanted: &[Option<&Remembered
     .fetch_all(db)
     .await?;
     let (mut rows, mut sent) = (rows.into_iter(), BTreeSet::new());
-    let standing = |each: &&Remembered| match rows.next() {
+    let taken = |each: &&Remembered| match rows.next() {
         // Of two in one batch the first is the one.
-        Some((true, true)) if sent.insert((each.client.clone(), each.packet_id)) => Standing::First,
-        Some((true, _)) => Standing::Again,
-        Some((false, _)) | None => Standing::Late,
+        Some((true, true)) if sent.insert((each.client.clone(), each.packet_id)) => Taken::First,
+        Some((true, _)) => Taken::Again,
+        Some((false, _)) | None => Taken::Late,
     };
-    let mut standings = remembered.iter().map(standing);
-    Ok(wanted.iter().map(|each| each.and_then(|_| standings.next()).unwrap_or(Standing::First)).collect())
+    let mut taken = remembered.iter().map(taken);
+    Ok(wanted.iter().map(|each| each.and_then(|_| taken.next()).unwrap_or(Taken::First)).collect())
 }

@@ -17,7 +17,7 @@ use wakala::time::Time;
 use super::batch::Batcher;
 use super::commit::Commit;
 use super::copies::queue;
-use super::marks::{Remembered, Standing, remember};
+use super::marks::{Remembered, Taken, remember};
 use super::retained::{Retaining, retain};
 use super::sessions::discard;
 use super::told::{self, Asked, Entered, Entry};
@@ -206,14 +206,14 @@ impl Store {
             let identifiers = remember(&mut opened, &remembered).await?;
             let told = enter(&mut opened, publications).await?;
             let new: Vec<bool> = (wills.into_iter().zip(&identifiers).zip(&told))
-                .map(|((will, identifier), told)| will && *identifier == Standing::First && *told == Entered::New)
+                .map(|((will, identifier), told)| will && *identifier == Taken::First && *told == Entered::New)
                 .collect();
             let mut stored = queue(&mut opened, publications, &new, room).await?;
             retain(&mut opened, publications, &new).await?;
             for (stored, told) in stored.iter_mut().zip(told).filter(|(_, told)| *told != Entered::New) {
                 *stored = Stored::Told(told);
             }
-            for (stored, _) in stored.iter_mut().zip(identifiers).filter(|(_, of)| *of == Standing::Late) {
+            for (stored, _) in stored.iter_mut().zip(identifiers).filter(|(_, of)| *of == Taken::Late) {
                 *stored = Stored::Late;
             }
             if publications.iter().any(Publication::is_once) {

@@ -132,8 +132,8 @@ impl Incoming {
             Version::V3 => (u16::MAX, self.unreleased_max),
             Version::V5 => (self.max, self.unreleased_max.max(self.max)),
         };
-        let counted = self.here.contains_key(&packet_id) || self.here.len() < usize::from(max);
-        !counted || (!self.uses(packet_id) && all >= usize::from(all_max))
+        let (counts, is_new) = (!self.here.contains_key(&packet_id), !self.uses(packet_id));
+        counts && self.here.len() >= usize::from(max) || is_new && all >= usize::from(all_max)
     }
 
     /// MQTT 3.1.1 has no Receive Maximum, and QoS 0 none in either version: then the socket is left unread. The packets

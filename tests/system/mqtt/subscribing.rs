@@ -1,6 +1,6 @@
 //! A subscription takes effect when it is read, and is acknowledged when it is stored.
 
-use super::wire::Wire;
+use super::wire::{Wire, packet, text};
 use super::{Broker, until};
 use crate::locks::Holding;
 use wakala_system_tests::Database;
@@ -113,4 +113,47 @@ async fn what_is_unsubscribed_from_is_heard_no_more_and_stays_so() {
     let (mut wire, _) = Wire::connect(broker.plain(), true, "leaver", false).await;
     assert_eq!(wire.delivery().await.2, "heard");
     wire.silence().await;
+}
+
+/// MQTT 3.1.1 has no No Local, and RETAIN is 0 towards a subscription that is there [MQTT-3.3.1-9].
+#[tokio::test]
+async fn a_session_of_mqtt_5_goes_on_in_3_without_what_3_does_not_know() {
+    let database = Database::new();
+    let broker = Broker::open(&database).await;
+    let (mut newer, _) = Wire::connect(broker.plain(), true, "c", false).await;
+    // QoS 1, No Local, Retain As Published.
+    newer.send(&packet(0x82, &[&[0, 1, 0][..], &text("t"), &[0x0D]].concat())).await;
+    assert_eq!(newer.receive().await.map(|(first, body)| (first, body[3])), Some((0x90, 1)));
+    newer.leave().await;
+    let (mut older, connack) = Wire::connect(broker.plain(), false, "c", false).await;
+    assert_eq!(connack, [1, 0]);
+    older.send(&packet(0x33, &[&text("t")[..], &[0, 7], b"own"].concat())).await;
+    let mut heard = [older.receive().await, older.receive().await].map(|packet| packet.map(|(first, _)| first));
+    heard.sort_unstable();
+    assert_eq!(heard, [Some(0x32), Some(0x40)], "what it published itself, without RETAIN, and a PUBACK");
+    until(&database, "select options from wakala.subscription", "0").await;
+}
+
+#[tokio::test]
+async fn nobody_publishes_on_what_is_the_servers() {
+    let database = Database::new();
+    let broker = Broker::open(&database).await;
+    let (mut wire, _) = Wire::connect(broker.plain(), true, "c", true).await;
+    for (topic, answer) in [("$SYS", 0x87), ("$SYS/x", 0x87), ("$SYSx", 0)] {
+        wire.publish(topic, 1, 7, "mine").await;
+        assert_eq!(wire.receive().await.map(|(first, body)| (first, body[2])), Some((0x40, answer)), "{topic}");
+    }
+}
+
+/// [MQTT-3.1.2-24]: a CONNACK that refuses has five bytes.
+#[tokio::test]
+async fn a_client_that_takes_less_than_a_connack_hears_nothing() {
+    let database = Database::new();
+    let broker = Broker::open(&database).await;
+    for (max, heard) in [(4, None), (5, Some((0x20, vec![0, 0x95, 0])))] {
+        let mut wire = Wire::open(broker.plain(), true).await;
+        let fields = [&text("MQTT")[..], &[5, 2, 0, 60, 5, 0x27, 0, 0, 0, max], &text("c")].concat();
+        wire.send(&packet(0x10, &fields)).await;
+        assert_eq!(wire.receive().await, heard, "{max}");
+    }
 }
