@@ -16,7 +16,7 @@ use wakala::id::{ClientId, Epoch};
 use wakala::session::Loaded;
 use wakala::time::Time;
 
-use super::batch::one_each;
+use super::batch::{Batcher, one_each};
 use super::presence::Connection;
 use super::sessions::{discard, received_of, subscription};
 use super::{Error, Store, timestamp, wills};
@@ -59,6 +59,9 @@ pub enum WhenLocked {
     Wait,
     PassOver,
 }
+
+/// Says what clients have waiting here.
+pub type Claims = Batcher<ClientId, Claim>;
 
 /// A session as it was found, and how it goes on.
 struct Found {
@@ -110,6 +113,12 @@ impl Store {
             Ok(opened)
         })
         .await
+    }
+
+    /// A batcher that says what clients have waiting: at most `room` wait, at most `max` are asked about at once.
+    #[must_use]
+    pub fn claimed(&self, room: usize, max: usize) -> Claims {
+        self.batches(room, max, |store, clients| async move { store.claims(clients).await })
     }
 
     /// What each of these clients has waiting here: who has most to lose by waiting is let in first.

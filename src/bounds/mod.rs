@@ -27,7 +27,7 @@ use crate::time::Time;
 use guesses::Guesses;
 pub use guesses::Patience;
 use kept::Kept;
-pub use line::Line;
+pub use line::Lines;
 pub use ranges::Range;
 use ranges::Ranges;
 use rate::Buckets;

@@ -93,18 +93,31 @@ fn guests_cost_their_address_unless_somebody_vouches_for_their_name() {
 
 #[test]
 fn each_place_has_its_turn_however_many_wait_from_another() {
-    let mut line = Line::default();
-    (0..4).for_each(|n| line.push(place(1), n, |_| false));
+    let mut line = Lines::default();
+    (0..4).for_each(|n| line.push(place(1), false, n, |_| false));
     assert_eq!(line.pop(), Some(0));
-    (10..12).for_each(|n| line.push(place(2), n, |_| false));
-    line.push(place(3), 20, |_| false);
+    (10..12).for_each(|n| line.push(place(2), false, n, |_| false));
+    line.push(place(3), false, 20, |_| false);
     let rest: Vec<i32> = std::iter::from_fn(|| line.pop()).collect();
     assert_eq!(rest, [1, 10, 20, 2, 11, 3]);
     for n in 0..4 {
-        line.push(place(1), n, |waits| *waits < 2);
+        line.push(place(1), false, n, |waits| *waits < 2);
     }
     let rest: Vec<i32> = std::iter::from_fn(|| line.pop()).collect();
     assert_eq!(rest, [2, 3], "who has gone is not kept");
+}
+
+#[test]
+fn the_urgent_come_first_and_keep_nobody_out() {
+    let mut line = Lines::default();
+    (0..4).for_each(|n| line.push(place(1), false, n, |_| false));
+    (10..14).for_each(|n| line.push(place(1), true, n, |_| false));
+    line.push(place(2), true, 20, |_| false);
+    let rest: Vec<i32> = std::iter::from_fn(|| line.pop()).collect();
+    assert_eq!(rest, [10, 0, 20, 1, 11, 2, 12, 3, 13], "by turns, and each place in its turn");
+    assert!(line.is_empty());
+    line.push(place(1), true, 30, |_| false);
+    assert_eq!((line.is_empty(), line.pop(), line.pop()), (false, Some(30), None));
 }
 
 /// screentinker #146: a device that connected successfully, again and again, took the server down.

@@ -26,6 +26,7 @@ use ntex::tls::rustls::PeerCertChain;
 use ntex_bytes::Bytes;
 use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal};
 use serde::Serialize;
+use wakala::admission::Claim;
 use wakala::hook::{Allowed, Decision};
 use wakala::id::{ClientId, NoClientId, TerminalId};
 use wakala::session::{Closed, Granted, NoTemplate, Rights, Template, Templates, Version};
@@ -38,6 +39,7 @@ use super::tls::{self, Handshake, Papers};
 use crate::router;
 use crate::session::lease::{Lease, calendar};
 use crate::sessions::Sessions;
+use crate::store::openings::Claims;
 use crate::store::terminals::{Lookups, Sought, Terminal};
 
 pub use faults::faults;
@@ -76,6 +78,7 @@ const LOOKED_UP_AT_ONCE: usize = 256;
 struct Inner {
     sessions: Sessions,
     lookups: Lookups,
+    claims: Claims,
     passwords: Passwords,
     tokens: Option<Tokens>,
     hook: Option<Hook>,
@@ -150,6 +153,7 @@ impl Identity {
             anonymous: open.anonymous,
             guests: open.is_open().then(|| Guests::new(open)),
             lookups: sessions.store().lookups(options.strangers_max, LOOKED_UP_AT_ONCE),
+            claims: sessions.store().claimed(options.strangers_max, LOOKED_UP_AT_ONCE),
             sessions: sessions.clone(),
         })))
     }
@@ -276,10 +280,29 @@ impl Inner {
         if !named {
             return Err(Refusal::NotAuthorized);
         }
-        match (self.passwords.verify(caller.place(), hash, password).await, terminal) {
+        // At the last gate they are the first (`src/admission.rs`): they must come as far as that.
+        let urgent = async {
+            match &terminal {
+                Some(terminal) => self.awaits_receipt((&terminal.id).into()).await,
+                None => false,
+            }
+        };
+        let verdict = self.passwords.verify(caller.place(), urgent, hash, password).await;
+        match (verdict, terminal) {
             (Verdict::Right, Some(terminal)) => Ok(terminal),
             (Verdict::Busy, _) => Err(Refusal::ServerBusy),
             (Verdict::Right | Verdict::Wrong, _) => Err(Refusal::BadUserNameOrPassword),
+        }
+    }
+
+    /// Whether a transaction of it is under way, or its receipt waits.
+    async fn awaits_receipt(&self, client: ClientId) -> bool {
+        match self.claims.submit(client).await {
+            Ok(claim) => claim == Claim::Transaction,
+            Err(error) => {
+                tracing::debug!(%error, "nobody knows who waits for a receipt");
+                false
+            }
         }
     }
 

@@ -1,13 +1,13 @@
 //! Passwords: argon2id, never on an event loop, a bounded number at once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Argon2, PasswordVerifier as _};
 use ntex_bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use wakala::bounds::{Line, Place};
+use wakala::bounds::{Lines, Place};
 
 /// What came of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(super) enum Verdict {
 pub(super) struct Passwords {
     room: Arc<Semaphore>,
     /// No more than there are strangers.
-    line: Arc<Mutex<Line<oneshot::Sender<OwnedSemaphorePermit>>>>,
+    lines: Arc<Mutex<Lines<oneshot::Sender<OwnedSemaphorePermit>>>>,
     within: Duration,
 }
 
@@ -34,15 +34,19 @@ const NOBODY: &str =
 
 impl Passwords {
     pub(super) fn new(at_once: usize, within: Duration) -> Self {
-        Self { room: Arc::new(Semaphore::new(at_once.max(1))), line: Arc::default(), within }
+        Self { room: Arc::new(Semaphore::new(at_once.max(1))), lines: Arc::default(), within }
     }
 
     /// Verifies a password that came from there against a PHC string; where there is none, takes as long and says no.
-    pub(super) async fn verify(&self, from: Place, hash: Option<String>, password: Bytes) -> Verdict {
-        let (told, turn) = oneshot::channel();
-        self.line.lock().unwrap_or_else(PoisonError::into_inner).push(from, told, oneshot::Sender::is_closed);
-        self.next();
-        let Ok(Ok(permit)) = tokio::time::timeout(self.within, turn).await else {
+    /// Whether it is urgent is asked only if it has to wait.
+    pub(super) async fn verify(
+        &self,
+        from: Place,
+        urgent: impl Future<Output = bool>,
+        hash: Option<String>,
+        password: Bytes,
+    ) -> Verdict {
+        let Ok(Ok(permit)) = tokio::time::timeout(self.within, self.turn(from, urgent)).await else {
             // Its turn may have come just then.
             self.next();
             return Verdict::Busy;
@@ -65,12 +69,37 @@ impl Passwords {
         }
     }
 
+    async fn turn(
+        &self,
+        from: Place,
+        urgent: impl Future<Output = bool>,
+    ) -> Result<OwnedSemaphorePermit, oneshot::error::RecvError> {
+        if let Some(permit) = self.at_once() {
+            return Ok(permit);
+        }
+        let urgent = urgent.await;
+        let (told, turn) = oneshot::channel();
+        self.lines().push(from, urgent, told, oneshot::Sender::is_closed);
+        self.next();
+        turn.await
+    }
+
+    /// Room that nobody waits for.
+    fn at_once(&self) -> Option<OwnedSemaphorePermit> {
+        let lines = self.lines();
+        Arc::clone(&self.room).try_acquire_owned().ok().filter(|_| lines.is_empty())
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines<oneshot::Sender<OwnedSemaphorePermit>>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Gives what room there is to those whose turn it is.
     fn next(&self) {
-        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.lines();
         while let Ok(mut permit) = Arc::clone(&self.room).try_acquire_owned() {
             loop {
-                let Some(next) = line.pop() else { return };
+                let Some(next) = lines.pop() else { return };
                 match next.send(permit) {
                     Ok(()) => break,
                     // It waits no longer.
@@ -95,13 +124,23 @@ mod tests {
         Place::of(std::net::IpAddr::from([10, 0, 0, last]))
     }
 
+    fn calm() -> std::future::Ready<bool> {
+        std::future::ready(false)
+    }
+
     #[tokio::test]
     async fn only_the_right_password_of_somebody_is_right() {
         let hash = Argon2::default().hash_password(b"kanga").expect("hashed").to_string();
         let passwords = Passwords::new(2, Duration::from_secs(30));
-        assert_eq!(passwords.verify(place(1), Some(hash.clone()), Bytes::from_static(b"kanga")).await, Verdict::Right);
-        assert_eq!(passwords.verify(place(1), Some(hash), Bytes::from_static(b"kitenge")).await, Verdict::Wrong);
-        assert_eq!(passwords.verify(place(1), None, Bytes::from_static(b"kanga")).await, Verdict::Wrong);
+        assert_eq!(
+            passwords.verify(place(1), calm(), Some(hash.clone()), Bytes::from_static(b"kanga")).await,
+            Verdict::Right
+        );
+        assert_eq!(
+            passwords.verify(place(1), calm(), Some(hash), Bytes::from_static(b"kitenge")).await,
+            Verdict::Wrong
+        );
+        assert_eq!(passwords.verify(place(1), calm(), None, Bytes::from_static(b"kanga")).await, Verdict::Wrong);
         assert!(PasswordHash::new(NOBODY).is_ok(), "nobody's hash costs as much as anybody's");
     }
 
@@ -109,7 +148,7 @@ mod tests {
     async fn who_waits_too_long_hears_that_the_server_is_busy() {
         let passwords = Passwords::new(1, Duration::from_millis(10));
         let _held = Arc::clone(&passwords.room).acquire_owned().await.expect("open");
-        assert_eq!(passwords.verify(place(1), None, Bytes::from_static(b"x")).await, Verdict::Busy);
+        assert_eq!(passwords.verify(place(1), calm(), None, Bytes::from_static(b"x")).await, Verdict::Busy);
     }
 
     #[tokio::test]
@@ -125,7 +164,7 @@ mod tests {
         for from in std::iter::repeat_n(1, 40).chain([2]) {
             let (passwords, told, hash) = (passwords.clone(), told.clone(), Some(hash.clone()));
             tasks.push(tokio::spawn(async move {
-                let verdict = passwords.verify(place(from), hash, Bytes::from_static(b"x")).await;
+                let verdict = passwords.verify(place(from), calm(), hash, Bytes::from_static(b"x")).await;
                 told.send((from, verdict)).expect("it hears");
             }));
             tokio::task::yield_now().await;

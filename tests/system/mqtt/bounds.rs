@@ -341,6 +341,32 @@ async fn whoever_has_hung_up_has_no_password_verified() {
     assert!(wrong < 5, "{wrong} of twenty were verified");
 }
 
+/// At the last gate those come first who wait for a receipt: they must come as far as that.
+#[tokio::test]
+async fn of_those_whose_passwords_wait_to_be_verified_who_waits_for_a_receipt_comes_first() {
+    let database = Database::new();
+    let broker = tuned(&database, |tuned| tuned.listener.passwords_at_once = 1).await;
+    let names = ["T1", "T2", "T3", "T4", "T5"];
+    for name in names {
+        broker.enrol(name).await;
+        make_dear(&database, name);
+    }
+    queue_receipt(&database, "T5", "a");
+    let mut wires = Vec::new();
+    for name in names {
+        let mut wire = Wire::open(broker.plain(), true).await;
+        wire.say_hello(name, true).await;
+        wires.push(wire);
+        // Its CONNECT is read meanwhile; T1's password is being verified all the while.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for wire in &mut wires {
+        assert_eq!(wire.receive().await.map(|(first, body)| (first, body[1])), Some((0x20, 0)));
+    }
+    let order = "select string_agg(client_id, ' ' order by connected_at) from wakala.session";
+    assert_eq!(database.rows(order), "T1 T5 T2 T3 T4");
+}
+
 /// The thread that carries a terminal's bytes does not compute argon2id meanwhile.
 #[tokio::test]
 async fn while_a_password_is_verified_who_is_connected_is_served() {
