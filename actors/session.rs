@@ -193,8 +193,8 @@ impl Session {
                 let remembered = Remembered { client: self.client(), epoch: self.epoch, packet_id };
                 self.mark(Mark::Forget(remembered), Event::Forgotten { packet_id }, ctx);
             }
-            Effect::Received { seq } => {
-                let mark = Mark::Received { client: self.client(), epoch: self.epoch, seq };
+            Effect::Received { seq, nth } => {
+                let mark = Mark::Received { client: self.client(), epoch: self.epoch, seq, nth };
                 self.mark(mark, Event::Kept { seq }, ctx);
             }
             Effect::Subscribed { subscription, existed } => self.subscribed(&subscription, existed, now, ctx),

@@ -68,6 +68,7 @@ mod m0030_traces;
 mod m0031_conservation;
 mod m0032_will_nodes;
 mod m0033_retained_publishers;
+mod m0034_received;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -106,6 +107,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0031_conservation::Step),
             Box::new(m0032_will_nodes::Step),
             Box::new(m0033_retained_publishers::Step),
+            Box::new(m0034_received::Step),
         ]
     }
 }

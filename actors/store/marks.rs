@@ -25,8 +25,8 @@ pub struct Remembered {
 pub enum Mark {
     /// It released what it had published.
     Forget(Remembered),
-    /// It has the delivery at this place.
-    Received { client: ClientId, epoch: Epoch, seq: i64 },
+    /// It has the delivery at this place, and its PUBREC came as this one.
+    Received { client: ClientId, epoch: Epoch, seq: i64, nth: u32 },
 }
 
 /// Stores marks. False when a later connection owns the session.
@@ -48,7 +48,7 @@ impl Store {
         self.run(move |db| async move {
             let mut opened = db.get_postgres_connection_pool().begin().await?;
             let mut forgets = (Vec::new(), Vec::new(), Vec::new());
-            let mut received = (Vec::new(), Vec::new(), Vec::new());
+            let mut received = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for mark in &marks {
                 match mark {
                     Mark::Forget(remembered) => {
@@ -56,10 +56,11 @@ impl Store {
                         forgets.1.push(remembered.epoch.0);
                         forgets.2.push(i32::from(remembered.packet_id.get()));
                     }
-                    Mark::Received { client, epoch, seq } => {
+                    Mark::Received { client, epoch, seq, nth } => {
                         received.0.push(client.as_str().to_owned());
                         received.1.push(epoch.0);
                         received.2.push(*seq);
+                        received.3.push(i64::from(*nth));
                     }
                 }
             }
@@ -80,14 +81,15 @@ impl Store {
             .fetch_all(&mut *opened)
             .await?;
             let kept: Vec<(String, i64)> = sqlx::query_as(
-                "update wakala.message m set released = true \
-                 from unnest($1::text[], $2::bigint[], $3::bigint[]) r (client_id, epoch, seq) \
+                "update wakala.message m set released = true, received_nth = r.nth \
+                 from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) r (client_id, epoch, seq, nth) \
                  join wakala.session s using (client_id) \
                  where s.epoch = r.epoch and m.client_id = r.client_id and m.seq = r.seq returning m.client_id, m.seq",
             )
             .bind(received.0)
             .bind(received.1)
             .bind(received.2)
+            .bind(received.3)
             .fetch_all(&mut *opened)
             .await?;
             opened.commit().await?;

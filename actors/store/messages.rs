@@ -165,7 +165,7 @@ impl Store {
 }
 
 /// Which request it answers, the last place of the queue, and a row of it: its place, payload, QoS, topic, retain, properties,
-/// expiry, released and subscription identifiers. A receipt has no QoS.
+/// expiry, number of the PUBREC and subscription identifiers. A receipt has no QoS.
 pub(super) type Row = (
     i64,
     i64,
@@ -176,17 +176,17 @@ pub(super) type Row = (
     Option<bool>,
     Option<Vec<u8>>,
     Option<OffsetDateTime>,
-    Option<bool>,
+    Option<i64>,
     Option<Vec<i32>>,
 );
 
 pub(super) fn delivery(row: Row) -> Result<Option<Delivery>, Error> {
-    let (_, _, Some(seq), Some(payload), qos, topic, retain, properties, expires_at, released, identifiers) = row
+    let (_, _, Some(seq), Some(payload), qos, topic, retain, properties, expires_at, received, identifiers) = row
     else {
         return Ok(None);
     };
     let payload = Bytes::from(payload);
-    let Some(qos) = qos else { return Ok(Some(Delivery { seq, released: false, what: What::Receipt(payload) })) };
+    let Some(qos) = qos else { return Ok(Some(Delivery { seq, received: None, what: What::Receipt(payload) })) };
     let (qos, retain) = (qos_of(qos), retain.unwrap_or(false));
     let message = wakala::message::Message {
         topic: topic.unwrap_or_default().into(),
@@ -199,7 +199,8 @@ pub(super) fn delivery(row: Row) -> Result<Option<Delivery>, Error> {
     let identifiers = identifiers.unwrap_or_default().into_iter();
     let identifiers = identifiers.filter_map(|id| u32::try_from(id).ok().and_then(NonZeroU32::new)).collect();
     let addressed = Addressed { message: Arc::new(message), qos, retain, identifiers };
-    Ok(Some(Delivery { seq, released: released.unwrap_or(false), what: What::Message(addressed) }))
+    let received = received.map(|nth| u32::try_from(nth).unwrap_or(u32::MAX));
+    Ok(Some(Delivery { seq, received, what: What::Message(addressed) }))
 }
 
 pub(super) fn read_properties(stored: Option<Vec<u8>>) -> Result<Properties, Error> {

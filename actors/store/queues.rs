@@ -51,11 +51,12 @@ impl Store {
                  join wakala.session s on s.client_id = w.client_id \
                  left join lateral ( \
                    (select seq, envelope as payload, null::smallint as qos, null::text as topic, false as retain, \
-                    null::bytea as properties, null::timestamptz as expires_at, false as released, '{}'::integer[] as identifiers \
+                    null::bytea as properties, null::timestamptz as expires_at, null::bigint as received, '{}'::integer[] as identifiers \
                     from wakala.receipt where terminal = w.client_id and seq > w.receipts \
                     and delivered_at is null and withdrawn_at is null order by seq limit w.max) \
                    union all \
-                   (select seq, payload, qos, topic, retain, properties, expires_at, released, identifiers \
+                   (select seq, payload, qos, topic, retain, properties, expires_at, \
+                    case when released then coalesce(received_nth, 0) end, identifiers \
                     from wakala.message \
                     where client_id = w.client_id and seq > w.messages \
                     and (expires_at is null or expires_at > w.at or qos = 2) \

@@ -154,6 +154,8 @@ pub enum Effect {
     /// The client has this delivery at QoS 2; [`Event::Kept`] when that is stored.
     Received {
         seq: i64,
+        /// As which one its PUBREC came, of those of the session that are not complete.
+        nth: u32,
     },
     /// The client is done with this delivery, in this way.
     Acked {

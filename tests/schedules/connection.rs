@@ -43,7 +43,8 @@ pub(crate) fn limits(small: bool) -> Limits {
 /// One of the client's queue.
 pub(crate) struct Row {
     pub(crate) what: What,
-    pub(crate) released: bool,
+    /// As which one its PUBREC came.
+    pub(crate) received: Option<u32>,
 }
 
 pub(crate) struct Connection {
@@ -61,7 +62,7 @@ pub(crate) struct Connection {
     pub(crate) question: Option<(Beyond, u16)>,
     pub(crate) change: Option<Change>,
     pub(crate) forgetting: VecDeque<NonZeroU16>,
-    pub(crate) keeping: VecDeque<i64>,
+    pub(crate) keeping: VecDeque<(i64, u32)>,
     pub(crate) marks: VecDeque<i64>,
     /// Nothing that a client may not do was done: nothing is held against it.
     pub(crate) behaves: bool,

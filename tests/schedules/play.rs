@@ -161,7 +161,7 @@ impl World {
                 Effect::Route { ticket, message, remember } => connection.ticket(ticket, &message.payload, remember),
                 Effect::Forget { packet_id } => connection.forgetting.push_back(packet_id),
                 Effect::Store(change) => connection.change = Some(change),
-                Effect::Received { seq } => connection.keeping.push_back(seq),
+                Effect::Received { seq, nth } => connection.keeping.push_back((seq, nth)),
                 Effect::Acked { seq, .. } => connection.marks.push_back(seq),
                 Effect::Fetch { beyond, max } => connection.question = Some((beyond, max)),
                 Effect::Dropped => self.tally.refused += 1,
@@ -431,9 +431,9 @@ impl World {
         let Some(connection) = &mut self.connection else { return };
         if !connection.keeping.is_empty() {
             let at = usize::from(which) % connection.keeping.len();
-            let seq = connection.keeping.remove(at).expect("it is there");
+            let (seq, nth) = connection.keeping.remove(at).expect("it is there");
             if let Some(row) = self.stored.rows.get_mut(&seq) {
-                row.released = true;
+                row.received = Some(nth);
             }
             self.event(Event::Kept { seq });
         }
@@ -449,7 +449,7 @@ impl World {
         };
         let rows = self.stored.rows.iter().filter(|(seq, row)| wanted(**seq, row)).take(usize::from(max));
         let deliveries =
-            rows.map(|(&seq, row)| Delivery { seq, released: row.released, what: row.what.clone() }).collect();
+            rows.map(|(&seq, row)| Delivery { seq, received: row.received, what: row.what.clone() }).collect();
         self.event(Event::Fetched { deliveries, last: self.stored.next });
     }
 
@@ -483,7 +483,7 @@ impl World {
         } else {
             What::Message(self.addressed(how | 1, padding, source))
         };
-        self.stored.rows.insert(seq, Row { what: what.clone(), released: false });
+        self.stored.rows.insert(seq, Row { what: what.clone(), received: None });
         match padding % 3 {
             0 => {}
             1 => self.event(Event::Hint { seq, what: None }),
@@ -502,7 +502,7 @@ impl World {
     fn hint(&mut self, which: u8) {
         let seq = (self.stored.next - i64::from(which & 7)).max(0);
         match self.stored.rows.get(&seq) {
-            Some(row) if which & 8 != 0 && !row.released => {
+            Some(row) if which & 8 != 0 && row.received.is_none() => {
                 let what = Some(row.what.clone());
                 self.event(Event::Hint { seq, what });
             }

@@ -68,6 +68,8 @@ pub(crate) struct Watch {
     pub(crate) flights: BTreeMap<u16, Flight>,
     aliases: BTreeMap<u16, ByteString>,
     sent_rows: BTreeSet<i64>,
+    /// As which one the PUBREC came of the last row that an earlier connection left and that was released here.
+    last_owed: Option<u32>,
     last_of_kind: [i64; 2],
     last_direct: [i64; 2],
     may_be_done: BTreeSet<i64>,
@@ -140,6 +142,7 @@ impl Watch {
             flights: BTreeMap::new(),
             aliases: BTreeMap::new(),
             sent_rows: BTreeSet::new(),
+            last_owed: None,
             last_of_kind: [0; 2],
             last_direct: [-1; 2],
             may_be_done: BTreeSet::new(),
@@ -267,7 +270,7 @@ impl Watch {
                 assert!(!flies, "{seq} is in flight");
             }
             Effect::Acked { seq, .. } => assert!(self.may_be_done.remove(seq), "{seq} is not done with"),
-            Effect::Received { seq } => {
+            Effect::Received { seq, .. } => {
                 let of = |flight: &&Flight| flight.seq == Some(*seq) && flight.state == State::Received;
                 assert!(self.flights.values().any(|flight| of(&flight)), "nobody has {seq}");
             }
@@ -350,13 +353,14 @@ impl Watch {
             return;
         }
         let owed = |(&seq, row): (&i64, &Row)| {
-            (row.released && session::packet_id(seq).get() == packet_id && !self.sent_rows.contains(&seq))
-                .then_some(seq)
+            let its = session::packet_id(seq).get() == packet_id && !self.sent_rows.contains(&seq);
+            its.then_some((row.received?, seq))
         };
-        let seq = rows.iter().find_map(owed);
-        assert!(seq.is_some(), "a PUBREL for nothing");
-        self.sent_rows.extend(seq);
-        self.flights.insert(packet_id, Flight { qos: QoS::ExactlyOnce, seq, state: State::Released });
+        let (nth, seq) = rows.iter().find_map(owed).expect("a PUBREL for nothing");
+        assert!(self.last_owed.is_none_or(|last| last < nth), "not in the order of the PUBRECs [MQTT-4.6.0-4]");
+        self.last_owed = Some(nth);
+        self.sent_rows.insert(seq);
+        self.flights.insert(packet_id, Flight { qos: QoS::ExactlyOnce, seq: Some(seq), state: State::Released });
         assert!(self.flights.len() <= self.window, "more than the client takes at once");
     }
 

@@ -29,6 +29,7 @@ enum Sent {
 impl Outgoing {
     /// Sends what the window has room for.
     pub(super) fn fly(&mut self, effects: &mut Vec<Effect>) {
+        self.release_again(effects);
         let mut rows = self.queue.iter().filter(|queued| queued.state.in_flight()).filter_map(row);
         let first = rows.next();
         let mut flying = first.map(|first| (first, rows.next_back().unwrap_or(first)));
@@ -56,17 +57,32 @@ impl Outgoing {
         }
     }
 
-    /// Sends one that waits.
-    fn send(&mut self, place: usize, effects: &mut Vec<Effect>) -> Sent {
-        let Some(queued) = self.queue.get(place) else { return Sent::Gone };
-        let (row, owed) = (row(queued), queued.state == State::Owed);
-        if let Some(seq) = row.filter(|_| owed) {
+    /// The PUBRELs that an earlier connection left, before anything else is sent, so that no PUBREC of this connection
+    /// overtakes them, and in the order of its PUBRECs [MQTT-4.6.0-4].
+    fn release_again(&mut self, effects: &mut Vec<Effect>) {
+        while self.owes && self.in_flight < self.window {
+            let Some((_, place, seq)) = self.owed().min() else {
+                self.owes = false;
+                return;
+            };
             let packet_id = packet_id(seq);
             self.flies(place, State::Released(packet_id));
             effects.push(release(packet_id, PublishAck2Reason::Success));
-            return Sent::Stays;
         }
-        let what = queued.what.clone();
+    }
+
+    /// As which one the PUBREC came, its place in the queue, and that among the client's rows.
+    fn owed(&self) -> impl Iterator<Item = (u32, usize, i64)> {
+        self.queue.iter().enumerate().filter_map(|(place, queued)| match queued.state {
+            State::Owed(nth) => Some((nth, place, row(queued)?)),
+            _ => None,
+        })
+    }
+
+    /// Sends one that waits.
+    fn send(&mut self, place: usize, effects: &mut Vec<Effect>) -> Sent {
+        let Some(queued) = self.queue.get(place) else { return Sent::Gone };
+        let (row, what) = (row(queued), queued.what.clone());
         let receipt = matches!(what, What::Receipt(_));
         let out = match self.out(&what, row) {
             Ok(out) => out,
@@ -226,9 +242,10 @@ impl Outgoing {
         match (queued.state, queued.place) {
             (State::Sent(_, QoS::ExactlyOnce), _) if is_error(reason) => self.done(place, Fate::Declined, effects),
             (State::Sent(_, QoS::ExactlyOnce), Place::Row(seq)) => {
-                queued.state = State::Received(packet_id, self.received);
-                self.received = self.received.wrapping_add(1);
-                effects.push(Effect::Received { seq });
+                let nth = self.received;
+                queued.state = State::Received(packet_id, nth);
+                self.received = nth.wrapping_add(1);
+                effects.push(Effect::Received { seq, nth });
             }
             (State::Sent(_, QoS::ExactlyOnce), Place::Direct) | (State::Released(_), _) => {
                 queued.state = State::Released(packet_id);

@@ -32,8 +32,8 @@ use lanes::Lanes;
 pub struct Delivery {
     /// The place in the client's queue, counted from 1 for the life of the client.
     pub seq: i64,
-    /// The client has it, at QoS 2, and a PUBREL is owed or was sent.
-    pub released: bool,
+    /// The client has it, at QoS 2, and a PUBREL is owed or was sent: as which one its PUBREC came.
+    pub received: Option<u32>,
     pub what: What,
 }
 
@@ -111,8 +111,10 @@ pub(super) struct Outgoing {
     settled: Settled,
     aliases: Told,
     in_flight: u16,
-    /// PUBRECs for rows that came on this connection.
+    /// The number of the next PUBREC for a row: above those of rows that an earlier connection left.
     received: u32,
+    /// There may be rows whose PUBREL is owed.
+    owes: bool,
     window: u16,
     limits: Arc<Limits>,
     packet_bytes_max: u32,
@@ -160,10 +162,10 @@ pub struct Settled {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting,
-    /// Released on an earlier connection; the PUBREL is owed on this one.
-    Owed,
+    /// PUBREC came on an earlier connection, as which one; the PUBREL is owed on this one.
+    Owed(u32),
     Sent(NonZeroU16, QoS),
-    /// PUBREC came, as which one of this connection; that is being stored.
+    /// PUBREC came, as which one; that is being stored.
     Received(NonZeroU16, u32),
     /// That is stored, and PUBREL waits for those whose PUBREC came before.
     Kept(NonZeroU16, u32),
@@ -174,7 +176,7 @@ enum State {
 impl State {
     fn packet_id(self) -> Option<NonZeroU16> {
         match self {
-            Self::Waiting | Self::Owed => None,
+            Self::Waiting | Self::Owed(_) => None,
             Self::Sent(packet_id, _)
             | Self::Received(packet_id, _)
             | Self::Kept(packet_id, _)
@@ -217,6 +219,7 @@ impl Outgoing {
             aliases: Told::new(terms.topic_alias_max.min(limits.topic_alias_max)),
             in_flight: 0,
             received: 0,
+            owes: false,
             window: terms.receive_max.min(window.get()),
             limits: Arc::clone(limits),
             packet_bytes_max: terms.packet_bytes_max,
@@ -273,9 +276,11 @@ impl Outgoing {
         let whole = deliveries.len() < self.page();
         // The page is in the order of places over both lanes, so it has every row up to its last.
         let read_to = if whole { last } else { deliveries.last().map_or(last, |delivery| delivery.seq) };
-        for Delivery { seq, released, what } in deliveries {
+        for Delivery { seq, received, what } in deliveries {
             if seq > self.lanes.of_row(&what).read_to {
-                let state = if released { State::Owed } else { State::Waiting };
+                let state = received.map_or(State::Waiting, State::Owed);
+                self.received = self.received.max(received.map_or(0, |nth| nth.saturating_add(1)));
+                self.owes |= received.is_some();
                 // A lane that was subscribed to late has places before those of the other.
                 let before = |queued: &Queued| matches!(queued.place, Place::Row(place) if place > seq);
                 let place = self.queue.iter().position(before).unwrap_or(self.queue.len());

@@ -27,7 +27,7 @@ fn pubrec(packet_id: u16, reason_code: PublishAckReason) -> Event {
     }))
 }
 
-fn row(seq: i64, released: bool) -> Delivery {
+fn row(seq: i64, received: Option<u32>) -> Delivery {
     let message = Message {
         topic: "t".into(),
         payload: Bytes::from(seq.to_string()),
@@ -38,7 +38,7 @@ fn row(seq: i64, released: bool) -> Delivery {
     };
     let addressed =
         Addressed { message: Arc::new(message), qos: QoS::ExactlyOnce, retain: false, identifiers: Vec::new() };
-    Delivery { seq, released, what: What::Message(addressed) }
+    Delivery { seq, received, what: What::Message(addressed) }
 }
 
 /// A session of a general broker's client, kept or not, and what an earlier connection left.
@@ -165,10 +165,10 @@ fn a_delivery_is_released_once_its_receipt_is_stored_and_done_with_when_it_is_co
         &mut session,
         vec![
             (
-                Event::Fetched { deliveries: vec![row(1, false), row(2, false)], last: 2 },
+                Event::Fetched { deliveries: vec![row(1, None), row(2, None)], last: 2 },
                 &["publish t 1 1", "publish t 2 2"],
             ),
-            (pubrec(1, PublishAckReason::Success), &["received 1"]),
+            (pubrec(1, PublishAckReason::Success), &["received 1 as 0"]),
             (pubrec(1, PublishAckReason::Success), &[]),
             (Event::Kept { seq: 1 }, &["pubrel 1 00"]),
             (pubrec(1, PublishAckReason::Success), &["pubrel 1 00"]),
@@ -183,13 +183,13 @@ fn a_delivery_is_released_once_its_receipt_is_stored_and_done_with_when_it_is_co
 #[test]
 fn deliveries_are_released_in_the_order_in_which_they_were_received() {
     let mut session = session(false, &[], 0);
-    let _ = handle(&mut session, Event::Fetched { deliveries: [1, 2, 3].map(|n| row(n, false)).into(), last: 3 }, 1);
+    let _ = handle(&mut session, Event::Fetched { deliveries: [1, 2, 3].map(|n| row(n, None)).into(), last: 3 }, 1);
     steps(
         &mut session,
         vec![
-            (pubrec(1, PublishAckReason::Success), &["received 1"]),
-            (pubrec(3, PublishAckReason::Success), &["received 3"]),
-            (pubrec(2, PublishAckReason::Success), &["received 2"]),
+            (pubrec(1, PublishAckReason::Success), &["received 1 as 0"]),
+            (pubrec(3, PublishAckReason::Success), &["received 3 as 1"]),
+            (pubrec(2, PublishAckReason::Success), &["received 2 as 2"]),
             (Event::Kept { seq: 2 }, &[]),
             (Event::Kept { seq: 3 }, &[]),
             (pubrec(3, PublishAckReason::Success), &[]),
@@ -219,7 +219,7 @@ fn what_was_released_is_released_again_and_what_was_not_is_sent_again() {
         &mut session,
         vec![
             (
-                Event::Fetched { deliveries: vec![row(1, true), row(2, false), row(3, false)], last: 3 },
+                Event::Fetched { deliveries: vec![row(1, Some(0)), row(2, None), row(3, None)], last: 3 },
                 &["pubrel 1 00", "publish t 2 dup 2", "publish t 3 3"],
             ),
             (pubcomp(1), &["acked 1"]),
@@ -228,9 +228,25 @@ fn what_was_released_is_released_again_and_what_was_not_is_sent_again() {
     assert_eq!(session.remains().sent_to, 3);
 }
 
+/// [MQTT-4.6.0-4] of an earlier connection's PUBRECs, and of this one's behind them: the window has room for three.
+#[test]
+fn what_was_received_on_an_earlier_connection_is_released_in_that_order_and_first() {
+    let mut session = session(false, &[], 4);
+    let rows = vec![row(1, Some(6)), row(2, None), row(3, Some(4)), row(4, Some(5)), row(5, Some(9))];
+    steps(
+        &mut session,
+        vec![
+            (Event::Fetched { deliveries: rows, last: 5 }, &["pubrel 3 00", "pubrel 4 00", "pubrel 1 00"]),
+            (pubcomp(4), &["acked 4", "pubrel 5 00"]),
+            (pubcomp(3), &["acked 3", "publish t 2 dup 2"]),
+            (pubrec(2, PublishAckReason::Success), &["received 2 as 10"]),
+        ],
+    );
+}
+
 #[test]
 fn acknowledgements_of_the_other_kind_are_refused() {
-    let rows = || Event::Fetched { deliveries: vec![row(1, false)], last: 1 };
+    let rows = || Event::Fetched { deliveries: vec![row(1, None)], last: 1 };
     for event in [puback(1), pubcomp(1)] {
         let mut session = session(false, &[], 0);
         handle(&mut session, rows(), 1);

@@ -9,7 +9,7 @@ fn told_at(seq: i64, qos: QoS, expires_at: Option<Time>, payload: &'static str) 
         Arc::new(Message { topic, payload, qos, retain: false, expires_at, properties: Properties::default() });
     Delivery {
         seq,
-        released: false,
+        received: None,
         what: What::Message(Addressed { message, qos, retain: false, identifiers: vec![] }),
     }
 }

@@ -122,7 +122,7 @@ fn puback(packet_id: u16) -> Event {
 }
 
 fn receipt(seq: i64, payload: &'static str) -> Delivery {
-    Delivery { seq, released: false, what: What::Receipt(Bytes::from_static(payload.as_bytes())) }
+    Delivery { seq, received: None, what: What::Receipt(Bytes::from_static(payload.as_bytes())) }
 }
 
 /// SUBSCRIBE with an identifier.
@@ -172,7 +172,7 @@ fn tell(effect: &Effect) -> String {
             format!("route {ticket} {} {payload}{}", message.topic, remembering(*remember))
         }
         Effect::Forget { packet_id } => format!("forget {packet_id}"),
-        Effect::Received { seq } => format!("received {seq}"),
+        Effect::Received { seq, nth } => format!("received {seq} as {nth}"),
         Effect::Subscribed { subscription, existed } => {
             format!("{} {}", if *existed { "again" } else { "new" }, subscription.filter)
         }

@@ -261,7 +261,7 @@ impl World {
                     Kind::Kept => message(seq, QoS::AtLeastOnce),
                     Kind::Unkept => message(seq, QoS::AtMostOnce),
                 };
-                Delivery { seq, released: false, what }
+                Delivery { seq, received: None, what }
             });
             let deliveries = deliveries.collect();
             let last = i64::try_from(self.rows.len()).expect("few");

@@ -103,7 +103,7 @@ impl Postgres {
         let waiting = self.queue.range((terminal.clone(), after + 1)..=(terminal.clone(), i64::MAX));
         let deliveries = waiting.take(usize::from(max)).map(|((_, seq), key)| {
             let payload = Bytes::from(self.receipts[key].envelope.clone());
-            Delivery { seq: *seq, released: false, what: What::Receipt(payload) }
+            Delivery { seq: *seq, received: None, what: What::Receipt(payload) }
         });
         Attempt::ok((deliveries.collect(), last))
     }

@@ -200,6 +200,49 @@ async fn who_was_taken_over_is_not_told_that_qos_2_went_on() {
     }
 }
 
+/// [MQTT-4.6.0-4], over three connections: what is known of the order is in the database.
+#[tokio::test]
+async fn what_was_received_at_qos_2_is_released_in_that_order_on_every_later_connection() {
+    let database = Database::new();
+    let broker = Broker::open(&database).await;
+    let (mut wire, _) = Wire::connect(broker.plain(), false, "c", false).await;
+    assert_eq!(wire.subscribe("t", 2).await, 2);
+    let (mut other, _) = Wire::connect(broker.plain(), false, "publisher", true).await;
+    for id in 1..=4 {
+        other.publish("t", 1, id, "x").await;
+        assert_eq!(other.receive().await, Some((0x40, vec![0, id])));
+        other.publish("t", 2, id, "x").await;
+        assert_eq!(other.receive().await, Some((0x50, vec![0, id])));
+        other.send(&[0x62, 2, 0, id]).await;
+        assert_eq!(other.receive().await, Some((0x70, vec![0, id])));
+        // One at QoS 1 and one at QoS 2.
+        assert_eq!(wire.receive().await.map(|(first, _)| first), Some(0x32));
+        wire.acknowledge(u16::from(id) * 2 - 1).await;
+        assert_eq!(wire.receive().await.map(|(first, _)| first), Some(0x34));
+    }
+    let release = |id: u8| Some((0x62, vec![0, id]));
+    for id in [6, 2, 4] {
+        wire.send(&[0x50, 2, 0, id]).await;
+        assert_eq!(wire.receive().await, release(id));
+    }
+    for late in [Some(8), None] {
+        wire.cut();
+        broker.connected(1).await;
+        let (again, connack) = Wire::connect(broker.plain(), false, "c", false).await;
+        assert_eq!(connack, [1, 0]);
+        wire = again;
+        for id in [6, 2, 4] {
+            assert_eq!(wire.receive().await, release(id));
+        }
+        if let Some(late) = late {
+            assert_eq!(wire.receive().await.map(|(first, _)| first), Some(0x3C), "sent again");
+            wire.send(&[0x50, 2, 0, late]).await;
+            assert_eq!(wire.receive().await, release(late));
+        }
+    }
+    assert_eq!(wire.receive().await, release(8), "behind those of the connection before it");
+}
+
 fn client(name: &str) -> wakala::id::ClientId {
     wakala::id::ClientId::new(name).expect("short")
 }

@@ -1,6 +1,6 @@
 //! A client that follows the standard, and forgets only what it must.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ntex_mqtt::v5::codec::PublishAck2;
 
@@ -22,6 +22,10 @@ pub(super) struct Client {
     last_id: u16,
     /// Identifiers of QoS 2 that it has and the server has not released.
     received: BTreeSet<u16>,
+    /// Those of them that the server has not released, in the order of its last PUBREC for each.
+    unreleased: Vec<u16>,
+    /// Those whose PUBREC the server does not have, for it released what came after: it must send the message again.
+    unheard: BTreeSet<u16>,
     pub(super) heard: Vec<usize>,
     // Of this connection.
     five: bool,
@@ -32,8 +36,6 @@ pub(super) struct Client {
     told: BTreeMap<u16, ByteString>,
     /// Of publishes to it that are not complete.
     in_flight: BTreeSet<u16>,
-    /// Those of them that it received and the server has not released, in the order of its PUBRECs.
-    unreleased: VecDeque<u16>,
 }
 
 /// What it does about a packet.
@@ -52,13 +54,14 @@ impl Client {
         self.said.clear();
         self.told.clear();
         self.in_flight.clear();
-        self.unreleased.clear();
     }
 
     /// What goes out again on a new connection; or, if the server has no session, what it gives up.
     pub(super) fn resumes(&mut self, present: bool) -> (Vec<Event>, Vec<u32>) {
         if !present {
             self.received.clear();
+            self.unreleased.clear();
+            self.unheard.clear();
             let gone = std::mem::take(&mut self.unacknowledged);
             return (Vec::new(), gone.into_iter().map(|it| it.number).collect());
         }
@@ -122,10 +125,7 @@ impl Client {
             Effect::Publish(publish, payload) => return self.hears_publish(&publish, &payload, tally),
             Effect::Send(Packet::PublishRelease(ack)) => {
                 self.received.remove(&ack.packet_id.get());
-                if self.unreleased.contains(&ack.packet_id.get()) {
-                    // It may pass on a message no sooner than here (figure 4.3).
-                    assert_eq!(self.unreleased.pop_front(), Some(ack.packet_id.get()), "[MQTT-4.6.0-4]");
-                }
+                self.is_released(ack.packet_id.get());
                 let ack = PublishAck2 { packet_id: ack.packet_id, ..PublishAck2::default() };
                 self.in_flight.remove(&ack.packet_id.get());
                 heard.says = Some(Event::Packet(Packet::PublishComplete(ack)));
@@ -154,6 +154,15 @@ impl Client {
         heard
     }
 
+    /// In the order of the PUBRECs that the server has, on this connection and those before [MQTT-4.6.0-4]: the client may
+    /// pass on a message no sooner than here (figure 4.3).
+    fn is_released(&mut self, packet_id: u16) {
+        assert!(!self.unheard.contains(&packet_id), "released after one that was received later [MQTT-4.6.0-4]");
+        if let Some(at) = self.unreleased.iter().position(|&other| other == packet_id) {
+            self.unheard.extend(self.unreleased.drain(..=at).filter(|&other| other != packet_id));
+        }
+    }
+
     fn hears_publish(&mut self, publish: &Publish, payload: &[u8], tally: &mut Tally) -> Heard {
         if let Some(alias) = publish.topic_alias {
             assert!(alias.get() <= self.topic_alias_max, "more aliases than it has room for [MQTT-3.1.2-26]");
@@ -180,7 +189,9 @@ impl Client {
             }
             (QoS::ExactlyOnce, Some(packet_id)) => {
                 heard.copy = self.received.insert(packet_id).then_some(copy);
-                self.unreleased.push_back(packet_id);
+                self.unheard.remove(&packet_id);
+                self.unreleased.retain(|&other| other != packet_id);
+                self.unreleased.push(packet_id);
                 let ack = PublishAck { packet_id: id(packet_id), ..PublishAck::default() };
                 heard.says = Some(Event::Packet(Packet::PublishReceived(ack)));
             }

@@ -48,7 +48,7 @@ struct Waiting {
 
 enum Marked {
     Forget(u16),
-    Received(i64),
+    Received(i64, u32),
 }
 
 /// A publish of a client's.
@@ -124,7 +124,7 @@ impl World {
             sent_to: stored.sent_to.take().unwrap_or(stored.next),
         };
         self.tally.resumed += u64::from(stored.present);
-        self.tally.released_again += stored.rows.values().filter(|row| row.released).count() as u64;
+        self.tally.released_again += stored.rows.values().filter(|row| row.received.is_some()).count() as u64;
         let version = if manner.five { Version::V5 } else { Version::V3 };
         let connect = Connect {
             clean_start: manner.clean_start,
@@ -237,7 +237,7 @@ impl World {
                 Effect::Forget { packet_id } => {
                     self.marks.push_back((client, epoch, Marked::Forget(packet_id.get())));
                 }
-                Effect::Received { seq } => self.marks.push_back((client, epoch, Marked::Received(seq))),
+                Effect::Received { seq, nth } => self.marks.push_back((client, epoch, Marked::Received(seq, nth))),
                 Effect::Acked { seq, .. } => self.acks.push_back((client, epoch, seq)),
                 Effect::Fetch { beyond, .. } => link.questions.push_back(beyond),
                 Effect::Store(change) => assert!(link.change.replace(change).is_none(), "one at a time"),
@@ -290,7 +290,7 @@ impl World {
         stored.next += 1;
         let seq = stored.next;
         let what = What::Message(addressed);
-        stored.rows.insert(seq, Delivery { seq, released: false, what: what.clone() });
+        stored.rows.insert(seq, Delivery { seq, received: None, what: what.clone() });
         match hint {
             0 => {}
             1 => self.event(client, epoch, Event::Hint { seq, what: None }),
@@ -482,10 +482,10 @@ impl World {
                 stored.received.remove(&packet_id);
                 Event::Forgotten { packet_id: id(packet_id) }
             }
-            Marked::Received(seq) => {
+            Marked::Received(seq, nth) => {
                 // It may be gone with its session.
                 if let Some(row) = stored.rows.get_mut(&seq) {
-                    row.released = true;
+                    row.received = Some(nth);
                 }
                 Event::Kept { seq }
             }
