@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from clients import Client
 from installation import ROOT, VAR, Node, free_port, sql, until
+from mqtt_wire import Wire, packet, text
 
 NEWER = "application/openmetrics-text; version=1.0.0"
 DATABASE = "wakala_metrics"
@@ -266,6 +268,123 @@ def test_the_law_notices_what_nobody_counted(bounded):
     assert value(bounded, "wakala_conservation_balance", of="stored") == 1
     sql("postgres", "insert into wakala.tally values ('delivered', 1)", DATABASE)
     balanced(bounded)
+
+
+# How many packets, and how many bytes they have with their headers.
+PACKETS = {
+    "received": {
+        "connect": (5, 123), "disconnect": (3, 6), "pingreq": (1, 2), "puback": (2, 8), "pubcomp": (1, 4),
+        "publish": (5, 110), "pubrec": (1, 4), "pubrel": (1, 4), "subscribe": (2, 27), "unsubscribe": (1, 12),
+    },
+    "sent": {
+        "connack": (5, 21), "pingresp": (1, 2), "puback": (3, 12), "pubcomp": (1, 4), "publish": (4, 90),
+        "pubrec": (1, 4), "pubrel": (1, 4), "suback": (2, 10), "unsuback": (1, 4),
+    },
+}
+# What else is counted.
+COUNTED = {
+    "connections_ended_early_total reason=unread": 1,
+    "connections_total transport=plain": 6,
+    "connects_accepted_total": 4,
+    "connects_refused_total reason=authentication_method": 1,
+    "connects_waited_total result=opened": 3,
+    "direct_copies_addressed_total": 3,
+    "direct_copies_delivered_total": 3,
+    "durable_latency_seconds_count what=publish": 2,
+    "messages_published_total": 6,
+    "messages_unmatched_total": 2,
+    "opening_commits_total": 3,
+    "publish_payload_bytes_total direction=received": 51,
+    "publish_payload_bytes_total direction=sent": 43,
+    "publishes_total direction=received,qos=0": 1,
+    "publishes_total direction=received,qos=1": 3,
+    "publishes_total direction=received,qos=2": 1,
+    "publishes_total direction=sent,qos=0": 1,
+    "publishes_total direction=sent,qos=1": 2,
+    "publishes_total direction=sent,qos=2": 1,
+    # Topic, payload and who published it.
+    "retained_bytes": 21,
+    "retained_messages": 1,
+    "sessions_kept": 1,
+    "stored_copies_addressed_total": 1,
+    "stored_copies_delivered_total": 1,
+    "subscriptions": 1,
+    "wills_sent_total": 1,
+}
+DONE = COUNTED | {
+    f"packet{what}_total direction={way},type={kind}": counts[nth]
+    for way, kinds in PACKETS.items()
+    for kind, counts in kinds.items()
+    for nth, what in enumerate(["s", "_bytes"])
+}
+
+
+def moved(node, before):
+    """By how much what is counted is more than before; not how long anything took, in how many commits, nor what the process takes."""
+    timed = re.compile("process_|wakala_uptime|.*_seconds_(sum|bucket)|wakala_commit_")
+    difference = {key: now - before.get(key, 0) for key, now in samples(node).items() if not timed.match(key[0])}
+    written = {}
+    for (name, labels), more in difference.items():
+        if more:
+            words = ",".join(f"{label}={text}" for label, text in sorted(labels))
+            written[f"{name.removeprefix('wakala_')} {words}".strip()] = more
+    return written
+
+
+def test_what_a_client_does_moves_what_counts_it_and_by_how_much(bounded):
+    """All that moves, and nothing else."""
+    balanced(bounded)
+    before = samples(bounded)
+    hears, kept = Wire(bounded.port, "listener"), Wire(bounded.port, "sleeper", keep=True)
+    speaks = Wire(bounded.port, "speaker", will="gone/x")
+    hears.subscribe("here/#", 2)
+    kept.subscribe("there/#", 1)
+    kept.send(0xE0)
+    assert kept.receive() is None
+    # At each QoS, from one who speaks to one who hears.
+    for qos, payload in enumerate([b"at most once", b"at least once"]):
+        speaks.publish("here/x", payload, qos)
+        assert hears.message() == (False, payload)
+    speaks.send(0x34, text("here/x") + b"\0\x07" + b"exactly once")
+    assert speaks.receive() == (0x50, b"\0\x07")
+    speaks.send(0x62, b"\0\x07")
+    assert speaks.receive() == (0x70, b"\0\x07")
+    first, body = hears.receive()
+    number = body[8:10]
+    assert (first, body[10:]) == (0x34, b"exactly once")
+    hears.send(0x50, number)
+    assert hears.receive() == (0x62, number)
+    hears.send(0x70, number)
+    # Retained where nobody hears it, and kept for one who is away.
+    speaks.send(0x33, text("gone/y") + b"\0\x08" + b"retained")
+    speaks.answered(b"\0\x08")
+    speaks.publish("there/x", b"stored")
+    kept = Wire(bounded.port, "sleeper", keep=True)
+    assert kept.present and kept.message() == (False, b"stored")
+    hears.send(0xA2, hears.id() + text("here/#"))
+    assert hears.receive()[0] == 0xB0
+    speaks.ping()
+    assert speaks.receive() == (0xD0, b"")
+    # Two who are not let in: one who wants to be authenticated in a way that is not known here, and one who speaks something else.
+    for what, answer in [
+        (packet(0x10, text("MQTT") + b"\x05\x02\0\x3c" + b"\x06\x15" + text("way") + text("odd")), b"\x20\x03\0\x8c\0"),
+        (b"GET / HTTP/1.1\r\n\r\n", b""),
+    ]:
+        with socket.create_connection(("127.0.0.1", bounded.port), timeout=10) as stranger:
+            stranger.sendall(what)
+            assert stranger.recv(100) == answer
+    for each in (hears, kept):
+        each.send(0xE0)
+        assert each.receive() is None
+    speaks.cut()
+    until(lambda: value(bounded, "wakala_wills_sent_total") == before["wakala_wills_sent_total", frozenset()] + 1, "its will is sent")
+    balanced(bounded)
+    # Sums of what is stored are made now and then.
+    with contextlib.suppress(AssertionError):
+        until(lambda: moved(bounded, before) == DONE, "all is counted", within=5)
+    assert moved(bounded, before) == DONE
+    with Client(bounded, "clears") as clears:
+        clears.publish("gone/y", "", retain=True)
 
 
 def mosquitto_sub(node, *arguments):

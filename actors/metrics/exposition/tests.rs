@@ -141,3 +141,45 @@ fn the_operators_table_is_what_the_page_says() {
     let docs = std::fs::read_to_string(path.join("../docs/operators.md")).expect("docs/operators.md");
     assert!(docs.contains(&table), "docs/operators.md should say:\n{table}");
 }
+
+/// That there are the metrics, `tests/foreign/test_metrics.py` shows at a node; one that asks for a label that there is not, or
+/// for a value of it, is silent for ever.
+#[test]
+fn the_alerts_ask_for_labels_that_there_are() {
+    let page = snapshot().write(Format::Text).expect("written");
+    let path = std::path::PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests"));
+    let alerts = std::fs::read_to_string(path.join("../config/alerts.yaml")).expect("config/alerts.yaml");
+    let word = |text: &str| -> String {
+        text.chars().take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '_').collect()
+    };
+    let (mut selected, mut named) = (0, 0);
+    for asked in alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: ")) {
+        for (at, _) in asked.match_indices('{') {
+            let start = asked[..at].rfind(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'));
+            let name = &asked[start.map_or(0, |start| start + 1)..at];
+            let (selector, _) = asked[at + 1..].split_once('}').expect("an end");
+            for (label, values) in selector.split(',').filter_map(|pair| pair.split_once('=')) {
+                for value in values.trim_matches(['~', '"']).split('|') {
+                    let there = |line: &str| {
+                        line.starts_with(&format!("{name}{{")) && line.contains(&format!("{label}=\"{value}\""))
+                    };
+                    assert!(page.lines().any(there), "{asked}: no sample of {name} with {label}={value}");
+                    selected += 1;
+                }
+            }
+        }
+        for (at, by) in asked.match_indices("by (") {
+            let label = word(&asked[at + by.len()..]);
+            let metric = asked[at..].find("wakala_").map(|from| word(&asked[at + from..])).expect("a metric");
+            let family = metric.trim_end_matches("_bucket");
+            let there = |line: &str| line.starts_with(family) && line.contains(&format!("{label}=\""));
+            assert!(page.lines().any(there), "{asked}: no sample of {metric} with {label}");
+        }
+    }
+    for (at, said) in alerts.match_indices("$labels.") {
+        let label = word(&alerts[at + said.len()..]);
+        assert!(page.contains(&format!("{label}=\"")), "no sample has {label}");
+        named += 1;
+    }
+    assert!(selected >= 4 && named >= 4, "{selected} selected, {named} named: what was read is not what is there");
+}
