@@ -199,11 +199,12 @@ impl Listening {
     /// Stops accepting, ends all connections and waits for the listener's threads.
     pub async fn stop(mut self) {
         self.workers.close();
+        self.sessions.admission().stop();
         let gone = async {
             loop {
                 // Again for whoever was about to be let in, and for whom its mailbox had no room.
                 self.sessions.send_elsewhere(&self.elsewhere);
-                if self.sessions.is_empty() {
+                if self.sessions.is_empty() && self.sessions.admission().is_idle() {
                     break;
                 }
                 tokio::time::sleep(LOOK_EVERY).await;

@@ -2,12 +2,13 @@
 
 use std::mem;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ntex::io::IoBoxed;
 use ntex_bytes::BytesMut;
-use ntex_mqtt::v5::codec::{Connect, ConnectAckReason as Refusal, Packet};
+use ntex_mqtt::v5::codec::{Connect, ConnectAck, ConnectAckReason as Refusal, Packet};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use wakala::ban::Traits;
@@ -252,7 +253,10 @@ impl Door {
 
     async fn turn_away(&self, io: &IoBoxed, frames: &Frames, connect: &Connect, refusal: Refusal) {
         let answer = match refusal {
-            Refusal::UseAnotherServer => self.elsewhere.refuse(connect),
+            Refusal::UseAnotherServer => {
+                let packet_bytes_max = connect.max_packet_size.map_or(u32::MAX, NonZeroU32::get);
+                self.elsewhere.refuse(&connect.client_id, packet_bytes_max)
+            }
             other => refuse(other),
         };
         // Of these two it is said once, where they are decided.
@@ -268,6 +272,20 @@ impl Door {
         self.sessions.taps().refused(&connect.client_id, &ack, frames.version());
         say(&io.get_ref(), frames, ack);
         end(io).await;
+    }
+
+    /// What a client hears whose session was not opened.
+    fn not_opened(&self, client: &ClientId, terms: &Terms, error: &NotOpened) -> ConnectAck {
+        let said = match error {
+            NotOpened::Busy { come_again_s } => busy(*come_again_s, terms.packet_bytes_max),
+            NotOpened::Stopping => self.elsewhere.refuse(client.as_str(), terms.packet_bytes_max),
+            NotOpened::Store(_) | NotOpened::Gone => {
+                tracing::warn!(%client, %error, "a session could not be opened");
+                return refuse(Refusal::ServerUnavailable);
+            }
+        };
+        tracing::info!(%client, %error, "a session was not opened");
+        said
     }
 
     /// Opens what is stored of the session and hands the connection to its actor.
@@ -305,16 +323,7 @@ impl Door {
             Ok(opened) => opened,
             Err(NotOpened::Gone) => return end(&io).await,
             Err(error) => {
-                let ack = match error {
-                    NotOpened::Busy { come_again_s } => {
-                        tracing::info!(%client, %error, "a session was not opened");
-                        busy(come_again_s, terms.packet_bytes_max)
-                    }
-                    NotOpened::Store(_) | NotOpened::Gone => {
-                        tracing::warn!(%client, %error, "a session could not be opened");
-                        refuse(Refusal::ServerUnavailable)
-                    }
-                };
+                let ack = self.not_opened(&client, &terms, &error);
                 self.sessions.store().metrics().connections.refuse(ack.reason_code);
                 say(&io.get_ref(), &frames, Packet::ConnectAck(Box::new(ack)));
                 return end(&io).await;

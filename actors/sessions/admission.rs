@@ -4,7 +4,7 @@
 //! waits for a receipt or has messages, and these come first. Nobody waits for ever: neither for a database that is away nor
 //! for a session that somebody else has locked.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -61,6 +61,8 @@ pub enum NotOpened {
     /// Its connection ended before its turn came.
     #[error("the client is gone")]
     Gone,
+    #[error("the node is stopping")]
+    Stopping,
     #[error(transparent)]
     Store(#[from] Error),
 }
@@ -93,7 +95,7 @@ impl Counts {
     fn count(&self, result: &Result<(Epoch, Loaded), NotOpened>) {
         let which = match result {
             Ok(_) => &self.opened,
-            Err(NotOpened::Busy { .. }) => &self.busy,
+            Err(NotOpened::Busy { .. } | NotOpened::Stopping) => &self.busy,
             Err(NotOpened::Gone) => &self.gone,
             Err(NotOpened::Store(_)) => &self.failed,
         };
@@ -113,6 +115,10 @@ struct Inner {
     arrived: Arc<Notify>,
     /// Openings that wait for somebody else's lock.
     alone: Arc<Semaphore>,
+    /// Nobody is let in any more.
+    stopping: AtomicBool,
+    /// Those who have come and have no answer yet.
+    unanswered: AtomicUsize,
     counts: Counts,
 }
 
@@ -139,6 +145,22 @@ struct Caller {
     told: oneshot::Sender<Result<(Epoch, Loaded), NotOpened>>,
 }
 
+/// One that has come, until it is answered or waits no longer.
+struct Unanswered<'a>(&'a AtomicUsize);
+
+impl<'a> Unanswered<'a> {
+    fn of(inner: &'a Inner) -> Self {
+        inner.unanswered.fetch_add(1, Ordering::Relaxed);
+        Self(&inner.unanswered)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl std::fmt::Debug for Admission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Admission").field("waiting", &self.0.waiting().len()).finish_non_exhaustive()
@@ -162,6 +184,8 @@ impl Admission {
             waiting: Mutex::new(Waiting::new(options.waiting_max, options.wait_max)),
             arrived: Arc::clone(&arrived),
             alone: Arc::new(Semaphore::new(ALONE_MAX)),
+            stopping: AtomicBool::new(false),
+            unanswered: AtomicUsize::new(0),
             counts: Counts::default(),
         });
         store.handle().spawn(work(Arc::downgrade(&inner), Arc::clone(&arrived)));
@@ -174,6 +198,7 @@ impl Admission {
     /// # Errors
     /// Why it was not opened.
     pub async fn open(&self, opening: Opening, gone: impl Future<Output = ()>) -> Result<(Epoch, Loaded), NotOpened> {
+        let _unanswered = Unanswered::of(&self.0);
         let (told, mut hears) = oneshot::channel();
         let left = Arc::<AtomicBool>::default();
         let caller = Caller { opening, gone: Arc::clone(&left), passed_over: 0, told };
@@ -190,6 +215,18 @@ impl Admission {
         }
         // Its session may be opened by now; then it has to be ended in order.
         hears.await.unwrap_or_else(nobody)
+    }
+
+    /// Lets nobody in any more, also of those who wait.
+    pub fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+        self.0.send_all_away();
+    }
+
+    /// Nobody is on his way in.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.0.unanswered.load(Ordering::Relaxed) == 0
     }
 
     /// How many wait.
@@ -266,8 +303,18 @@ impl Inner {
         NotOpened::Busy { come_again_s: come_again_in(come_again_min, come_again_max, drawn) }
     }
 
+    fn send_all_away(&self) {
+        let waiting = self.waiting().take(usize::MAX);
+        for place in waiting {
+            self.tell(place.who, Err(NotOpened::Stopping));
+        }
+    }
+
     /// Whose turn it is. Who has gone is not among them.
     async fn next(&self) -> Vec<Place<Caller>> {
+        if self.stopping.load(Ordering::Relaxed) {
+            self.send_all_away();
+        }
         if self.waiting().len() > self.options.batch_max {
             self.judge().await;
         }

@@ -1,7 +1,7 @@
 //! Where else a client may go when this server stops or is full (4.11, 4.13): MQTT 5 clients are told so.
 
 use ntex_bytes::ByteString;
-use ntex_mqtt::v5::codec::{Connect, ConnectAck, ConnectAckReason, Disconnect, DisconnectReasonCode as Reason, Packet};
+use ntex_mqtt::v5::codec::{ConnectAck, ConnectAckReason, Disconnect, DisconnectReasonCode as Reason, Packet};
 
 use super::connect::refuse;
 use super::{Effect, Session, Version};
@@ -35,13 +35,11 @@ impl Elsewhere {
         (!servers.is_empty()).then(|| ByteString::from(servers.join(" ")))
     }
 
-    /// What a client hears for whom there is no room.
+    /// What a client hears that is not let in here, in a packet of so many bytes at most [MQTT-3.1.2-24].
     #[must_use]
-    pub fn refuse(&self, connect: &Connect) -> ConnectAck {
-        // [MQTT-3.1.2-24]: not more than the client takes.
-        let bytes_max = connect.max_packet_size.map_or(usize::MAX, |max| max.get() as usize);
-        match self.reference(&connect.client_id) {
-            Some(reference) if reference.len() + REST_BYTES <= bytes_max => {
+    pub fn refuse(&self, client: &str, packet_bytes_max: u32) -> ConnectAck {
+        match self.reference(client) {
+            Some(reference) if reference.len() + REST_BYTES <= packet_bytes_max as usize => {
                 ConnectAck { server_reference: Some(reference), ..refuse(ConnectAckReason::UseAnotherServer) }
             }
             _ => refuse(ConnectAckReason::ServerBusy),

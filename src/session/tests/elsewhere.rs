@@ -1,5 +1,7 @@
 //! Where clients are sent when the server stops or is full.
 
+use ntex_mqtt::v5::codec::ConnectAck;
+
 use super::*;
 
 fn servers(names: &[&str]) -> Elsewhere {
@@ -16,6 +18,10 @@ fn left(version: Version, connect: &Connect, elsewhere: Elsewhere) -> Vec<Discon
         other => panic!("{other:?}"),
     });
     said.collect()
+}
+
+fn turned_away(elsewhere: &Elsewhere, connect: &Connect) -> ConnectAck {
+    elsewhere.refuse(&connect.client_id, connect.max_packet_size.map_or(u32::MAX, NonZeroU32::get))
 }
 
 #[test]
@@ -36,7 +42,7 @@ fn a_reference_is_no_larger_than_the_client_takes_mqtt_3_1_2_24() {
     let codec = ntex_mqtt::v5::codec::Codec::new();
     for bytes_max in 30..120 {
         let small = Connect { max_packet_size: NonZeroU32::new(bytes_max), ..asked(true) };
-        let (said, refused) = (left(Version::V5, &small, far.clone()).remove(0), far.refuse(&small));
+        let (said, refused) = (left(Version::V5, &small, far.clone()).remove(0), turned_away(&far, &small));
         assert_eq!(said.server_reference.is_some(), said.reason_code == Reason::UseAnotherServer);
         assert_eq!(refused.server_reference.is_some(), refused.reason_code == ConnectAckReason::UseAnotherServer);
         for (named, packet) in [
@@ -51,7 +57,7 @@ fn a_reference_is_no_larger_than_the_client_takes_mqtt_3_1_2_24() {
     }
     let enough = Connect { max_packet_size: NonZeroU32::new(120), ..asked(true) };
     assert!(left(Version::V5, &enough, far.clone())[0].server_reference.is_some());
-    assert!(far.refuse(&enough).server_reference.is_some());
+    assert!(turned_away(&far, &enough).server_reference.is_some());
 }
 
 #[test]
@@ -60,14 +66,18 @@ fn those_who_are_sent_away_together_do_not_all_go_to_the_same() {
     let mut first = [0; 3];
     for n in 0..3000 {
         let connect = Connect { client_id: format!("T{n}").into(), ..asked(true) };
-        let refused = three.refuse(&connect);
+        let refused = turned_away(&three, &connect);
         assert_eq!(refused.reason_code, ConnectAckReason::UseAnotherServer);
         let reference = refused.server_reference.expect("a reference");
         assert!(["a b c", "b c a", "c a b"].contains(&&*reference), "each once, in turn: {reference}");
-        assert_eq!(three.refuse(&connect).server_reference, Some(reference.clone()), "always the same for one client");
+        assert_eq!(
+            turned_away(&three, &connect).server_reference,
+            Some(reference.clone()),
+            "always the same for one client"
+        );
         first[usize::from(reference.as_bytes()[0] - b'a')] += 1;
     }
     assert!(first.iter().all(|&count| (800..1200).contains(&count)), "{first:?}");
-    let busy = Elsewhere::default().refuse(&asked(true));
+    let busy = turned_away(&Elsewhere::default(), &asked(true));
     assert_eq!((busy.reason_code, busy.server_reference), (ConnectAckReason::ServerBusy, None));
 }

@@ -14,8 +14,8 @@ use wakala_node::adapters::postgres_log::PostgresLog;
 use wakala_node::adapters::soft_hsm::{SoftHsm, Source};
 use wakala_node::clock::MonotonicClock;
 use wakala_node::config::Config;
-use wakala_node::listener::Tls;
 use wakala_node::listener::tls::Files;
+use wakala_node::listener::{self, Tls};
 use wakala_node::node::{self, Parts};
 use wakala_node::store::Store;
 use wakala_node::supervision::EXIT_ESCALATED;
@@ -23,6 +23,7 @@ use wakala_sandbox::ports::free_port;
 
 use super::wire::Wire;
 use super::{Broker, enrol, until};
+use crate::locks::Holding;
 use wakala_system_tests::Database;
 
 #[tokio::test]
@@ -51,6 +52,28 @@ async fn a_listener_that_stops_says_so_stores_it_and_lets_nobody_in() {
     assert!(TcpStream::connect(at).await.is_err(), "nobody listens");
     assert!(sessions.is_empty());
     until(&database, "select count(*) from wakala.session where connected", "0").await;
+}
+
+/// In a storm of reconnects many wait for their session when the node stops.
+#[tokio::test]
+async fn who_waits_to_be_let_in_while_the_node_stops_is_told_where_else_to_go() {
+    let database = Database::new();
+    let options = listener::Options { elsewhere: vec!["mqtt-2:8883".to_owned()], ..super::anywhere() };
+    let broker = Broker::with(database.store().await, options).await;
+    broker.enrol("T1").await;
+    let holding = Holding::new(&database, "select from wakala.session where client_id = 'T1' for update");
+    let mut wire = Wire::open(broker.plain(), true).await;
+    wire.say_hello("T1", true).await;
+    while broker.sessions.admitted().waiting == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let Broker { listening, sessions: _sessions, .. } = broker;
+    let stopping = tokio::spawn(listening.stop());
+    let (first, body) = wire.receive().await.expect("a CONNACK");
+    let said = String::from_utf8_lossy(&body);
+    assert!((first, body[1]) == (0x20, 0x9C) && said.contains("mqtt-2:8883"), "{body:x?}");
+    drop(holding);
+    stopping.await.expect("no panic");
 }
 
 const URL: &str = "WAKALA_TEST_NODE_URL";
