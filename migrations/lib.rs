@@ -69,6 +69,7 @@ mod m0031_conservation;
 mod m0032_will_nodes;
 mod m0033_retained_publishers;
 mod m0034_received;
+mod m0035_owed;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -108,6 +109,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0032_will_nodes::Step),
             Box::new(m0033_retained_publishers::Step),
             Box::new(m0034_received::Step),
+            Box::new(m0035_owed::Step),
         ]
     }
 }

@@ -46,27 +46,33 @@ impl Store {
             // of the session's row, which is held until the commit.
             let rows: Vec<messages::Row> = sqlx::query_as(
                 "select w.nth, s.next_seq - 1, q.* \
-                 from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[]) \
-                   with ordinality w (client_id, receipts, messages, max, at, nth) \
+                 from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[]) \
+                   with ordinality w (client_id, receipts, messages, owed, max, at, nth) \
                  join wakala.session s on s.client_id = w.client_id \
                  left join lateral ( \
                    (select seq, envelope as payload, null::smallint as qos, null::text as topic, false as retain, \
-                    null::bytea as properties, null::timestamptz as expires_at, null::bigint as received, '{}'::integer[] as identifiers \
+                    null::bytea as properties, null::timestamptz as expires_at, null::bigint as received, \
+                    '{}'::integer[] as identifiers \
                     from wakala.receipt where terminal = w.client_id and seq > w.receipts \
                     and delivered_at is null and withdrawn_at is null order by seq limit w.max) \
                    union all \
-                   (select seq, payload, qos, topic, retain, properties, expires_at, \
-                    case when released then coalesce(received_nth, 0) end, identifiers \
+                   (select seq, payload, qos, topic, retain, properties, expires_at, null, identifiers \
                     from wakala.message \
-                    where client_id = w.client_id and seq > w.messages \
+                    where client_id = w.client_id and seq > w.messages and not released \
                     and (expires_at is null or expires_at > w.at or qos = 2) \
                     order by seq limit w.max) \
-                   order by seq limit w.max) q on true \
-                 order by w.nth, q.seq",
+                   union all \
+                   (select seq, payload, qos, topic, retain, properties, expires_at, coalesce(received_nth, 0), identifiers \
+                    from wakala.message \
+                    where client_id = w.client_id and released and coalesce(received_nth, 0) >= w.owed \
+                    order by 8, seq limit w.max) \
+                   order by received, seq limit w.max) q on true \
+                 order by w.nth, q.received, q.seq",
             )
             .bind(wanted.iter().map(|each| each.client.as_str().to_owned()).collect::<Vec<_>>())
             .bind(wanted.iter().map(|each| each.beyond.receipts.unwrap_or(i64::MAX)).collect::<Vec<_>>())
             .bind(wanted.iter().map(|each| each.beyond.messages.unwrap_or(i64::MAX)).collect::<Vec<_>>())
+            .bind(wanted.iter().map(|each| each.beyond.owed.map_or(i64::MAX, i64::from)).collect::<Vec<_>>())
             .bind(wanted.iter().map(|each| i64::from(each.max)).collect::<Vec<_>>())
             .bind(wanted.iter().map(|each| timestamp(each.at)).collect::<Vec<_>>())
             .fetch_all(db.get_postgres_connection_pool())

@@ -447,9 +447,13 @@ impl World {
             let after = if matches!(row.what, What::Receipt(_)) { beyond.receipts } else { beyond.messages };
             after.is_some_and(|after| seq > after)
         };
-        let rows = self.stored.rows.iter().filter(|(seq, row)| wanted(**seq, row)).take(usize::from(max));
-        let deliveries =
-            rows.map(|(&seq, row)| Delivery { seq, received: row.received, what: row.what.clone() }).collect();
+        let rows = || self.stored.rows.iter();
+        let page = rows().filter(|(seq, row)| row.received.is_none() && wanted(**seq, row));
+        let is_owed = |row: &Row| beyond.owed.is_some_and(|from| row.received.is_some_and(|nth| nth >= from));
+        let mut owed: Vec<_> = rows().filter(|(_, row)| is_owed(row)).collect();
+        owed.sort_by_key(|(_, row)| row.received);
+        let row = |(&seq, row): (&i64, &Row)| Delivery { seq, received: row.received, what: row.what.clone() };
+        let deliveries = owed.into_iter().chain(page).take(usize::from(max)).map(row).collect();
         self.event(Event::Fetched { deliveries, last: self.stored.next });
     }
 

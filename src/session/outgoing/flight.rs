@@ -8,7 +8,9 @@ use ntex_mqtt::v5::codec::{
 };
 
 use super::super::strict::Flaw;
-use super::{Addressed, DIRECT_IDENTIFIERS, Effect, Outgoing, Place, Queued, ROW_IDENTIFIERS, State, What, packet_id};
+use super::{
+    Addressed, DIRECT_IDENTIFIERS, Effect, Outgoing, Owed, Place, Queued, ROW_IDENTIFIERS, State, What, packet_id,
+};
 use crate::conservation::Fate;
 use crate::mqtt::{Publish, Version};
 
@@ -60,9 +62,11 @@ impl Outgoing {
     /// The PUBRELs that an earlier connection left, before anything else is sent, so that no PUBREC of this connection
     /// overtakes them, and in the order of its PUBRECs [MQTT-4.6.0-4].
     fn release_again(&mut self, effects: &mut Vec<Effect>) {
-        while self.owes && self.in_flight < self.window {
+        while self.owed != Owed::Released && self.in_flight < self.window {
             let Some((_, place, seq)) = self.owed().min() else {
-                self.owes = false;
+                if self.owed == Owed::Read {
+                    self.owed = Owed::Released;
+                }
                 return;
             };
             let packet_id = packet_id(seq);

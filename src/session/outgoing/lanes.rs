@@ -16,6 +16,9 @@ use crate::session::subscriptions::place;
 pub struct Beyond {
     pub receipts: Option<i64>,
     pub messages: Option<i64>,
+    /// And first of all the rows whose PUBREL is owed, wherever they are, in the order of their PUBRECs, from this one on; none
+    /// when all of them were read.
+    pub owed: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -64,8 +67,8 @@ impl Lanes {
         }
     }
 
-    pub(super) fn beyond(&self) -> Beyond {
-        Beyond { receipts: self.receipts.beyond(), messages: self.messages.beyond() }
+    pub(super) fn beyond(&self, owed: Option<u32>) -> Beyond {
+        Beyond { receipts: self.receipts.beyond(), messages: self.messages.beyond(), owed }
     }
 
     /// Whether there is a row, up to `hinted_to`, that was not read.

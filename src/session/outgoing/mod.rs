@@ -113,14 +113,24 @@ pub(super) struct Outgoing {
     in_flight: u16,
     /// The number of the next PUBREC for a row: above those of rows that an earlier connection left.
     received: u32,
-    /// There may be rows whose PUBREL is owed.
-    owes: bool,
+    owed: Owed,
     window: u16,
     limits: Arc<Limits>,
     packet_bytes_max: u32,
     /// When the client last acknowledged something, or was first sent something after all was acknowledged.
     progress: Time,
     now: Time,
+}
+
+/// What is to be read, before all else, of the rows whose PUBREL an earlier connection left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owed {
+    /// Those from the number on that the next PUBREC would have.
+    Unread,
+    /// Nothing; some may wait in the queue.
+    Read,
+    /// Nothing, and none waits.
+    Released,
 }
 
 /// Whether the database is being read.
@@ -219,7 +229,7 @@ impl Outgoing {
             aliases: Told::new(terms.topic_alias_max.min(limits.topic_alias_max)),
             in_flight: 0,
             received: 0,
-            owes: false,
+            owed: if loaded.present { Owed::Unread } else { Owed::Released },
             window: terms.receive_max.min(window.get()),
             limits: Arc::clone(limits),
             packet_bytes_max: terms.packet_bytes_max,
@@ -274,13 +284,22 @@ impl Outgoing {
             return;
         }
         let whole = deliveries.len() < self.page();
-        // The page is in the order of places over both lanes, so it has every row up to its last.
-        let read_to = if whole { last } else { deliveries.last().map_or(last, |delivery| delivery.seq) };
+        // What is owed comes first; the rest is in the order of places over both lanes, so it has every row up to its last.
+        let read_to = match deliveries.last() {
+            _ if whole => last,
+            Some(Delivery { seq, received: None, .. }) => *seq,
+            _ => 0,
+        };
+        if self.owed == Owed::Unread {
+            let last = deliveries.iter().filter_map(|delivery| delivery.received).max();
+            self.received = last.map_or(self.received, |nth| nth.saturating_add(1));
+            if whole || read_to > 0 {
+                self.owed = Owed::Read;
+            }
+        }
         for Delivery { seq, received, what } in deliveries {
-            if seq > self.lanes.of_row(&what).read_to {
+            if received.is_some() || seq > self.lanes.of_row(&what).read_to {
                 let state = received.map_or(State::Waiting, State::Owed);
-                self.received = self.received.max(received.map_or(0, |nth| nth.saturating_add(1)));
-                self.owes |= received.is_some();
                 // A lane that was subscribed to late has places before those of the other.
                 let before = |queued: &Queued| matches!(queued.place, Place::Row(place) if place > seq);
                 let place = self.queue.iter().position(before).unwrap_or(self.queue.len());
@@ -342,7 +361,8 @@ impl Outgoing {
                 let lane = if receipts { &mut self.lanes.receipts } else { &mut self.lanes.messages };
                 self.queue.retain(|queued| {
                     let Place::Row(seq) = queued.place else { return true };
-                    let stays = queued.state.in_flight() || matches!(queued.what, What::Receipt(_)) != receipts;
+                    let begun = queued.state.in_flight() || matches!(queued.state, State::Owed(_));
+                    let stays = begun || matches!(queued.what, What::Receipt(_)) != receipts;
                     if !stays {
                         lane.read_to = lane.read_to.min(seq - 1);
                     }
@@ -359,9 +379,10 @@ impl Outgoing {
     pub(super) fn deliver(&mut self, subscriptions: &[Subscription], effects: &mut Vec<Effect>) {
         self.heed(subscriptions);
         self.fly(effects);
-        let beyond = self.lanes.beyond();
+        let owed = (self.owed == Owed::Unread).then_some(self.received);
+        let beyond = self.lanes.beyond(owed);
         let room = self.page().saturating_sub(self.queue.len() - usize::from(self.direct));
-        if (beyond.receipts.is_some() || beyond.messages.is_some())
+        if (beyond.receipts.is_some() || beyond.messages.is_some() || owed.is_some())
             && self.fetching == Fetching::No
             && (self.unread || self.lanes.behind(self.hinted_to))
             && room * 2 >= self.page()

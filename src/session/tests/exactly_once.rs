@@ -244,6 +244,72 @@ fn what_was_received_on_an_earlier_connection_is_released_in_that_order_and_firs
     );
 }
 
+/// What was acknowledged in between, and not stored before the node died, may fill pages.
+#[test]
+fn what_is_owed_is_read_first_wherever_it_is_and_a_page_at_a_time() {
+    let asks = |effects: &[Effect]| {
+        let asked = effects.iter().find_map(|effect| match effect {
+            Effect::Fetch { beyond, .. } => Some((beyond.messages, beyond.owed)),
+            _ => None,
+        });
+        asked.unwrap_or_else(|| panic!("it reads on: {:?}", told(effects)))
+    };
+    let loaded = Loaded { present: true, sent_to: 100, ..Loaded::default() };
+    let (mut session, effects) = playing(open(), Version::V5, &asked(false), loaded);
+    assert_eq!(asks(&effects), (Some(0), Some(0)));
+    let owed = [90, 2, 70, 71, 72, 73, 74, 75].into_iter().zip(4..).map(|(seq, nth)| row(seq, Some(nth)));
+    let effects = handle(&mut session, Event::Fetched { deliveries: owed.collect(), last: 100 }, 1);
+    assert_eq!(told(&effects), ["pubrel 90 00", "pubrel 2 00", "pubrel 70 00"], "the window has room for three");
+    for (seq, next) in [(90, 71), (2, 72), (70, 73)] {
+        steps(&mut session, vec![(pubcomp(seq), &[&format!("acked {seq}"), &format!("pubrel {next} 00")])]);
+    }
+    // Half of what there is room for.
+    assert_eq!(asks(&handle(&mut session, pubcomp(71), 1)), (Some(0), Some(12)), "there may be more of them");
+    let rest = [row(3, Some(12))].into_iter().chain((4..=10).map(|seq| row(seq, None))).collect();
+    handle(&mut session, Event::Fetched { deliveries: rest, last: 100 }, 1);
+    for (seq, next) in [(72, "pubrel 75 00"), (73, "pubrel 3 00"), (74, "publish t 4 dup 4")] {
+        steps(&mut session, vec![(pubcomp(seq), &[&format!("acked {seq}"), next])]);
+    }
+    steps(&mut session, vec![(pubrec(4, PublishAckReason::Success), &["received 4 as 13"])]);
+    handle(&mut session, pubcomp(75), 1);
+    handle(&mut session, pubcomp(3), 1);
+    for seq in [5, 6] {
+        handle(&mut session, pubrec(seq, PublishAckReason::QuotaExceeded), 1);
+    }
+    let effects = handle(&mut session, pubrec(7, PublishAckReason::QuotaExceeded), 1);
+    assert_eq!(asks(&effects), (Some(10), None), "no further than the page went");
+}
+
+/// To end a subscription does not end what was begun for it (3.10.4).
+#[test]
+fn what_is_owed_is_released_also_without_the_subscription() {
+    let resumed = |subscriptions| {
+        resumed(Version::V5, &asked(false), Loaded { present: true, subscriptions, sent_to: 9, ..Loaded::default() })
+    };
+    let owed = || (1..=4).map(|seq| row(seq, Some(2))).collect();
+    let in_the_window = ["pubrel 1 00", "pubrel 2 00", "pubrel 3 00"];
+
+    let (mut session, effects) = resumed(vec![]);
+    let beyond = Beyond { receipts: None, messages: None, owed: Some(0) };
+    assert!(
+        matches!(&effects[..], [_, Effect::Fetch { beyond: asked, .. }] if *asked == beyond),
+        "{:?}",
+        told(&effects)
+    );
+    let effects = handle(&mut session, Event::Fetched { deliveries: owed(), last: 9 }, 1);
+    assert_eq!(told(&effects), in_the_window);
+
+    let options = SubscriptionOptions { qos: QoS::ExactlyOnce, ..SubscriptionOptions::default() };
+    let messages = Subscription { filter: "c/T1".into(), options, identifier: None };
+    let (mut session, _) = resumed(vec![messages]);
+    let effects = handle(&mut session, Event::Fetched { deliveries: owed(), last: 9 }, 1);
+    assert_eq!(told(&effects), in_the_window);
+    let gone = Unsubscribe { packet_id: id(2), user_properties: vec![], topic_filters: vec!["c/T1".into()] };
+    handle(&mut session, Event::Packet(Packet::Unsubscribe(gone)), 1);
+    handle(&mut session, Event::Stored, 1);
+    steps(&mut session, vec![(pubcomp(1), &["acked 1", "pubrel 4 00"])]);
+}
+
 #[test]
 fn acknowledgements_of_the_other_kind_are_refused() {
     let rows = || Event::Fetched { deliveries: vec![row(1, None)], last: 1 };

@@ -243,6 +243,36 @@ async fn what_was_received_at_qos_2_is_released_in_that_order_on_every_later_con
     assert_eq!(wire.receive().await, release(8), "behind those of the connection before it");
 }
 
+/// What a client acknowledged and the node did not store before it died is sent again, and there may be pages of it.
+#[tokio::test]
+async fn what_is_owed_is_released_first_though_pages_of_other_messages_are_before_it() {
+    let database = Database::new();
+    let broker = Broker::open(&database).await;
+    let (mut wire, _) = Wire::connect(broker.plain(), false, "c", false).await;
+    assert_eq!(wire.subscribe("t", 2).await, 2);
+    wire.leave().await;
+    until(&database, "select connected from wakala.session", "f").await;
+    let _ = database.rows(
+        "update wakala.session set next_seq = 1001, sent_seq = 1000; \
+         insert into wakala.message (client_id, seq, topic, qos, payload, at, released, received_nth) \
+         select 'c', n, 't', case when n in (3, 900) then 2 else 1 end, 'x', now(), n in (3, 900), \
+           case n when 3 then 7 when 900 then 6 end from generate_series(1, 1000) n",
+    );
+    let (mut wire, connack) = Wire::connect(broker.plain(), false, "c", false).await;
+    assert_eq!(connack, [1, 0]);
+    for id in [900_u16, 3] {
+        let [high, low] = id.to_be_bytes();
+        assert_eq!(wire.receive().await, Some((0x62, vec![high, low])));
+        wire.send(&[0x70, 2, high, low]).await;
+    }
+    for id in (1..=1000).filter(|id| ![3, 900].contains(id)) {
+        assert_eq!(wire.delivery().await, (true, id, "x".to_owned()));
+        wire.acknowledge(id).await;
+    }
+    wire.silence().await;
+    until(&database, "select count(*) from wakala.message", "0").await;
+}
+
 fn client(name: &str) -> wakala::id::ClientId {
     wakala::id::ClientId::new(name).expect("short")
 }

@@ -441,8 +441,12 @@ impl World {
             matches!(&row.what, What::Message(addressed)
             if addressed.message.is_over(now) && addressed.qos.min(addressed.message.qos) != QoS::ExactlyOnce)
         };
-        let rows = stored.rows.range(after + 1..).map(|(_, row)| row).filter(|row| !is_over(row));
-        let deliveries = rows.take(page).cloned().collect();
+        let rows = stored.rows.range(after + 1..).map(|(_, row)| row);
+        let rows = rows.filter(|row| row.received.is_none() && !is_over(row));
+        let is_owed = |row: &&Delivery| beyond.owed.is_some_and(|from| row.received.is_some_and(|nth| nth >= from));
+        let mut owed: Vec<&Delivery> = stored.rows.values().filter(is_owed).collect();
+        owed.sort_by_key(|row| row.received);
+        let deliveries = owed.into_iter().chain(rows).take(page).cloned().collect();
         self.event(client, stored.epoch, Event::Fetched { deliveries, last: self.stored[client].next });
     }
 
