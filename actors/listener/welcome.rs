@@ -196,6 +196,7 @@ impl Door {
             identified = self.identity.identify(&io, &connect, frames.version(), password, handshake, &caller) => identified,
             // Nobody waits for it: in a storm its password would keep others waiting, who wait for less long than that takes.
             () = gone(&io) => return end(&io).await,
+            () = self.sessions.admission().stopped() => Err(Refusal::UseAnotherServer),
         };
         match identified.and_then(|identified| self.grant(&connect, &frames, identified, &caller)) {
             Ok(admitted) => {

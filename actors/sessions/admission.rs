@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use wakala::admission::{Claim, Place, Waiting, come_again_in};
 use wakala::id::Epoch;
 use wakala::session::Loaded;
@@ -116,7 +116,7 @@ struct Inner {
     /// Openings that wait for somebody else's lock.
     alone: Arc<Semaphore>,
     /// Nobody is let in any more.
-    stopping: AtomicBool,
+    stopping: watch::Sender<bool>,
     /// Those who have come and have no answer yet.
     unanswered: AtomicUsize,
     counts: Counts,
@@ -184,7 +184,7 @@ impl Admission {
             waiting: Mutex::new(Waiting::new(options.waiting_max, options.wait_max)),
             arrived: Arc::clone(&arrived),
             alone: Arc::new(Semaphore::new(ALONE_MAX)),
-            stopping: AtomicBool::new(false),
+            stopping: watch::Sender::new(false),
             unanswered: AtomicUsize::new(0),
             counts: Counts::default(),
         });
@@ -219,8 +219,14 @@ impl Admission {
 
     /// Lets nobody in any more, also of those who wait.
     pub fn stop(&self) {
-        self.0.stopping.store(true, Ordering::Relaxed);
+        self.0.stopping.send_replace(true);
         self.0.send_all_away();
+    }
+
+    /// Comes when nobody is let in any more.
+    pub async fn stopped(&self) {
+        // No error: what would be dropped is ours.
+        let _ = self.0.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
     /// Nobody is on his way in.
@@ -312,7 +318,7 @@ impl Inner {
 
     /// Whose turn it is. Who has gone is not among them.
     async fn next(&self) -> Vec<Place<Caller>> {
-        if self.stopping.load(Ordering::Relaxed) {
+        if *self.stopping.borrow() {
             self.send_all_away();
         }
         if self.waiting().len() > self.options.batch_max {

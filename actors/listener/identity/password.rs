@@ -32,6 +32,15 @@ pub(super) struct Passwords {
 const NOBODY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$d2FrYWxhLW5vYm9keS1oZXJl$Zm9yZXZlci13cm9uZy1mb3JldmVyLXdyb25nLTMyYnk";
 
+/// Whoever is in line, however that ends: then it is the next one's turn, if there is room.
+struct After<'a>(&'a Passwords);
+
+impl Drop for After<'_> {
+    fn drop(&mut self) {
+        self.0.next();
+    }
+}
+
 impl Passwords {
     pub(super) fn new(at_once: usize, within: Duration) -> Self {
         Self { room: Arc::new(Semaphore::new(at_once.max(1))), lines: Arc::default(), within }
@@ -47,8 +56,6 @@ impl Passwords {
         password: Bytes,
     ) -> Verdict {
         let Ok(Ok(permit)) = tokio::time::timeout(self.within, self.turn(from, urgent)).await else {
-            // Its turn may have come just then.
-            self.next();
             return Verdict::Busy;
         };
         let after = self.clone();
@@ -78,6 +85,8 @@ impl Passwords {
             return Ok(permit);
         }
         let urgent = urgent.await;
+        // Its turn may come just when it waits no longer.
+        let _after = After(self);
         let (told, turn) = oneshot::channel();
         self.lines().push(from, urgent, told, oneshot::Sender::is_closed);
         self.next();
@@ -149,6 +158,20 @@ mod tests {
         let passwords = Passwords::new(1, Duration::from_millis(10));
         let _held = Arc::clone(&passwords.room).acquire_owned().await.expect("open");
         assert_eq!(passwords.verify(place(1), calm(), None, Bytes::from_static(b"x")).await, Verdict::Busy);
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_comes_to_who_has_just_gone_is_the_next_ones() {
+        use futures_util::FutureExt as _;
+        let passwords = Passwords::new(1, Duration::from_secs(30));
+        let held = passwords.at_once().expect("nobody is there");
+        let mut waits = [1, 2].map(|from| Box::pin(passwords.turn(place(from), calm())));
+        assert!(waits.iter_mut().all(|wait| wait.now_or_never().is_none()));
+        drop(held);
+        passwords.next();
+        let [gone, next] = waits;
+        drop(gone);
+        let _permit = next.now_or_never().expect("its turn has come").expect("there is room");
     }
 
     #[tokio::test]

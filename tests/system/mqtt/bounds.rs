@@ -313,7 +313,7 @@ async fn passwords_of_one_address_keep_nobody_else_waiting() {
 }
 
 /// It takes a while to verify this terminal's password from now on.
-fn make_dear(database: &Database, name: &str) {
+pub(super) fn make_dear(database: &Database, name: &str) {
     use argon2::PasswordHasher as _;
     let dear = argon2::Params::new(64 * 1024, 12, 1, None).expect("parameters");
     let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, dear);

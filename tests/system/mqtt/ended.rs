@@ -76,6 +76,37 @@ async fn who_waits_to_be_let_in_while_the_node_stops_is_told_where_else_to_go() 
     stopping.await.expect("no panic");
 }
 
+/// And with passwords many wait for theirs to be verified.
+#[tokio::test]
+async fn whose_password_waits_while_the_node_stops_is_told_where_else_to_go() {
+    let database = Database::new();
+    let options =
+        listener::Options { elsewhere: vec!["mqtt-2:8883".to_owned()], passwords_at_once: 1, ..super::anywhere() };
+    let broker = Broker::with(database.store().await, options).await;
+    let names = ["T1", "T2"];
+    for name in names {
+        broker.enrol(name).await;
+        super::bounds::make_dear(&database, name);
+    }
+    let mut wires = Vec::new();
+    for name in names {
+        let mut wire = Wire::open(broker.plain(), true).await;
+        wire.say_hello(name, true).await;
+        wires.push(wire);
+    }
+    while broker.store.metrics().connections.plain.get() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let Broker { listening, sessions: _sessions, .. } = broker;
+    let stopping = tokio::spawn(listening.stop());
+    for mut wire in wires {
+        let (first, body) = wire.receive().await.expect("a CONNACK");
+        let said = String::from_utf8_lossy(&body);
+        assert!((first, body[1]) == (0x20, 0x9C) && said.contains("mqtt-2:8883"), "{body:x?}");
+    }
+    stopping.await.expect("no panic");
+}
+
 const URL: &str = "WAKALA_TEST_NODE_URL";
 const PORTS: &str = "WAKALA_TEST_NODE_PORTS";
 const MASTER: &str = "WAKALA_TEST_NODE_MASTER";
