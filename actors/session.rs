@@ -74,10 +74,12 @@ pub struct Session {
     willed: bool,
     /// Messages that are not stored, as they were last counted.
     waiting: u32,
+    /// A publish that went to its subscribers in this turn and is acknowledged in the next.
+    answer: Option<u32>,
     /// Of the actor's task.
     waker: Option<Waker>,
-    /// For when the wake-up is set that comes first.
-    wakes_at: Option<Time>,
+    /// For when the wake-up is set that comes first, or [`NEVER`].
+    wakes_at: Time,
     /// Who looks at its packets.
     tapped: Tapped,
     /// Held for its end: the registry hears of it.
@@ -139,8 +141,9 @@ impl Session {
             unread: false,
             closed: false,
             waiting: 0,
+            answer: None,
             waker: None,
-            wakes_at: None,
+            wakes_at: NEVER,
             tapped: Tapped::default(),
             link,
         };
@@ -309,10 +312,10 @@ impl Session {
     fn set_wake_up(&mut self, ctx: &mut Context<Self>) {
         let Some(at) = self.twin.poll_timeout() else { return };
         // A packet moves the deadline of the keep-alive on; the wake-up that is set finds that out when it comes.
-        if self.wakes_at.is_some_and(|set| set <= at) {
+        if self.wakes_at <= at {
             return;
         }
-        self.wakes_at = Some(at);
+        self.wakes_at = at;
         let wait = at.since(self.now()) + Duration::from_millis(1);
         ctx.run_later(wait, move |this, ctx| {
             // A node that stood still has heard nobody: what came meanwhile is read before a client counts as silent.
@@ -325,12 +328,15 @@ impl Session {
     }
 
     fn wake_up(&mut self, at: Time, ctx: &mut Context<Self>) {
-        if self.wakes_at == Some(at) {
-            self.wakes_at = None;
+        if self.wakes_at == at {
+            self.wakes_at = NEVER;
         }
         self.event(Event::Wake, ctx);
     }
 }
+
+/// No wake-up is set. An `Option` has the task beyond its bound.
+const NEVER: Time = Time::from_millis(i64::MAX);
 
 /// A wake-up that comes so late says that the node was held up.
 const HELD_UP: Duration = Duration::from_millis(500);

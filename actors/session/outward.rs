@@ -70,7 +70,7 @@ impl Session {
         let client = self.twin.client();
         let remember = remember.map(|packet_id| Remembered { client: client.clone(), epoch: self.epoch, packet_id });
         let Some(publication) = self.sessions.router().route(Some(client), message, remember, now) else {
-            return Some(Event::Durable { ticket });
+            return self.answer_behind(ticket, message.qos);
         };
         let (metrics, began) = (Arc::clone(self.sessions.store().metrics()), Instant::now());
         self.keep(publication, ctx.address(), move |addr| {
@@ -78,6 +78,16 @@ impl Session {
             tell(addr, Done(Event::Durable { ticket }));
         });
         None
+    }
+
+    /// Has the subscribers' sockets written to before the publisher's: one of them may answer while the PUBACK goes out. What
+    /// was to be acknowledged before is now.
+    fn answer_behind(&mut self, ticket: u32, qos: QoS) -> Option<Event> {
+        let before = match qos {
+            QoS::AtMostOnce => Some(ticket),
+            QoS::AtLeastOnce | QoS::ExactlyOnce => self.answer.replace(ticket),
+        };
+        before.map(|ticket| Event::Durable { ticket })
     }
 
     /// Messages that match are for this client from now on, and what is retained: stored for a session that is kept, like

@@ -42,6 +42,9 @@ impl ActorFuture<Session> for Ear {
         TURN.set(turn);
         session.count();
         session.set_wake_up(ctx);
+        if session.answer.is_some() {
+            task.waker().wake_by_ref();
+        }
         polled
     }
 }
@@ -54,6 +57,9 @@ impl Session {
         loop {
             if self.closed {
                 return Poll::Ready(());
+            }
+            if (frames == 0 || self.has_unread()) && self.acknowledge(turn, now, ctx) {
+                continue;
             }
             if !broken && self.io.is_wr_backpressure() {
                 match self.io.poll_flush(task, false) {
@@ -103,7 +109,7 @@ impl Session {
                     return self.gone("the connection broke", ctx);
                 }
                 Poll::Pending => {
-                    self.twin.partial(self.io.with_read_buf(|rest| !rest.is_empty()), now);
+                    self.twin.partial(self.has_unread(), now);
                     return Poll::Pending;
                 }
             };
@@ -115,6 +121,19 @@ impl Session {
             }
             self.act(turn, now, ctx);
         }
+    }
+
+    /// Acknowledges the publish whose subscribers were to be first: before the next frame or in the next turn, whichever
+    /// comes first.
+    fn acknowledge(&mut self, turn: &mut Turn, now: Time, ctx: &mut Context<Self>) -> bool {
+        let Some(ticket) = self.answer.take() else { return false };
+        self.twin.handle(Event::Durable { ticket }, now, &mut turn.effects);
+        self.act(turn, now, ctx);
+        true
+    }
+
+    fn has_unread(&self) -> bool {
+        self.io.with_read_buf(|unread| !unread.is_empty())
     }
 
     /// Takes a terminal's publish out of what it shares with the others of its agent; until when they owe it, if they do.
