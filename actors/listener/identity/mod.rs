@@ -412,7 +412,7 @@ struct Guests {
     closed: Arc<Closed>,
     templates: Templates,
     templates_max: usize,
-    /// The templates grant every topic.
+    /// Anybody may connect, and the templates grant every topic: then `$SYS` is no secret either.
     all: bool,
 }
 
@@ -432,7 +432,7 @@ impl Guests {
             closed: Arc::new(open.closed.iter().map(|topic| topic.clone().into()).collect()),
             templates: Templates { publish: open.publish.clone(), subscribe: open.subscribe.clone() },
             templates_max: open.templates_max,
-            all: (&open.publish, &open.subscribe) == (&usual.publish, &usual.subscribe),
+            all: open.anonymous && (&open.publish, &open.subscribe) == (&usual.publish, &usual.subscribe),
         }
     }
 

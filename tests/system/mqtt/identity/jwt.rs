@@ -65,6 +65,22 @@ async fn taking(
     .await
 }
 
+/// Who has proved who it is and no more sees what guests publish, and not what the broker says of itself and of them.
+#[tokio::test]
+async fn a_guest_to_whom_nothing_is_granted_sees_every_topic_but_the_servers() {
+    let database = Database::new();
+    let (issuer, file) = (Issuer::new("k1"), tempfile::NamedTempFile::new().expect("a file"));
+    write_set(file.path(), &[&issuer]);
+    let broker = taking(&database, file.path(), |_, _| {}).await;
+    let (mut wire, code) = hello("d1", "", &issuer.names("d1", 60, "")).at(&broker).await;
+    assert_eq!((code, published(&mut wire, "any/topic").await == NOT_AUTHORISED), (0, false));
+    for (filter, told) in
+        [("#", 1), ("$share/g/#", 1), ("$SYS/#", 0x87), ("$SYS/presence/+", 0x87), ("$share/g/$SYS/#", 0x87)]
+    {
+        assert_eq!(wire.subscribe(filter, 1).await, told, "{filter}");
+    }
+}
+
 #[tokio::test]
 async fn a_guest_is_who_its_token_names_and_may_what_it_says() {
     let database = Database::new();
