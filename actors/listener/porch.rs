@@ -9,7 +9,7 @@ use ntex::time::Millis;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::tls::{self, Credentials, Handshake};
+use super::tls::{self, Credentials, Handshake, Inside};
 use super::websocket::Upgrade;
 use super::welcome::{Door, Stranger};
 use crate::metrics::wire;
@@ -43,7 +43,7 @@ impl Porch {
         let by = self.door.connected_by();
         let Some(credentials) = &self.credentials else { return self.enter(io, stranger, None, by).await };
         let handshake = credentials.handshake();
-        match TlsServerFilter::create(io, handshake.config(), self.within).await {
+        match TlsServerFilter::create(io, handshake.config(self.inside()), self.within).await {
             Ok(io) => {
                 wire::SHAKEN.one();
                 self.enter(io, stranger, Some(handshake), by).await;
@@ -54,6 +54,10 @@ impl Porch {
                 stranger.failed();
             }
         }
+    }
+
+    fn inside(&self) -> Inside {
+        if self.upgrade.is_some() { Inside::WebSocket } else { Inside::Mqtt }
     }
 
     async fn enter<F: Filter>(&self, io: Io<F>, stranger: Stranger, handshake: Option<Handshake>, by: Instant) {

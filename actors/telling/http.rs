@@ -129,14 +129,14 @@ struct Current(Credentials);
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        self.0.trust().config().cert_resolver.resolve(hello)
+        self.0.trust().shows().resolve(hello)
     }
 }
 
 /// A program proves who it is by its token, and needs no certificate.
 fn secured(credentials: Credentials) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+    let config =
+        ServerConfig::builder_with_provider(provider).with_protocol_versions(credentials.oldest().versions())?;
     Ok(config.with_no_client_auth().with_cert_resolver(Arc::new(Current(credentials))))
 }

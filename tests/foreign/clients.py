@@ -2,6 +2,7 @@
 import contextlib
 import queue
 import socket
+import ssl
 import threading
 
 import paho.mqtt.client as paho
@@ -50,7 +51,10 @@ class Client:
         self.version, self.keep, self.keepalive, self.asks = version, keep, keepalive, asks
         self.port = broker.port if by == "tcp" else getattr(broker, by)
         if by == "wss":
-            self.paho.tls_set(broker.authority)
+            # As browsers do.
+            context = ssl.create_default_context(cafile=broker.authority)
+            context.set_alpn_protocols(["http/1.1"])
+            self.paho.tls_set_context(context)
         if will:
             of_will = {**({"WillDelayInterval": delay} if delay else {}), **(will_says or {})}
             of_will = properties(PacketTypes.WILLMESSAGE, **of_will)

@@ -33,6 +33,7 @@ use crate::watched::Looks;
 
 pub use files::Files;
 pub use papers::Papers;
+pub(super) use trust::Inside;
 pub use trust::{Objection, Trust};
 
 /// A TLS listener.
@@ -66,7 +67,7 @@ pub enum Oldest {
 }
 
 impl Oldest {
-    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+    pub(crate) fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
         static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
         static NEWEST: [&SupportedProtocolVersion; 1] = [&TLS13];
         match self {
@@ -245,6 +246,10 @@ impl Credentials {
         }
     }
 
+    pub(crate) fn oldest(&self) -> Oldest {
+        self.0.oldest
+    }
+
     #[must_use]
     pub fn report(&self) -> Report {
         let trust = self.trust();
@@ -275,8 +280,8 @@ impl Credentials {
 }
 
 impl Handshake {
-    pub(super) fn config(&self) -> Arc<rustls::ServerConfig> {
-        self.trust.config()
+    pub(super) fn config(&self, inside: Inside) -> Arc<rustls::ServerConfig> {
+        self.trust.config(inside)
     }
 
     /// Whether a certificate had to be one that an authority vouches for.

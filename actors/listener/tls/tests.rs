@@ -117,7 +117,7 @@ impl Desk {
     fn shake(&self, trust: &Trust) -> Result<(HandshakeKind, Vec<CertificateDer<'static>>), rustls::Error> {
         let name = ServerName::try_from("localhost").expect("a name");
         let mut client = ClientConnection::new(Arc::clone(&self.client), name).expect("a client");
-        let mut server = ServerConnection::new(trust.config()).expect("a server");
+        let mut server = ServerConnection::new(trust.config(Inside::Mqtt)).expect("a server");
         while client.is_handshaking() || server.is_handshaking() || server.wants_write() {
             let mut wire = Vec::new();
             while client.wants_write() {

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -23,12 +23,31 @@ use super::{Error, Oldest};
 /// See the module's text.
 #[derive(Debug)]
 pub struct Trust {
-    config: Arc<ServerConfig>,
+    /// For MQTT, and for WebSocket.
+    configs: [Arc<ServerConfig>; 2],
     /// Without authorities a certificate is good as long as it is enrolled, and its papers say nothing.
     authorities: Option<Authorities>,
     revoked: Arc<Revoked>,
     resumptions: Arc<Resumptions>,
     until: OffsetDateTime,
+}
+
+/// What is spoken inside TLS.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Inside {
+    Mqtt,
+    WebSocket,
+}
+
+impl Inside {
+    /// The name that IANA has registered for it; a client that offers others only is at the wrong door (RFC 7301 §3.2). A
+    /// WebSocket begins as HTTP, and browsers say so.
+    fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Mqtt => b"mqtt",
+            Self::WebSocket => b"http/1.1",
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -121,14 +140,27 @@ impl Trust {
         config.send_tls13_tickets = 1;
         // What comes with the first flight can be sent again by whoever has seen it (RFC 8446 §8): a request must not.
         config.max_early_data_size = 0;
-        // The name that IANA has registered; a client that offers others only is at the wrong door (RFC 7301 §3.2).
-        config.alpn_protocols = vec![b"mqtt".to_vec()];
-        Ok(Self { config: Arc::new(config), authorities, revoked, resumptions, until })
+        let configs = [Inside::Mqtt, Inside::WebSocket].map(|inside| {
+            let mut config = config.clone();
+            config.alpn_protocols = vec![inside.alpn().to_vec()];
+            Arc::new(config)
+        });
+        Ok(Self { configs, authorities, revoked, resumptions, until })
     }
 
     /// What the next handshake is made with.
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
+    pub(super) fn config(&self, inside: Inside) -> Arc<ServerConfig> {
+        let [mqtt, web] = &self.configs;
+        Arc::clone(match inside {
+            Inside::Mqtt => mqtt,
+            Inside::WebSocket => web,
+        })
+    }
+
+    /// Who knows which certificate is shown.
+    pub(crate) fn shows(&self) -> &dyn ResolvesServerCert {
+        let [mqtt, _] = &self.configs;
+        &*mqtt.cert_resolver
     }
 
     /// Judges a certificate with what followed it, after a handshake that was made with what was in force `then`. The papers are for

@@ -7,12 +7,16 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use wakala_node::listener::Tls;
+use wakala_node::listener::tls::Oldest;
 use wakala_node::store::messages::{Class, Limits, Message, Queueing};
 use wakala_node::store::told::Which;
 use wakala_node::telling::http::{Http, serve};
 use wakala_node::telling::{self, tokens};
 use wakala_system_tests::{Database, now, terminal};
 
+use super::certificates::Papers;
+use super::openssl::Client;
 use super::wire::Wire;
 use super::{Broker, asked, enrol, room, told, until};
 
@@ -252,6 +256,36 @@ async fn a_program_tells_a_terminal_something_and_hears_what_became_of_it() {
     assert_eq!(database.rows(row), "portal fee-7 T1 delivered");
     assert_eq!(door.ask(&format!("{to}?class=news"), "", b"n").await.0, 201);
     assert_eq!(door.ask(&format!("{to}?class=news"), "", b"n").await.0, 429);
+}
+
+/// The certificate is the listener's, and what is too old for terminals is too old for programs.
+#[tokio::test]
+async fn programs_come_by_tls_as_the_listener_speaks_it() {
+    for (oldest, old_is_spoken) in [(Oldest::Tls12, true), (Oldest::Tls13, false)] {
+        let (database, papers) = (Database::new(), Papers::new());
+        let broker = Broker::start(&database, Some(Tls { oldest, ..papers.tls(false) })).await;
+        let door = Door::open(&broker);
+        let at = wakala_sandbox::ports::free_port().expect("a port");
+        let http = Http { tls: Some(at), ..Http::new(door.file.path().to_owned()) };
+        let credentials = broker.listening.credentials().cloned();
+        let options = telling::Options::default();
+        tokio::spawn(serve(&http, &options, broker.sessions.clone(), credentials).expect("it opens"));
+
+        let look = async |version| Client::new(&papers, "terminal", version).look(at, &[]).await;
+        let ((new, said), (old, _)) = (look("-tls1_3").await, look("-tls1_2").await);
+        assert_eq!((new, old), (true, old_is_spoken), "{oldest:?}: {said}");
+        let tcp = TcpStream::connect(at).await.expect("it listens");
+        let name = rustls::pki_types::ServerName::try_from("localhost").expect("a name");
+        let mut tls = papers.connector("terminal").connect(name, tcp).await.expect("a handshake");
+        let request = format!(
+            "GET /messages?key=none HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n",
+            door.token
+        );
+        tls.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = [0; 12];
+        tls.read_exact(&mut answer).await.expect("answered");
+        assert_eq!(answer, *b"HTTP/1.1 404");
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use wakala_node::listener;
 use wakala_system_tests::{Database, terminal};
 
 use super::certificates::Papers;
+use super::openssl::Client;
 use super::wire::{Stream, Wire, connect};
 use super::{Broker, PASSWORD, WebSocket, enrol, queue_receipt, tell};
 
@@ -335,6 +336,11 @@ async fn over_tls_the_certificate_is_who_it_is_and_a_list_that_revokes_it_ends_i
     assert_eq!(leaves.receive().await.map(|(first, body)| (first, body[0])), Some((0xE0, 0x87)));
     assert_eq!(leaves.receive().await, None);
     stays.ping().await;
+    // A browser says that it speaks HTTP/1.1; who speaks something else only is at the wrong door.
+    let browser = Client::new(&papers, "terminal", "-tls1_3");
+    let (content, said) = browser.look(wss, &["-alpn", "http/1.1"]).await;
+    assert!(content && said.contains("ALPN protocol: http/1.1"), "{said}");
+    assert!(!browser.look(wss, &["-alpn", "mqtt"]).await.0);
     // No handshake, no WebSocket, no MQTT.
     let mut plain = TcpStream::connect(wss).await.expect("it listens");
     assert_eq!(ask(&mut plain, REQUEST.as_bytes()).await, "");
