@@ -49,7 +49,8 @@ struct Wakala {
 enum Command {
     /// Run the node until it is told to stop (SIGTERM, SIGINT)
     ///
-    /// SIGHUP has it read the files of TLS again.
+    /// SIGHUP has it read the files of TLS, the keys of tokens and the files of the hook again. The configuration itself is
+    /// read at the start only.
     ///
     /// Exits 0 after a stop that was asked for, 78 when the configuration is wrong (starting again would not help), 70 when
     /// actors failed too often (starting again may).

@@ -302,7 +302,7 @@ async fn until_told(
 
 /// Reads again what may change while the node runs. systemd hears when it begins and when it is done.
 async fn reload(listening: &Listening) {
-    tracing::info!("told to read its files again (SIGHUP)");
+    tracing::info!("told to read its files again (SIGHUP); the configuration is read at the start only");
     let begun = NotifyState::monotonic_usec_now();
     match begun {
         Ok(begun) => notify(&[NotifyState::Reloading, begun]),

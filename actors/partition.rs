@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use wakala::id::{CoreId, Epoch, Offset, PartitionNo, TransactionId};
-use wakala::partition::{Act, Event, Partition as Twin, Supply};
+use wakala::partition::{Act, Event, Parked, Partition as Twin, Supply};
 use wakala::receipt::Answer;
 use wakala::record::Record;
 use wakala::transaction::State;
@@ -235,7 +235,6 @@ impl Partition {
         ctx.spawn(counted.into_actor(self).map(move |attempts, this, ctx| match attempts {
             Ok(attempts) if attempts > LIVES => {
                 let why = format!("killed its partition {LIVES} times");
-                tracing::error!(partition = number.0, offset = offset.0, why, "parked a record");
                 this.begin(vec![Event::Unreadable { offset, why }], ctx);
             }
             Ok(_) => this.begin(events, ctx),
@@ -281,6 +280,7 @@ impl Partition {
         let acts = std::mem::take(&mut decision.acts);
         let gone: Vec<TransactionId> =
             decision.transactions.values().filter(|t| t.state != State::Sent).map(|t| t.id).collect();
+        let (number, parked) = (self.twin.number(), decision.parked.clone());
         let (deps, deciding) = (Arc::clone(&self.deps), Arc::clone(&self.deciding));
         let committed = async move {
             let sealed = match seal(&deps.hsm, std::mem::take(&mut decision.answers)).await {
@@ -291,7 +291,11 @@ impl Partition {
                     resume_unwind(panic);
                 }
             };
-            Ok(work.commit(decision, sealed).await?)
+            let hints = work.commit(decision, sealed).await?;
+            for Parked { offset, why, .. } in parked {
+                tracing::error!(partition = number.0, offset = offset.0, why, "parked a record");
+            }
+            Ok(hints)
         };
         ctx.spawn(committed.into_actor(self).map(move |hints: anyhow::Result<_>, this, ctx| match hints {
             Ok(hints) => this.act(acts, &gone, places, hints, ctx),

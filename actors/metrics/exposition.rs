@@ -221,7 +221,7 @@ impl Snapshot {
         let ended = [("crowded", &connections.crowded), ("slow", &connections.slow), ("unread", &connections.unread)];
         page.counters(
             "wakala_connections_ended_early",
-            "Connections closed before a CONNECT was read: too many strangers, none in time, none that can be read.",
+            "Connections closed before a CONNECT was read: too many strangers or from a banned address, none in time, none that can be read.",
             ended.map(|(reason, count)| ([("reason", reason)], count.get())),
         )?;
         page.counter("wakala_connects_accepted", "CONNECTs that were accepted.", connections.sessions.get())?;
