@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use wakala::session::Elsewhere;
 
 use crate::metrics::exposition::{Format, Snapshot};
-use crate::metrics::figures::{Conservation, Figures, Looks};
+use crate::metrics::figures::{Conservation, Looked, Looks};
 use crate::ports::Wait;
 use crate::sessions::Sessions;
 
@@ -167,20 +167,20 @@ async fn page(node: web::Data<dyn Node>, looks: web::Data<Looks>) -> HttpRespons
 async fn metrics(node: web::Data<dyn Node>, looks: web::Data<Looks>, request: HttpRequest) -> HttpResponse {
     let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::of(accept.unwrap_or_default());
-    let (status, figures, conservation) = look(&node, &looks).await;
-    let snapshot = Snapshot::new(status, Arc::clone(looks.store().metrics()), figures, conservation);
+    let (status, looked, conservation) = look(&node, &looks).await;
+    let snapshot = Snapshot::new(status, Arc::clone(looks.store().metrics()), looked, conservation);
     match snapshot.write(format) {
         Ok(page) => HttpResponse::Ok().content_type(format.content_type()).body(page),
         Err(_) => HttpResponse::InternalServerError().finish(),
     }
 }
 
-async fn look(node: &web::Data<dyn Node>, looks: &Looks) -> (Status, Option<Arc<Figures>>, Conservation) {
-    let figures = looks.look().await;
+async fn look(node: &web::Data<dyn Node>, looks: &Looks) -> (Status, Looked, Conservation) {
+    let looked = looks.look().await;
     let status = node.status();
     let arriving = status.broker.as_ref().map_or(0, |broker| broker.arriving);
-    let conservation = Conservation::of(looks.store().metrics(), figures.as_deref(), arriving);
-    (status, figures, conservation)
+    let conservation = Conservation::of(looks.store().metrics(), looked.figures.as_deref(), arriving);
+    (status, looked, conservation)
 }
 
 async fn ready(node: web::Data<dyn Node>) -> HttpResponse {

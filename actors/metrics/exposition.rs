@@ -9,7 +9,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::counts::Histogram;
-use super::figures::{Conservation, Figures};
+use super::figures::{Conservation, Looked};
 use super::process::Process;
 use super::wire::{self, Direction};
 use super::{Copies, Metrics};
@@ -56,20 +56,15 @@ impl Format {
 pub struct Snapshot {
     status: Status,
     metrics: Arc<Metrics>,
-    figures: Option<Arc<Figures>>,
+    looked: Looked,
     conservation: Conservation,
     process: Process,
 }
 
 impl Snapshot {
     #[must_use]
-    pub fn new(
-        status: Status,
-        metrics: Arc<Metrics>,
-        figures: Option<Arc<Figures>>,
-        conservation: Conservation,
-    ) -> Self {
-        Self { status, metrics, figures, conservation, process: Process::look() }
+    pub fn new(status: Status, metrics: Arc<Metrics>, looked: Looked, conservation: Conservation) -> Self {
+        Self { status, metrics, looked, conservation, process: Process::look() }
     }
 
     /// # Errors
@@ -410,7 +405,7 @@ impl Snapshot {
     }
 
     fn partitions(&self, page: &mut Page<'_>) -> Written {
-        let all = || self.figures.iter().flat_map(|figures| &figures.partitions);
+        let all = || self.looked.figures.iter().flat_map(|figures| &figures.partitions);
         let label = |number: i16| [("partition", number.to_string())];
         page.gauges(
             "wakala_partition_lag_records",
@@ -426,6 +421,11 @@ impl Snapshot {
             "wakala_transactions_in_doubt",
             "Transactions of which nobody knows what the core did. Of all nodes.",
             all().map(|each| (label(each.partition), float(each.in_doubt))),
+        )?;
+        page.gauges(
+            "wakala_records_parked",
+            "Records that could not be decided and lie in wakala.parked. Of all nodes.",
+            all().map(|each| (label(each.partition), float(each.parked))),
         )
     }
 
@@ -434,7 +434,7 @@ impl Snapshot {
         page.gauge(
             "wakala_database_up",
             "1 when the database answered this very question.",
-            Some(float(u8::from(self.figures.is_some()))),
+            Some(float(u8::from(self.looked.up))),
         )?;
         page.histograms(
             "wakala_commit_size",

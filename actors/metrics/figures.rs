@@ -18,6 +18,14 @@ pub struct Figures {
     pub partitions: Vec<PartitionFigures>,
 }
 
+/// What came of a look.
+#[derive(Clone, Debug, Default)]
+pub struct Looked {
+    /// The database answers. Where there is much to count it may, and have no figures in time.
+    pub up: bool,
+    pub figures: Option<Arc<Figures>>,
+}
+
 /// Whoever looks waits no longer than this.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -26,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Looks {
     store: Store,
     asking: AtomicBool,
-    last: Mutex<Option<Arc<Figures>>>,
+    last: Mutex<Looked>,
 }
 
 impl Looks {
@@ -35,20 +43,19 @@ impl Looks {
         Self { store, asking: AtomicBool::new(false), last: Mutex::default() }
     }
 
-    /// What it says now; what it said last where another is asking it; nothing where it is away.
-    pub async fn look(&self) -> Option<Arc<Figures>> {
+    /// What it says now; what it said last where another is asking it.
+    pub async fn look(&self) -> Looked {
         if self.asking.swap(true, Ordering::AcqRel) {
             return self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
         }
         let asking = Asking(&self.asking);
-        let said = match tokio::time::timeout(PATIENCE, self.ask()).await {
-            Ok(Ok(figures)) => Some(Arc::new(figures)),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "there are no figures of the database");
-                None
-            }
-            Err(_) => None,
-        };
+        let say = |error: Error| tracing::debug!(%error, "there are no figures of the database");
+        let (there, figures) = tokio::join!(
+            tokio::time::timeout(PATIENCE, self.store.is_there()),
+            tokio::time::timeout(PATIENCE, self.ask()),
+        );
+        let figures = figures.ok().and_then(|figures| figures.map_err(say).ok()).map(Arc::new);
+        let said = Looked { up: matches!(there, Ok(Ok(()))), figures };
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&said);
         drop(asking);
         said

@@ -29,7 +29,7 @@ pub fn announce_every(
     looks.store().handle().spawn(async move {
         let mut heard = Heard::new();
         while let Some(looks) = weak.upgrade() {
-            let stored = looks.look().await.map(|figures| figures.tally.waiting);
+            let stored = looks.look().await.figures.map(|figures| figures.tally.waiting);
             let refused = looks.store().metrics().direct.refused();
             let sockets = looks.store().metrics().connections.taken();
             drop(looks);

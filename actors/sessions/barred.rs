@@ -18,6 +18,7 @@ use crate::listener::tls::{Papers, Trust};
 use crate::session::lease::calendar;
 use crate::session::{End, Session};
 use crate::store::Error;
+use crate::store::bans::InForce;
 
 /// The authorities have changed: the session is to have them vouch for its certificate, or to end.
 #[derive(Debug, Message)]
@@ -76,9 +77,12 @@ impl Sessions {
     pub async fn look_for_bans(&self) -> Result<usize, Error> {
         let (now, max) = (calendar(), self.0.deps.options.bounds.bans_max);
         let known = self.0.barred.read().known.clone();
-        if let Some((known, bans)) = self.store().bans_in_force(now, known, max).await? {
+        if let Some(InForce { all: known, bans, left_out }) = self.store().bans_in_force(now, known, max).await? {
             let bans = Arc::new(Bans::of(bans));
             tracing::info!(count = bans.len(), "bans in force");
+            if left_out > 0 {
+                tracing::error!(left_out, max, "more bans than sessions.bounds.bans_max: the oldest keep nobody out");
+            }
             *self.0.barred.latest.write().unwrap_or_else(PoisonError::into_inner) = Latest { known, bans };
         }
         Ok(self.end_banned())

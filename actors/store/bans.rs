@@ -153,18 +153,18 @@ impl Store {
         .await
     }
 
-    /// The bans in force and what they come to, unless that is what is known of them already. At most `max`, the newest.
+    /// The bans in force, unless what they come to is known already. At most `max`, the newest.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn bans_in_force(&self, now: Time, known: String, max: u32) -> Result<Option<(String, Vec<Ban>)>, Error> {
+    pub async fn bans_in_force(&self, now: Time, known: String, max: u32) -> Result<Option<InForce>, Error> {
         self.run(move |db| async move {
             let pool = db.get_postgres_connection_pool();
             // Of numbers alone, so that it is asked of the index.
-            let text =
-                format!("select concat(count(*), ' ', sum(hashint8extended(id, 0))) from wakala.ban where {IN_FORCE}");
+            let text = format!("select count(*), sum(hashint8extended(id, 0))::text from wakala.ban where {IN_FORCE}");
             let query = sqlx::query_as(sqlx::AssertSqlSafe(text)).bind(timestamp(now));
-            let (all,): (String,) = query.fetch_one(pool).await?;
+            let (count, sum): (i64, Option<String>) = query.fetch_one(pool).await?;
+            let all = format!("{count} {}", sum.unwrap_or_default());
             if all == known {
                 return Ok(None);
             }
@@ -172,10 +172,21 @@ impl Store {
                 format!("select id, kind, subject, until from wakala.ban where {IN_FORCE} order by id desc limit $2");
             let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(timestamp(now)).bind(i64::from(max));
             let rows = query.fetch_all(pool).await?;
-            Ok(Some((all, rows.iter().filter_map(in_force).collect())))
+            let left_out = usize::try_from(count).unwrap_or(0).saturating_sub(rows.len());
+            Ok(Some(InForce { all, bans: rows.iter().filter_map(in_force).collect(), left_out }))
         })
         .await
     }
+}
+
+/// The bans in force at a moment.
+#[derive(Debug)]
+pub struct InForce {
+    /// What they come to: the same for the same bans.
+    pub all: String,
+    pub bans: Vec<Ban>,
+    /// How many there are beyond the `max` that were asked for.
+    pub left_out: usize,
 }
 
 /// Which bans.

@@ -297,6 +297,9 @@ async fn records_that_kill_are_counted_and_parked_ones_are_kept() {
     let desk = Desk::open(&store, "n1", 0).await;
     assert_eq!(desk.twin.position(), Offset(1));
     assert_eq!(database.rows("select count(*) from wakala.suspect"), "0");
+    let parked: Vec<_> =
+        store.partition_figures().await.expect("asked").iter().map(|of| (of.partition, of.parked)).collect();
+    assert_eq!(parked, [(0, 1), (1, 0), (2, 0), (3, 0)]);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::banks::Load;
 use crate::listener::tls::Report;
+use crate::metrics::figures::Figures;
 use crate::router::Holdings;
 use crate::store::figures::PartitionFigures;
 use crate::store::tally::Tally;
@@ -39,11 +40,11 @@ fn snapshot() -> Snapshot {
         cores: BTreeMap::from([("c1".to_owned(), Load { signed_on: true, places_free: 64 })]),
         actors: tree.branches(),
     };
-    let partitions = vec![PartitionFigures { partition: 0, lag: Some(1), open: 2, in_doubt: 1 }];
+    let partitions = vec![PartitionFigures { partition: 0, lag: Some(1), open: 2, in_doubt: 1, parked: 0 }];
     let figures = Arc::new(Figures { tally: Tally::default(), partitions });
     let metrics = Arc::<Metrics>::default();
     let conservation = Conservation::of(&metrics, Some(&figures), 0);
-    Snapshot::new(status, metrics, Some(figures), conservation)
+    Snapshot::new(status, metrics, Looked { up: true, figures: Some(figures) }, conservation)
 }
 
 /// The families of a page: the name, the type and what is said of it.

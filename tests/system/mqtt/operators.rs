@@ -11,6 +11,7 @@ use wakala_node::store::standing::{Action, Wanted};
 use super::ended::Node;
 use super::wire::Wire;
 use super::{PASSWORD, enrol, queue_receipt, tell, until};
+use crate::locks::Holding;
 use wakala_system_tests::{Database, now};
 
 fn client(name: &str) -> wakala::id::ClientId {
@@ -287,4 +288,32 @@ async fn a_tap_ends_at_its_limits_and_needs_to_be_meant() {
     let mut lines = BufReader::new(stream).lines();
     assert_eq!(lines.next_line().await.expect("an answer").as_deref(), Some("HTTP/1.1 403 Forbidden"));
     wire.ping().await;
+}
+
+/// Counting what waits may take longer than monitoring has patience for: that is no database that is away, which wakes somebody.
+#[tokio::test]
+async fn a_database_that_counts_for_long_is_not_away() {
+    let database = Database::new();
+    let node = Node::start(&database).await;
+    let lines = |page: &str, name: &str| {
+        page.lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let waiting = "wakala_stored_copies_waiting";
+    let page = node.ask("GET /metrics").await;
+    assert_eq!(
+        (lines(&page, "wakala_database_up "), lines(&page, waiting).len()),
+        (vec!["wakala_database_up 1.0".to_owned()], 1),
+        "{page}"
+    );
+    let counting = Holding::new(&database, "lock table wakala.message in access exclusive mode");
+    let page = node.ask("GET /metrics").await;
+    assert_eq!(
+        (lines(&page, "wakala_database_up "), lines(&page, waiting).len()),
+        (vec!["wakala_database_up 1.0".to_owned()], 0)
+    );
+    drop(counting);
+    let still = database.stand_still();
+    let page = node.ask("GET /metrics").await;
+    assert_eq!(lines(&page, "wakala_database_up "), ["wakala_database_up 0.0"]);
+    drop(still);
 }
