@@ -130,7 +130,8 @@ impl Session {
             Asked::Subscribe(subscribe) => self.subscribe(subscribe, effects),
             Asked::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, effects),
         };
-        if self.terms.expiry_s == 0 {
+        // One that was kept and ends with this connection has rows until then, by which other nodes go.
+        if self.terms.expiry_s == 0 && !self.present {
             change = Change::default();
         }
         let pending = self.pending.get_or_insert_default();

@@ -164,6 +164,36 @@ async fn pain_02_a_session_of_one_node_is_routed_to_by_another() {
     assert_eq!(database.rows(&queued("kept")), "0");
 }
 
+/// What goes on for one connection more, and was kept until then, has rows by which other nodes go.
+#[tokio::test]
+async fn what_a_session_changes_on_its_last_connection_other_nodes_know() {
+    let database = Database::new();
+    let (first, second) = two(&database).await;
+    let (mut wire, _) = Wire::connect(first.plain(), true, "kept", false).await;
+    for filter in ["a/+", "b/+"] {
+        assert_eq!(wire.subscribe(filter, 1).await, 1);
+    }
+    wire.leave().await;
+    first.connected(0).await;
+    let mut wire = Wire::open(first.plain(), true).await;
+    // Neither a clean start nor an expiry.
+    wire.send(&packet(0x10, &[text("MQTT"), vec![5, 0, 0, 60, 0], text("kept")].concat())).await;
+    assert_eq!(wire.receive().await.map(|(first, body)| (first, body[0])), Some((0x20, 1)), "the session is present");
+    wire.send(&[0xA2, 8, 0, 7, 0, 0, 3, b'a', b'/', b'+']).await;
+    assert_eq!(wire.receive().await.map(|(first, _)| first), Some(0xB0));
+    assert_eq!(wire.subscribe("c", 1).await, 1);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for (topic, payload) in [("a/1", "not asked for any more"), ("b/1", "asked for"), ("c", "asked for now")] {
+        publish(&second, topic, payload).await;
+    }
+    for payload in ["asked for", "asked for now"] {
+        assert_eq!(wire.delivery().await.2, payload);
+    }
+    wire.leave().await;
+    first.connected(0).await;
+    until(&database, "select count(*) from wakala.subscription", "0").await;
+}
+
 /// PUBLISH at QoS 2, its first half.
 async fn half_publish(wire: &mut Wire, topic: &str) {
     wire.publish(topic, 2, 1, "half").await;
