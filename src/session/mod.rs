@@ -353,11 +353,10 @@ impl Session {
         if self.closed {
             return;
         }
+        self.outgoing.now(now);
         match event {
             Event::Packet(packet) => {
                 self.hears(now);
-                // What the outgoing side does on a packet, it does now.
-                self.outgoing.now(now);
                 if let Some(bytes) = changed_bytes(&packet) {
                     self.pacer.changed(bytes, &self.limits.pace, now);
                 }
@@ -385,17 +384,13 @@ impl Session {
             Event::Kept { seq } => self.outgoing.kept(seq, effects),
             Event::Fetched { deliveries, last } => self.outgoing.fetched(deliveries, last),
             Event::Hint { seq, what } => self.outgoing.hint(seq, what),
-            Event::Message(addressed) => {
-                self.outgoing.now(now);
-                self.outgoing.direct(addressed, effects);
-            }
+            Event::Message(addressed) => self.outgoing.direct(addressed, effects),
             Event::Look => self.outgoing.look(),
             Event::Wake => self.wake(now, effects),
             Event::End(reason, why) => self.close(Some(reason), why, effects),
             Event::Leave(elsewhere, why) => self.leave(&elsewhere, why, effects),
         }
         if !self.closed {
-            self.outgoing.now(now);
             self.deliver(effects);
         }
     }

@@ -130,11 +130,11 @@ impl Outgoing {
     }
 
     fn flies(&mut self, place: usize, state: State) {
+        if self.stalls_at().is_none() {
+            self.progress = self.now;
+        }
         if let Some(queued) = self.queue.get_mut(place) {
             queued.state = state;
-        }
-        if self.in_flight == 0 {
-            self.progress = self.now;
         }
         self.in_flight += 1;
     }
@@ -203,7 +203,7 @@ impl Outgoing {
         loop {
             self.direct_id = if self.direct_id == u16::MAX { *DIRECT_IDENTIFIERS.start() } else { self.direct_id + 1 };
             let id = NonZeroU16::new(self.direct_id).unwrap_or(NonZeroU16::MAX);
-            // It ends: the window leaves most of them free.
+            // It ends: the window leaves one of them free.
             if self.place_of(id).is_none() {
                 return id;
             }
@@ -274,6 +274,7 @@ impl Outgoing {
         }
         while let Some((queued, packet_id)) = self.next_to_release() {
             queued.state = State::Released(packet_id);
+            self.progress = self.now;
             effects.push(release(packet_id, PublishAck2Reason::Success));
         }
     }

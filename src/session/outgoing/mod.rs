@@ -86,6 +86,8 @@ pub fn packet_id(seq: i64) -> NonZeroU16 {
 /// The lower half of the packet identifiers (2.2.1) is for rows, the upper for what is not stored.
 const ROW_IDENTIFIERS: i64 = 32_767;
 const DIRECT_IDENTIFIERS: std::ops::RangeInclusive<u16> = 32_768..=u16::MAX;
+/// One of them is free for the next.
+const WINDOW_MAX: u16 = u16::MAX - *DIRECT_IDENTIFIERS.start();
 
 #[derive(Debug)]
 pub(super) struct Outgoing {
@@ -230,7 +232,7 @@ impl Outgoing {
             in_flight: 0,
             received: 0,
             owed: if loaded.present { Owed::Unread } else { Owed::Released },
-            window: terms.receive_max.min(window.get()),
+            window: terms.receive_max.min(window.get()).min(WINDOW_MAX),
             limits: Arc::clone(limits),
             packet_bytes_max: terms.packet_bytes_max,
             progress: now,
@@ -272,9 +274,11 @@ impl Outgoing {
         (in_flight, self.queue.len().saturating_sub(in_flight))
     }
 
-    /// When the connection is given up because nothing was acknowledged.
+    /// When the connection is given up because nothing was acknowledged. What the client does not owe an answer for is not
+    /// its fault: between PUBREC and PUBREL it waits for us.
     pub(super) fn stalls_at(&self) -> Option<Time> {
-        (self.in_flight > 0).then(|| self.progress + self.limits.ack_within)
+        let is_owed = |queued: &Queued| matches!(queued.state, State::Sent(..) | State::Released(_));
+        (self.in_flight > 0 && self.queue.iter().any(is_owed)).then(|| self.progress + self.limits.ack_within)
     }
 
     pub(super) fn fetched(&mut self, deliveries: Vec<Delivery>, last: i64) {

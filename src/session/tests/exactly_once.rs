@@ -198,6 +198,22 @@ fn deliveries_are_released_in_the_order_in_which_they_were_received() {
     );
 }
 
+/// While the database is away a PUBREC waits for it, and the client for its PUBREL.
+#[test]
+fn who_waits_for_a_pubrel_is_not_one_who_acknowledges_nothing() {
+    let mut session = session(false, &[], 0);
+    let wait = |session: &mut Session, seconds| {
+        handle(session, Event::Packet(Packet::PingRequest), seconds);
+        told(&handle(session, Event::Wake, seconds))
+    };
+    handle(&mut session, Event::Fetched { deliveries: vec![row(1, None)], last: 1 }, 1);
+    handle(&mut session, pubrec(1, PublishAckReason::Success), 2);
+    assert_eq!(wait(&mut session, 63), [""; 0]);
+    assert_eq!(told(&handle(&mut session, Event::Kept { seq: 1 }, 64)), ["pubrel 1 00"]);
+    assert_eq!(wait(&mut session, 123), [""; 0]);
+    assert_eq!(wait(&mut session, 124), ["disconnect 80", "close"], "its PUBCOMP does not come");
+}
+
 #[test]
 fn identifiers_are_complete_as_soon_as_each_is_forgotten() {
     let mut session = session(false, &[1, 2], 0);
