@@ -139,6 +139,8 @@ struct Shared {
     table: RwLock<Table>,
     /// Held while the tables are being read: see [`retained::Memory`].
     turn: tokio::sync::Mutex<()>,
+    /// The longest that a message waits in a queue.
+    ttl_max: Option<Duration>,
     metrics: Arc<Metrics>,
     neighbours: Arc<Neighbours>,
 }
@@ -207,7 +209,9 @@ impl Shared {
         let table = self.read();
         for (Recipient { client, addressed, .. }, seq) in publication.to.iter().zip(places) {
             match (seq, table.inbox(client)) {
-                (Some(seq), Some(inbox)) => inbox.queued(*seq, What::Message(addressed.clone())),
+                (Some(seq), Some(inbox)) => {
+                    inbox.queued(*seq, What::Message(self.as_stored(addressed, publication.at)))
+                }
                 (Some(_), None) => self.neighbours.tell(|| Word::Queued(client.clone())),
                 (None, _) => {}
             }
@@ -216,6 +220,17 @@ impl Shared {
             let same = table.clients.get(client).filter(|present| present.epoch == *epoch);
             self.hand(same.and_then(|present| present.inbox.as_ref()), addressed.clone());
         }
+    }
+
+    /// It is over when its row is, for who is there too.
+    fn as_stored(&self, addressed: &Addressed, at: Time) -> Addressed {
+        let mut addressed = addressed.clone();
+        if let Some(latest) = self.ttl_max.map(|ttl| at + ttl)
+            && addressed.message.expires_at.is_none_or(|own| own > latest)
+        {
+            Arc::make_mut(&mut addressed.message).expires_at = Some(latest);
+        }
+        addressed
     }
 
     /// Hands a message that is not stored to a session.
@@ -234,8 +249,13 @@ impl Router {
     pub fn new(options: &Options, store: &Store, neighbours: &Arc<Neighbours>) -> Self {
         let (metrics, neighbours) = (Arc::clone(store.metrics()), Arc::clone(neighbours));
         let retained = Memory::new(options.retained_max, options.retained_bytes_max, Arc::clone(&metrics));
-        let table =
-            Arc::new(Shared { table: RwLock::default(), turn: tokio::sync::Mutex::default(), metrics, neighbours });
+        let table = Arc::new(Shared {
+            table: RwLock::default(),
+            turn: tokio::sync::Mutex::default(),
+            ttl_max: options.message_ttl_max,
+            metrics,
+            neighbours,
+        });
         let hints: Weak<Shared> = Arc::downgrade(&table);
         let publications = store.publications(
             options.waiting_max,

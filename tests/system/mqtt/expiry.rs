@@ -107,3 +107,23 @@ async fn what_ends_with_its_connection_ends_with_its_node_too() {
     let left = "select (select count(*) from wakala.subscription), (select count(*) from wakala.session)";
     assert_eq!(database.rows(left), "0|0");
 }
+
+/// `open.message_ttl_max` is for who is there as for who is away: what waits for the window, or was sent and is not acknowledged, has a
+/// row that goes when its time is over.
+#[tokio::test]
+async fn what_waits_no_longer_than_it_may_says_so_to_who_is_there() {
+    let database = Database::new();
+    let broker = Broker::made(database.store().await, anywhere(), |deps| {
+        (deps.open.anonymous, deps.open.message_ttl_max) = (true, Some(Duration::from_secs(60)));
+    })
+    .await;
+    let (mut subscriber, _) = Wire::connect(broker.plain(), true, "subscriber", false).await;
+    assert_eq!(subscriber.subscribe("a", 1).await, 1);
+    let (mut publisher, _) = Wire::connect(broker.plain(), true, "publisher", true).await;
+    publisher.publish("a", 1, 1, "for ever").await;
+    publish_for_a_second(&mut publisher, 0x32, "a", Some(2)).await;
+    for longest in [60, 1] {
+        let (_, body) = subscriber.receive().await.expect("a PUBLISH");
+        assert!(body[5..10] == [5, 0x02, 0, 0, 0] && body[10] <= longest, "a Message Expiry Interval: {body:?}");
+    }
+}
