@@ -289,6 +289,9 @@ async fn tell(mut to_tell: mpsc::Receiver<Told>, node: String, router: Router, c
         let mut stored = Publication::at(now);
         for Told { client, standing, node: other, why } in gathered.drain(..) {
             let message = message(other.as_deref().unwrap_or(&node), &client, standing, why.as_deref());
+            if router.is_closed(&message.topic) {
+                continue;
+            }
             let message = Arc::new(message);
             if let Some(publication) = router.route(None, &message, None, now) {
                 stored.to.extend(publication.to);

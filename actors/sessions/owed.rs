@@ -37,11 +37,13 @@ impl Sessions {
     /// The next page of what is owed, out of so many looks.
     pub(crate) fn page(&self, owed: &mut Owed, looks: &mut u16, now: Time) -> Vec<Addressed> {
         let mut share = Share { looks: *looks, bytes: self.0.limits.direct_bytes_max.get() };
-        let page = match owed.behind() {
+        let mut page = match owed.behind() {
             Behind::Retained(_) | Behind::Announced(_) => self.0.router.page(owed, &mut share, now),
             Behind::Present(_) => self.0.presence.page(owed, &mut share, now),
         };
         *looks = share.looks;
+        // What was retained before its topic was closed, and what a wider filter asks for besides.
+        page.retain(|addressed| !self.0.router.is_closed(&addressed.message.topic));
         page
     }
 

@@ -208,3 +208,26 @@ async fn retained_for(name: &str, broker: &Broker) -> Vec<String> {
     subscriber.leave().await;
     heard
 }
+
+/// A topic that is closed later was open before: what is retained there, and the presence of others, is asked for by wider filters too.
+#[tokio::test]
+async fn nobody_hears_of_closed_topics_by_a_wider_filter() {
+    let database = Database::new();
+    let broker = open_broker(&database, |_| ()).await;
+    for topic in ["a/closed", "a/open"] {
+        publish(&broker, topic, true, topic).await;
+    }
+    drop(broker);
+    let broker = open_broker(&database, |tuned| {
+        let closed = ["a/closed", "$SYS/presence/#"];
+        tuned.open.closed = closed.map(str::to_owned).into();
+    })
+    .await;
+    let (mut watcher, _) = Wire::connect(broker.plain(), true, "watcher", true).await;
+    for filter in ["$SYS/#", "a/#"] {
+        assert_eq!(watcher.subscribe(filter, 1).await, 1);
+    }
+    assert_eq!(next(&mut watcher).await.1, "a/open");
+    let (_other, _) = Wire::connect(broker.plain(), true, "other", true).await;
+    watcher.silence().await;
+}
