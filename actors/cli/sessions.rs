@@ -202,9 +202,7 @@ async fn list(list: List, store: &Store, admin: SocketAddr, output: Output) -> a
     let query = [("prefix", &*list.prefix), ("after", &*list.after), ("limit", &*limit)];
     let answer = ask(admin, &query).await;
     let answered = answer.is_some();
-    let rows = merged(stored, answer, &list);
-    let more = rows.len() == usize::try_from(list.limit).unwrap_or(usize::MAX);
-    let next = rows.last().filter(|_| more).map(|row| row.client.clone());
+    let (rows, next) = merged(stored, answer, &list);
     let values: Vec<Value> = rows.iter().map(Row::value).collect();
     let text = || {
         let head = [
@@ -232,9 +230,13 @@ async fn list(list: List, store: &Store, admin: SocketAddr, output: Output) -> a
     output.print(text, &json!({ "sessions": values, "next": next, "node_answered": answered }))
 }
 
-/// What is stored and what the node says, by name, as far as both were asked.
-fn merged(stored: Vec<Standing>, answer: Option<Answer>, list: &List) -> Vec<Row> {
+/// What is stored and what the node says, by name, as far as both were asked; and how far that is, where there may be more: a page
+/// may have few rows, or none, when most of those who were asked for are others.
+fn merged(stored: Vec<Standing>, answer: Option<Answer>, list: &List) -> (Vec<Row>, Option<String>) {
     let limit = usize::try_from(list.limit).unwrap_or(usize::MAX);
+    // Of those who are away, or at another node, this one says nothing.
+    let concerns = |answer: &Answer| !list.away && list.node.as_ref().is_none_or(|node| *node == answer.node);
+    let answer = answer.filter(concerns);
     let (node, here) = answer.map_or_else(Default::default, |answer| (answer.node, answer.sessions));
     // Beyond the end of a full page nobody was asked.
     let ends = |full: bool, last: Option<&str>| if full { last.map(str::to_owned) } else { None };
@@ -246,15 +248,17 @@ fn merged(stored: Vec<Standing>, answer: Option<Answer>, list: &List) -> Vec<Row
         let client = stored.client.as_str().to_owned();
         rows.insert(client.clone(), Row { client, stored: Some(stored), here: None });
     }
-    let there =
-        |here: &Here| !list.away && (!list.kept || here.expiry_s > 0) && list.node.as_ref().is_none_or(|n| *n == node);
-    for here in here.into_iter().filter(there) {
+    for here in here.into_iter().filter(|here| !list.kept || here.expiry_s > 0) {
         let client = here.client.clone();
         rows.entry(client.clone()).or_insert(Row { client, stored: None, here: None }).here =
             Some((node.clone(), here));
     }
     let asked = |row: &Row| until.as_ref().is_none_or(|until| row.client <= *until);
-    rows.into_values().filter(asked).take(limit).collect()
+    let mut rows: Vec<Row> = rows.into_values().filter(asked).collect();
+    let cut = rows.len() > limit;
+    rows.truncate(limit);
+    let last = rows.last().filter(|_| cut).map(|row| row.client.clone());
+    (rows, last.or(until))
 }
 
 fn cells(row: &Row) -> [String; 11] {
@@ -472,10 +476,14 @@ mod tests {
         List { connected: false, away, kept, node: None, prefix, after, limit }
     }
 
-    fn names(stored_names: &[&str], here_names: &[&str], list: &List) -> Vec<String> {
+    fn merge(stored_names: &[&str], here_names: &[&str], list: &List) -> (Vec<String>, Option<String>) {
         let answer = Answer { node: "n1".to_owned(), sessions: here_names.iter().map(|name| here(name)).collect() };
-        let rows = merged(stored_names.iter().map(|name| stored(name)).collect(), Some(answer), list);
-        rows.into_iter().map(|row| row.client).collect()
+        let (rows, next) = merged(stored_names.iter().map(|name| stored(name)).collect(), Some(answer), list);
+        (rows.into_iter().map(|row| row.client).collect(), next)
+    }
+
+    fn names(stored_names: &[&str], here_names: &[&str], list: &List) -> Vec<String> {
+        merge(stored_names, here_names, list).0
     }
 
     #[actix_rt::test]
@@ -498,6 +506,26 @@ mod tests {
         // Of the stored ones nothing is known beyond b, so what is connected beyond it belongs to the next page.
         assert_eq!(names(&["a", "b"], &["c", "d"], &page(2, false, false)), ["a", "b"]);
         assert_eq!(names(&["a", "z"], &["c", "d"], &page(2, false, false)), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_page_without_those_who_were_asked_for_is_not_the_last() {
+        let next = |name: &str| Some(name.to_owned());
+        let at = |node: &str| List { node: Some(node.to_owned()), ..page(2, false, false) };
+        // They are connected here and nothing else, so they keep nobody from the list who is away or elsewhere.
+        assert_eq!(
+            merge(&["a", "y"], &["b", "c"], &page(2, true, false)),
+            (vec!["a".to_owned(), "y".to_owned()], next("y"))
+        );
+        assert_eq!(merge(&["a"], &["b", "c"], &page(2, true, false)), (vec!["a".to_owned()], None));
+        assert_eq!(merge(&["y"], &["b", "c"], &at("n2")), (vec!["y".to_owned()], None));
+        // What is connected here beyond c is not known yet.
+        assert_eq!(merge(&["y"], &["b", "c"], &at("n1")), (vec!["b".to_owned(), "c".to_owned()], next("c")));
+        assert_eq!(merge(&["y"], &["b", "c"], &page(2, false, true)), (vec![], next("c")));
+        assert_eq!(
+            merge(&["a", "y"], &["b"], &page(2, false, false)),
+            (vec!["a".to_owned(), "b".to_owned()], next("b"))
+        );
     }
 
     #[test]

@@ -117,7 +117,7 @@ mod tests {
         let words = Batcher::new(&Handle::current(), 1, 1, |words: Vec<Word>| async move { Ok(vec![(); words.len()]) });
         let neighbours = Neighbours::new(words).into();
         let (table, turn, metrics) = Default::default();
-        Shared { table, turn, metrics, neighbours }
+        Shared { table, turn, ttl_max: None, metrics, neighbours }
     }
 
     fn client() -> ClientId {
