@@ -194,6 +194,10 @@ impl Config {
                 fault(&format!("cores.{core}.dialect"), format!("{error:#}"));
             }
         }
+        if self.sessions.keep_alive_max < Duration::from_secs(1) {
+            // It is told in whole seconds, and none is no keep-alive at all.
+            fault("sessions.keep_alive_max", "must be at least 1s".to_owned());
+        }
         let kafka = &self.log.kafka;
         if self.log.kind == LogKind::Kafka && kafka.replication_factor > 1 && kafka.min_insync_replicas < 2 {
             let text =

@@ -296,6 +296,12 @@ fn several_faults_are_said_at_once() {
 }
 
 #[test]
+fn a_keep_alive_is_told_in_whole_seconds() {
+    assert_eq!(faults("[sessions]\nkeep_alive_max = \"999ms\"").len(), 1);
+    Config::load(None, &["sessions.keep_alive_max=\"1s\"".to_owned()]).expect("right");
+}
+
+#[test]
 fn what_cannot_be_read_hides_nothing_else() {
     let said = faults(
         "[nodes]\nname = \"a\"\n[database]\nurll = \"x\"\npool_size = \"many\"\n[partitions]\nlease = \"5 bananas\"\n\
