@@ -24,7 +24,7 @@ use wakala::message::Message as Published;
 use wakala::mqtt::Properties;
 use wakala::session::{Addressed, Subscription, Template, What};
 use wakala::time::Time;
-use wakala::topics::{Granted, Match, Retained, Subscriptions, matches};
+use wakala::topics::{Granted, Match, Reach, Retained, Subscriptions, matches};
 
 use self::crowd::Crowd;
 use self::owed::{Behind, Owed};
@@ -167,6 +167,8 @@ struct Client {
     ahead: u32,
     /// Of its connection, if that is here.
     inbox: Option<Arc<Inbox>>,
+    /// When the session is over, of one that is away, or [`Time::NEVER`].
+    over_at: Time,
 }
 
 /// What the router of a general broker holds.
@@ -336,25 +338,36 @@ impl Router {
             return;
         }
         table.remove(client);
-        table.add(client, Client { filters: Vec::new(), kept, epoch, ahead: elsewhere::ALL, inbox: Some(inbox) });
+        table.add(
+            client,
+            Client {
+                filters: Vec::new(),
+                kept,
+                epoch,
+                ahead: elsewhere::ALL,
+                inbox: Some(inbox),
+                over_at: Time::NEVER,
+            },
+        );
         for subscription in with {
             table.subscribe(client, subscription);
         }
     }
 
-    /// A connection has ended; its session with it, or not. True when that is the end of one that was kept.
-    pub fn gone(&self, client: &ClientId, epoch: Epoch, kept: bool) -> bool {
+    /// A connection has ended; its session with it, or at `over_at`. True when that is the end of one that was kept.
+    pub fn gone(&self, client: &ClientId, epoch: Epoch, over_at: Option<Time>) -> bool {
         let mut table = self.0.table.write();
         let Some(present) = table.clients.get_mut(client) else { return false };
         if present.inbox.is_none() || present.epoch != epoch {
             return false;
         }
         present.inbox = None;
-        let over = !kept && present.kept;
-        if !kept {
-            table.remove(client);
+        let was_kept = present.kept;
+        match over_at {
+            Some(over_at) => present.over_at = over_at,
+            None => table.remove(client),
         }
-        over
+        over_at.is_none() && was_kept
     }
 
     /// Sessions that were kept are over.
@@ -414,7 +427,7 @@ impl Router {
         let retain = self.retain(publisher, message);
         // At QoS 2 nobody has it before it is sure that it did not come before.
         let waits = remember.is_some();
-        let (to, then) = self.send(publisher, message, waits);
+        let (to, then) = self.send(publisher, message, waits, now);
         let stored = !to.is_empty() || retain.is_some() || remember.is_some();
         stored.then_some(Publication { to, then, retain, remember, ..Publication::at(now) })
     }
@@ -424,7 +437,7 @@ impl Router {
     pub(crate) fn route_will(&self, publisher: &ClientId, message: &Arc<Published>, now: Time) -> Publication {
         self.0.table.metrics.published.one();
         let retain = self.retain(Some(publisher), message);
-        let (to, then) = self.send(Some(publisher), message, true);
+        let (to, then) = self.send(Some(publisher), message, true, now);
         Publication { to, then, retain, ..Publication::at(now) }
     }
 
@@ -437,7 +450,7 @@ impl Router {
         self.0.table.metrics.published.one();
         let message = Arc::new(message);
         let retain = self.retain(None, &message);
-        let (to, then) = self.send(None, &message, true);
+        let (to, then) = self.send(None, &message, true, now);
         let direct = then.len();
         let told = Some((asked, message));
         let publication = Publication { to, then, retain, told, ..Publication::at(now) };
@@ -466,8 +479,8 @@ impl Router {
         let new = RetainedMessage { message: Arc::clone(&message), publisher: None };
         announced.keep(&message.topic, new, message.bytes());
         drop(announced);
-        // At QoS 0 there is nothing to store.
-        let _ = self.send(None, &message, false);
+        // At QoS 0 there is nothing to store, and whose session is over is not here.
+        let _ = self.send(None, &message, false, Time::NEVER);
     }
 
     /// Done when it is stored.
@@ -506,10 +519,11 @@ impl Router {
         publisher: Option<&ClientId>,
         message: &Arc<Published>,
         waits: bool,
+        now: Time,
     ) -> (Vec<Recipient>, Vec<Recipient>) {
         let (shared, mut found, mut to, mut then) = (&self.0.table, Vec::new(), Vec::new(), Vec::new());
         let table = shared.read();
-        table.subscriptions.route(&message.topic, publisher, |client| table.inbox(client).is_some(), &mut found);
+        table.subscriptions.route(&message.topic, publisher, |client| table.reach(client, now), &mut found);
         // What the broker says of itself, every so often, is nobody's loss.
         if found.is_empty() && !message.topic.starts_with("$SYS/") {
             shared.metrics.unmatched.one();
@@ -550,6 +564,15 @@ impl Router {
 impl Table {
     fn inbox(&self, client: &ClientId) -> Option<&Arc<Inbox>> {
         self.clients.get(client)?.inbox.as_ref()
+    }
+
+    /// Nobody shall wait for a session to be swept away that has ended: what it draws of a shared subscription ends with it.
+    fn reach(&self, client: &ClientId, now: Time) -> Reach {
+        match self.clients.get(client) {
+            Some(Client { inbox: Some(_), .. }) => Reach::Connected,
+            Some(Client { over_at, .. }) if now < *over_at => Reach::Away,
+            _ => Reach::Over,
+        }
     }
 
     fn is_of(&self, client: &ClientId, epoch: Epoch) -> bool {

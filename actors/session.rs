@@ -78,7 +78,8 @@ pub struct Session {
     answer: Option<u32>,
     /// Of the actor's task.
     waker: Option<Waker>,
-    /// For when the wake-up is set that comes first, or [`NEVER`].
+    /// For when the wake-up is set that comes first, or [`Time::NEVER`]: an `Option` has the task
+    /// beyond its bound.
     wakes_at: Time,
     /// Who looks at its packets.
     tapped: Tapped,
@@ -143,7 +144,7 @@ impl Session {
             waiting: 0,
             answer: None,
             waker: None,
-            wakes_at: NEVER,
+            wakes_at: Time::NEVER,
             tapped: Tapped::default(),
             link,
         };
@@ -329,14 +330,11 @@ impl Session {
 
     fn wake_up(&mut self, at: Time, ctx: &mut Context<Self>) {
         if self.wakes_at == at {
-            self.wakes_at = NEVER;
+            self.wakes_at = Time::NEVER;
         }
         self.event(Event::Wake, ctx);
     }
 }
-
-/// No wake-up is set. An `Option` has the task beyond its bound.
-const NEVER: Time = Time::from_millis(i64::MAX);
 
 /// A wake-up that comes so late says that the node was held up.
 const HELD_UP: Duration = Duration::from_millis(500);
@@ -405,7 +403,8 @@ impl Drop for Session {
         match self.who {
             Who::Guest { stored } => {
                 let kept = remains.expiry_s > 0;
-                over = self.sessions.router().gone(client, self.epoch, kept);
+                let over_at = kept.then(|| ended.at + Duration::from_secs(remains.expiry_s.into()));
+                over = self.sessions.router().gone(client, self.epoch, over_at);
                 self.sessions.went(client, self.epoch, kept, why, ended.at);
                 self.count_last();
                 if !stored {

@@ -11,6 +11,9 @@ use std::time::Duration;
 pub struct Time(i64);
 
 impl Time {
+    /// After every other.
+    pub const NEVER: Self = Self(i64::MAX);
+
     #[must_use]
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis)

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::MutexGuard;
 use wakala::id::{ClientId, Epoch};
 use wakala::session::Subscription;
+use wakala::time::Time;
 
 use super::{Client, Router, Shared, Table};
+use crate::store::sessions::Kept;
 
 /// Whatever the tables say: what is here is not in them yet.
 pub(super) const ALL: u32 = u32::MAX;
@@ -14,7 +16,7 @@ pub(super) const ALL: u32 = u32::MAX;
 /// Clients that are gone through while nobody else can look for one.
 const PAGE: usize = 256;
 
-type Stored = (Epoch, Vec<Subscription>);
+type Stored = (Epoch, Time, Vec<Subscription>);
 
 /// The tables are being read.
 pub(crate) struct Reading<'a> {
@@ -57,10 +59,11 @@ impl Shared {
 impl Reading<'_> {
     /// These are all kept guests, or those `of`, with their subscriptions. Whoever is connected here, or was when the reading
     /// began, is known better here.
-    pub(crate) fn adopt(self, of: Option<&BTreeSet<ClientId>>, stored: Vec<(ClientId, Epoch, Option<Subscription>)>) {
+    pub(crate) fn adopt(self, of: Option<&BTreeSet<ClientId>>, stored: Vec<Kept>) {
         let mut by_client: BTreeMap<ClientId, Stored> = BTreeMap::new();
-        for (client, epoch, subscription) in stored {
-            by_client.entry(client).or_insert((epoch, Vec::new())).1.extend(subscription);
+        for Kept { client, epoch, over_at, subscription } in stored {
+            let new = (epoch, over_at.unwrap_or(Time::NEVER), Vec::new());
+            by_client.entry(client).or_insert(new).2.extend(subscription);
         }
         let gone = |client: &&ClientId| !by_client.contains_key(*client);
         let gone: Vec<ClientId> = match of {
@@ -79,22 +82,22 @@ impl Reading<'_> {
         let mut rows = by_client.into_iter().peekable();
         while rows.peek().is_some() {
             let mut table = self.shared.write();
-            for (client, (epoch, with)) in rows.by_ref().take(PAGE) {
-                table.adopt(&client, epoch, &with, self.nth);
+            for (client, stored) in rows.by_ref().take(PAGE) {
+                table.adopt(&client, stored, self.nth);
             }
         }
     }
 }
 
 impl Table {
-    fn adopt(&mut self, client: &ClientId, epoch: Epoch, with: &[Subscription], nth: u32) {
+    fn adopt(&mut self, client: &ClientId, (epoch, over_at, with): Stored, nth: u32) {
         let better = |present: &Client| present.epoch > epoch || present.epoch == epoch && present.ahead >= nth;
         if self.clients.get(client).is_some_and(better) {
             return;
         }
         self.remove(client);
-        self.add(client, Client { filters: Vec::new(), kept: true, epoch, ahead: 0, inbox: None });
-        for subscription in with {
+        self.add(client, Client { filters: Vec::new(), kept: true, epoch, ahead: 0, inbox: None, over_at });
+        for subscription in &with {
             self.subscribe(client, subscription);
         }
     }
@@ -124,19 +127,20 @@ mod tests {
         ClientId::new("c").expect("short")
     }
 
-    fn row(filter: &'static str) -> (ClientId, Epoch, Option<Subscription>) {
+    fn row(filter: &'static str) -> Kept {
         let subscription =
             Subscription { filter: filter.into(), options: SubscriptionOptions::default(), identifier: None };
-        (client(), Epoch(1), Some(subscription))
+        Kept { client: client(), epoch: Epoch(1), over_at: None, subscription: Some(subscription) }
     }
 
     /// It was here with this filter, and its end is on its way.
     fn left_with(filter: &'static str) -> Shared {
         let shared = shared();
         let mut table = shared.write();
-        let gone = Client { filters: Vec::new(), kept: true, epoch: Epoch(1), ahead: ALL, inbox: None };
+        let gone =
+            Client { filters: Vec::new(), kept: true, epoch: Epoch(1), ahead: ALL, inbox: None, over_at: Time::NEVER };
         table.add(&client(), gone);
-        table.subscribe(&client(), &row(filter).2.expect("one"));
+        table.subscribe(&client(), &row(filter).subscription.expect("one"));
         drop(table);
         shared
     }

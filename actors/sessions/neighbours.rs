@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use ntex_mqtt::v5::codec::DisconnectReasonCode as Reason;
 use wakala::id::{ClientId, Epoch};
 use wakala::presence::concerns;
-use wakala::session::Subscription;
 
 use super::{Inner, Sessions};
 use crate::neighbours::{HERE_EVERY, SILENT_MAX, Voices};
 use crate::session::End;
 use crate::store::Error;
 use crate::store::again::Backoff;
+use crate::store::sessions::Kept;
 use crate::store::words::{Came, Ear, Heard, Word};
 
 /// How often it is looked whether there are sessions still, and who there is to be greeted.
@@ -157,7 +157,7 @@ impl Sessions {
             let reading = self.router().read().await;
             let stored = self.store().kept_guests(Some(clients.iter().cloned().collect())).await?;
             self.0.presence.watch(stored.iter().any(watches));
-            let known: BTreeSet<_> = stored.iter().map(|(client, ..)| client).collect();
+            let known: BTreeSet<_> = stored.iter().map(|kept| &kept.client).collect();
             self.0.presence.over(clients.iter().filter(|client| !known.contains(client)), until);
             reading.adopt(Some(&clients), stored);
         }
@@ -195,8 +195,8 @@ impl Sessions {
     }
 }
 
-fn watches((_, _, subscription): &(ClientId, Epoch, Option<Subscription>)) -> bool {
-    subscription.as_ref().is_some_and(|subscription| concerns(&subscription.filter))
+fn watches(kept: &Kept) -> bool {
+    kept.subscription.as_ref().is_some_and(|subscription| concerns(&subscription.filter))
 }
 
 /// Until the sessions are gone, or the connection is.

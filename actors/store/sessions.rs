@@ -17,7 +17,7 @@ use wakala::time::Time;
 
 use super::batch::Batcher;
 use super::openings::WhenLocked;
-use super::{Error, Store, name, timestamp, wills};
+use super::{Error, Store, name, time_of, timestamp, wills};
 
 /// A delivery that a client is done with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +97,16 @@ pub struct Cut {
 }
 
 /// A session that is kept, with one of its subscriptions or without.
-type KeptRow = (String, i64, Option<String>, i16, i16, Option<i32>);
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub client: ClientId,
+    pub epoch: Epoch,
+    /// Of one that is connected nobody knows.
+    pub over_at: Option<Time>,
+    pub subscription: Option<Subscription>,
+}
+
+type KeptRow = (String, i64, Option<OffsetDateTime>, Option<String>, i16, i16, Option<i32>);
 
 /// Marks deliveries, many in one commit. False when a later connection owns the session.
 pub type Acknowledgements = Batcher<Acknowledged, bool>;
@@ -228,15 +237,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn kept_guests(
-        &self,
-        of: Option<Vec<ClientId>>,
-    ) -> Result<Vec<(ClientId, Epoch, Option<Subscription>)>, Error> {
+    pub async fn kept_guests(&self, of: Option<Vec<ClientId>>) -> Result<Vec<Kept>, Error> {
         let of = of.map(|of| of.iter().map(|client| client.as_str().to_owned()).collect::<Vec<_>>());
         self.run(|db| async move {
             let rows: Vec<KeptRow> = sqlx::query_as(
                 // One that ends with its connection, and goes on until then, has a queue too.
-                "select client_id, epoch, filter, coalesce(qos, 0::smallint), coalesce(options, 0::smallint), identifier \
+                "select client_id, epoch, expires_at, filter, coalesce(qos, 0::smallint), coalesce(options, 0::smallint), identifier \
                  from wakala.session s left join wakala.subscription using (client_id) \
                  where (expiry_s > 0 or filter is not null) \
                  and not exists (select from wakala.terminal t where t.id = s.client_id) \
@@ -245,10 +251,10 @@ impl Store {
             .bind(of)
             .fetch_all(db.get_postgres_connection_pool())
             .await?;
-            let read = |(client, epoch, filter, qos, options, identifier): KeptRow| {
+            let read = |(client, epoch, expires_at, filter, qos, options, identifier): KeptRow| {
                 let client = ClientId::new(&client).map_err(|error| Error::Broken(error.to_string()))?;
                 let subscription = filter.map(|filter| subscription((filter, qos, options, identifier)));
-                Ok((client, Epoch(epoch), subscription))
+                Ok(Kept { client, epoch: Epoch(epoch), over_at: expires_at.map(time_of), subscription })
             };
             rows.into_iter().map(read).collect()
         })

@@ -9,7 +9,7 @@ mod subscriptions;
 mod tree;
 
 pub use retained::Retained;
-pub use subscriptions::{Granted, Match, Subscriptions};
+pub use subscriptions::{Granted, Match, Reach, Subscriptions};
 pub use tree::Tree;
 
 /// Bytes of a topic name or a topic filter, at most. Postgres' indexes take 2,704 of a row, and a filter stands there with its

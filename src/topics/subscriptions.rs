@@ -24,8 +24,17 @@ pub struct Match<C> {
     /// The RETAIN flag goes on as it came [MQTT-3.3.1-13].
     pub retain_as_published: bool,
     pub identifiers: Vec<NonZeroU32>,
-    /// By a shared subscription: another member may have it if this one's session ends (4.8.2).
+    /// By a shared subscription.
     pub shared: bool,
+}
+
+/// How the member of a shared subscription stands whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Connected,
+    Away,
+    /// Its session has ended, and is still here.
+    Over,
 }
 
 /// The subscriptions of all clients. `C` names a client.
@@ -91,8 +100,8 @@ impl<C: Ord + Clone> Subscriptions<C> {
     }
 
     /// Who receives a message of this topic from `publisher`, into `out`, in the order of the clients' names. Of each
-    /// shared subscription one member, in turn, the first that is `able` if any is.
-    pub fn route(&self, topic: &str, publisher: Option<&C>, able: impl Fn(&C) -> bool, out: &mut Vec<Match<C>>) {
+    /// shared subscription one member, in turn: the first that is connected, or else comes back.
+    pub fn route(&self, topic: &str, publisher: Option<&C>, reach: impl Fn(&C) -> Reach, out: &mut Vec<Match<C>>) {
         let begin = out.len();
         self.own.for_each(topic, |client, granted| {
             // [MQTT-3.8.3-3]
@@ -101,7 +110,7 @@ impl<C: Ord + Clone> Subscriptions<C> {
             }
         });
         self.groups.for_each(topic, |_, group| {
-            if let Some((client, granted)) = group.turn(&able) {
+            if let Some((client, granted)) = group.turn(&reach) {
                 out.push(matched(client, granted, true));
             }
         });
@@ -115,14 +124,15 @@ impl<C: Ord + Clone> Subscriptions<C> {
 }
 
 impl<C> Group<C> {
-    fn turn(&self, able: impl Fn(&C) -> bool) -> Option<&(C, Granted)> {
+    fn turn(&self, reach: impl Fn(&C) -> Reach) -> Option<&(C, Granted)> {
         let count = self.members.len();
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let at = |offset: usize| self.members.get(first.wrapping_add(offset) % count);
         if count == 0 {
             return None;
         }
-        (0..count).filter_map(at).find(|(client, _)| able(client)).or_else(|| at(0))
+        let who = |how| (0..count).filter_map(at).find(|(client, _)| reach(client) == how);
+        who(Reach::Connected).or_else(|| who(Reach::Away)).or_else(|| at(0))
     }
 }
 
@@ -167,7 +177,7 @@ mod tests {
 
     fn route(subscriptions: &Subscriptions<&'static str>, topic: &str) -> Vec<Match<&'static str>> {
         let mut out = Vec::new();
-        subscriptions.route(topic, None, |_| true, &mut out);
+        subscriptions.route(topic, None, |_| Reach::Connected, &mut out);
         out
     }
 
@@ -201,7 +211,7 @@ mod tests {
             assert_eq!(all.subscribe(client, "t", no_local), Ok(false));
         }
         let mut out = Vec::new();
-        all.route("t", Some(&"a"), |_| true, &mut out);
+        all.route("t", Some(&"a"), |_| Reach::Connected, &mut out);
         assert_eq!(out.iter().map(|m| m.client).collect::<Vec<_>>(), ["b"]);
     }
 
@@ -221,11 +231,14 @@ mod tests {
             let times = turns.iter().filter(|&&turn| turn == client).count();
             assert_eq!(times, if client == "a" { 2 + 6 } else { 2 }, "{client}");
         }
-        let mut out = Vec::new();
-        for _ in 0..3 {
-            all.route("t/1", None, |client| *client == "b", &mut out);
+        let better = [(Reach::Connected, Reach::Away), (Reach::Connected, Reach::Over), (Reach::Away, Reach::Over)];
+        for (b, others) in better {
+            let mut out = Vec::new();
+            for _ in 0..3 {
+                all.route("t/1", None, |client| if *client == "b" { b } else { others }, &mut out);
+            }
+            assert_eq!(out.iter().filter(|found| found.client == "b").count(), 3, "{b:?} among {others:?}");
         }
-        assert_eq!(out.iter().filter(|found| found.client == "b").count(), 3);
         assert!(all.unsubscribe(&"a", "$share/g/t/+") && !all.unsubscribe(&"a", "$share/g/t/+"));
         assert!(all.unsubscribe(&"b", "$share/g/t/+") && all.unsubscribe(&"c", "$share/g/t/+"));
         assert!(all.unsubscribe(&"a", "$share/h/t/#"));

@@ -127,3 +127,42 @@ async fn what_waits_no_longer_than_it_may_says_so_to_who_is_there() {
         assert!(body[5..10] == [5, 0x02, 0, 0, 0] && body[10] <= longest, "a Message Expiry Interval: {body:?}");
     }
 }
+
+/// Until the sweep comes, a session that is over is still there; what it drew of a shared subscription ended with it.
+#[tokio::test]
+async fn whose_session_is_over_has_no_turn_in_a_shared_subscription() {
+    let database = Database::new();
+    let broker = Broker::open(&database).await;
+    for (name, expiry_s) in [("brief", 1_u8), ("lasting", 200)] {
+        let mut wire = Wire::open(broker.plain(), true).await;
+        let session_expiry = vec![5, 0x11, 0, 0, 0, expiry_s];
+        wire.send(&packet(0x10, &[text("MQTT"), vec![5, 0, 0, 60], session_expiry, text(name)].concat())).await;
+        assert_eq!(first_byte(&mut wire).await, 0x20);
+        assert_eq!(wire.subscribe("$share/g/t", 1).await, 1);
+        wire.leave().await;
+    }
+    broker.connected(0).await;
+    let (mut publisher, _) = Wire::connect(broker.plain(), true, "publisher", true).await;
+    let drawn = |name| format!("select count(*) from wakala.message where client_id = '{name}'");
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    for id in 1..=4 {
+        publisher.publish("t", 1, id, "m").await;
+        assert_eq!(first_byte(&mut publisher).await, 0x40);
+    }
+    assert_eq!(database.rows("select count(*) from wakala.session where client_id = 'brief'"), "1", "no sweep yet");
+    assert_eq!((database.rows(&drawn("brief")), database.rows(&drawn("lasting"))), ("0".to_owned(), "4".to_owned()));
+    drop((publisher, broker));
+    // A node that is started reads it.
+    let _ = database.rows(
+        "update wakala.session set expires_at = now() - interval '1 second' where client_id = 'lasting' returning 1",
+    );
+    let _ = database
+        .rows("update wakala.session set expires_at = now() + interval '1 hour' where client_id = 'brief' returning 1");
+    let broker = Broker::open(&database).await;
+    let (mut publisher, _) = Wire::connect(broker.plain(), true, "publisher", true).await;
+    for id in 1..=4 {
+        publisher.publish("t", 1, id, "m").await;
+        assert_eq!(first_byte(&mut publisher).await, 0x40);
+    }
+    assert_eq!(database.rows(&drawn("brief")), "4");
+}

@@ -6,7 +6,7 @@ use ntex_mqtt::v5::codec::RetainHandling;
 
 use super::super::*;
 use super::Tally;
-use crate::topics::{self, Granted, Retained, Subscriptions, shared};
+use crate::topics::{self, Granted, Reach, Retained, Subscriptions, shared};
 
 pub(super) const TOPICS: [&str; 3] = ["a", "a/b", "c"];
 pub(super) const FILTERS: [&str; 5] = ["a/#", "+", "c", "$share/g/#", "a/b"];
@@ -116,7 +116,7 @@ impl Broker {
             }
         }
         let mut found = Vec::new();
-        self.subscriptions.route(&message.topic, None, |_| true, &mut found);
+        self.subscriptions.route(&message.topic, None, |_| Reach::Connected, &mut found);
         let own: Vec<_> = found.iter().filter(|to| !to.shared).map(|to| (to.client, to.qos)).collect();
         let best = |client: usize| {
             let fits = |subscription: &&Subscription| topics::matches(&subscription.filter, &message.topic);
