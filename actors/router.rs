@@ -569,7 +569,7 @@ impl Table {
     /// Nobody shall wait for a session to be swept away that has ended: what it draws of a shared subscription ends with it.
     fn reach(&self, client: &ClientId, now: Time) -> Reach {
         match self.clients.get(client) {
-            Some(Client { inbox: Some(_), .. }) => Reach::Connected,
+            Some(Client { inbox: Some(inbox), .. }) if inbox.has_room() => Reach::Connected,
             Some(Client { over_at, .. }) if now < *over_at => Reach::Away,
             _ => Reach::Over,
         }

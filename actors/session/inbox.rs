@@ -52,14 +52,20 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn has_room(&self, state: &State) -> bool {
+    /// Whether a message would be taken now.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.takes(&self.state())
+    }
+
+    fn takes(&self, state: &State) -> bool {
         state.arrived.len() < self.max && state.bytes < self.bytes_max
     }
 
     /// False when there is no room for it.
     pub fn hand(&self, message: Addressed) -> bool {
         let mut state = self.state();
-        let room = self.has_room(&state);
+        let room = self.takes(&state);
         if room {
             state.bytes = state.bytes.saturating_add(message.bytes());
             state.arrived.push_back(Arrival::Message(message));
@@ -71,7 +77,7 @@ impl Inbox {
     /// Where there is no room the session reads the row from the database: nothing is lost.
     pub fn queued(&self, seq: i64, what: What) {
         let mut state = self.state();
-        if self.has_room(&state) {
+        if self.takes(&state) {
             state.bytes = state.bytes.saturating_add(what.bytes());
             state.arrived.push_back(Arrival::Row(seq, what));
         } else {

@@ -31,7 +31,9 @@ pub struct Match<C> {
 /// How the member of a shared subscription stands whose turn it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
+    /// And has room.
     Connected,
+    /// Or connected, and has none.
     Away,
     /// Its session has ended, and is still here.
     Over,

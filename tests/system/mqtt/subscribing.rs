@@ -1,7 +1,7 @@
 //! A subscription takes effect when it is read, and is acknowledged when it is stored.
 
 use super::wire::{Wire, packet, text};
-use super::{Broker, until};
+use super::{Broker, anywhere, until};
 use crate::locks::Holding;
 use wakala_system_tests::Database;
 
@@ -156,4 +156,38 @@ async fn a_client_that_takes_less_than_a_connack_hears_nothing() {
         wire.send(&packet(0x10, &fields)).await;
         assert_eq!(wire.receive().await, heard, "{max}");
     }
+}
+
+/// Of the members of a shared subscription one that acknowledges nothing had its turn all the same, and what it had no room for was
+/// dropped.
+#[tokio::test]
+async fn a_member_without_room_leaves_its_turn_to_one_that_has_some() {
+    let database = Database::new();
+    let broker = Broker::tuned(database.store().await, anywhere().plain.expect("an address"), None, |tuned| {
+        tuned.open.anonymous = true;
+        tuned.sessions.direct_max = 4.try_into().expect("not zero");
+    })
+    .await;
+    let (mut slow, _) = Wire::connect(broker.plain(), true, "slow", true).await;
+    let (mut quick, _) = Wire::connect(broker.plain(), true, "quick", true).await;
+    for wire in [&mut slow, &mut quick] {
+        assert_eq!(wire.subscribe("$share/g/t", 1).await, 1);
+    }
+    let (mut publisher, _) = Wire::connect(broker.plain(), true, "publisher", true).await;
+    let mut drawn = 0;
+    for id in 1..=40 {
+        publisher.publish("t", 1, id, "m").await;
+        assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40), "a PUBACK");
+        // Whoever it was for has been written to before.
+        while let Ok(Some((_, body))) =
+            tokio::time::timeout(std::time::Duration::from_millis(20), quick.receive()).await
+        {
+            quick.acknowledge(u16::from_be_bytes([body[3], body[4]])).await;
+            drawn += 1;
+        }
+    }
+    let direct = broker.store.metrics().direct.copies(0);
+    assert!(drawn >= 40 - 2 * 4 - 16, "{drawn}");
+    assert_eq!(direct.refused["full"], 0, "{direct:?}");
+    slow.cut();
 }
