@@ -9,8 +9,8 @@ mod crowd;
 mod elsewhere;
 pub(crate) mod owed;
 pub(crate) mod retained;
+mod table;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::task::Waker;
 use std::time::Duration;
@@ -24,11 +24,12 @@ use wakala::message::Message as Published;
 use wakala::mqtt::Properties;
 use wakala::session::{Addressed, Subscription, Template, What};
 use wakala::time::Time;
-use wakala::topics::{Granted, Match, Reach, Retained, Subscriptions, matches};
+use wakala::topics::{Match, Retained, matches};
 
 use self::crowd::Crowd;
 use self::owed::{Behind, Owed};
 use self::retained::Memory;
+use self::table::{Client, Table};
 use crate::metrics::Metrics;
 use crate::neighbours::Neighbours;
 use crate::session::inbox::Inbox;
@@ -143,32 +144,6 @@ struct Shared {
     ttl_max: Option<Duration>,
     metrics: Arc<Metrics>,
     neighbours: Arc<Neighbours>,
-}
-
-#[derive(Default)]
-struct Table {
-    subscriptions: Subscriptions<ClientId>,
-    clients: BTreeMap<ClientId, Client>,
-    /// How many of them have a session that is kept.
-    kept: usize,
-    /// How often the tables have begun to be read.
-    reads: u32,
-}
-
-/// A client that is connected here, or whose session is kept.
-struct Client {
-    filters: Vec<ByteString>,
-    /// The session outlives the connection.
-    kept: bool,
-    /// Of its connection, or of its last one.
-    epoch: Epoch,
-    /// So many reads of the tables, from the first on, know it worse than it is known here ([`elsewhere::ALL`] of them until the
-    /// end of its connection is stored).
-    ahead: u32,
-    /// Of its connection, if that is here.
-    inbox: Option<Arc<Inbox>>,
-    /// When the session is over, of one that is away, or [`Time::NEVER`].
-    over_at: Time,
 }
 
 /// What the router of a general broker holds.
@@ -558,48 +533,5 @@ impl Router {
 
     fn announced(&self) -> RwLockReadGuard<'_, Retained<RetainedMessage>> {
         self.0.announced.read().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Table {
-    fn inbox(&self, client: &ClientId) -> Option<&Arc<Inbox>> {
-        self.clients.get(client)?.inbox.as_ref()
-    }
-
-    /// Nobody shall wait for a session to be swept away that has ended: what it draws of a shared subscription ends with it.
-    fn reach(&self, client: &ClientId, now: Time) -> Reach {
-        match self.clients.get(client) {
-            Some(Client { inbox: Some(inbox), .. }) if inbox.has_room() => Reach::Connected,
-            Some(Client { over_at, .. }) if now < *over_at => Reach::Away,
-            _ => Reach::Over,
-        }
-    }
-
-    fn is_of(&self, client: &ClientId, epoch: Epoch) -> bool {
-        self.clients.get(client).is_some_and(|present| present.epoch == epoch)
-    }
-
-    fn subscribe(&mut self, client: &ClientId, new: &Subscription) {
-        let granted = Granted { options: new.options, identifier: new.identifier };
-        let Some(present) = self.clients.get_mut(client) else { return };
-        // The filter was checked when it came.
-        if self.subscriptions.subscribe(client.clone(), &new.filter, granted) == Ok(false) {
-            // Most have one.
-            present.filters.reserve_exact(usize::from(present.filters.is_empty()));
-            present.filters.push(new.filter.clone());
-        }
-    }
-
-    fn add(&mut self, client: &ClientId, new: Client) {
-        self.kept += usize::from(new.kept);
-        self.clients.insert(client.clone(), new);
-    }
-
-    fn remove(&mut self, client: &ClientId) {
-        let Some(gone) = self.clients.remove(client) else { return };
-        self.kept -= usize::from(gone.kept);
-        for filter in gone.filters {
-            self.subscriptions.unsubscribe(client, &filter);
-        }
     }
 }

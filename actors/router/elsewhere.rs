@@ -7,7 +7,8 @@ use wakala::id::{ClientId, Epoch};
 use wakala::session::Subscription;
 use wakala::time::Time;
 
-use super::{Client, Router, Shared, Table};
+use super::table::{Client, Table};
+use super::{Router, Shared};
 use crate::store::sessions::Kept;
 
 /// Whatever the tables say: what is here is not in them yet.
