@@ -37,6 +37,18 @@ impl Router {
     pub(crate) fn settled(&self, client: &ClientId, epoch: Epoch) {
         self.0.table.settled(client, epoch);
     }
+
+    /// It has gone on at another node: from here nobody sees when its session is over.
+    pub(crate) fn went_on(&self, client: &ClientId, epoch: Epoch) {
+        let ends = |present: &&Client| present.epoch < epoch && present.over_at != Time::NEVER;
+        // Most have not been here, and many come at once.
+        if self.0.table.read().clients.get(client).filter(ends).is_none() {
+            return;
+        }
+        if let Some(present) = self.0.table.write().clients.get_mut(client) {
+            present.over_at = Time::NEVER;
+        }
+    }
 }
 
 impl Shared {

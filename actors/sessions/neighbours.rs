@@ -137,7 +137,10 @@ impl Sessions {
                 Word::Retained(topic) => topics.push(topic),
                 Word::Queued(client) => drop(self.wake(client.as_str())),
                 Word::Came(other) => came.push(other),
-                Word::Stands(stands) => self.0.presence.heard(stands),
+                Word::Stands(stands) => {
+                    self.router().went_on(&stands.client, stands.standing.epoch);
+                    self.0.presence.heard(stands);
+                }
             }
         }
         if !self.open().is_open() {

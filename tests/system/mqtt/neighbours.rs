@@ -164,6 +164,38 @@ async fn pain_02_a_session_of_one_node_is_routed_to_by_another() {
     assert_eq!(database.rows(&queued("kept")), "0");
 }
 
+/// CONNECT without a clean start, with this Session Expiry Interval.
+async fn come_back(broker: &Broker, name: &str, expiry_s: u8) -> Wire {
+    let mut wire = Wire::open(broker.plain(), true).await;
+    wire.send(&packet(0x10, &[text("MQTT"), vec![5, 0, 0, 60, 5, 0x11, 0, 0, 0, expiry_s], text(name)].concat())).await;
+    assert_eq!(wire.receive().await.map(|(first, _)| first), Some(0x20));
+    wire
+}
+
+/// Where it was before it goes by when its session would have been over, had it not gone on elsewhere.
+#[tokio::test]
+async fn who_goes_on_at_another_node_keeps_its_turn_in_a_shared_subscription() {
+    let database = Database::new();
+    let (first, second) = two(&database).await;
+    for (name, expiry_s) in [("roams", 1), ("stays away", 200)] {
+        let mut wire = come_back(&first, name, expiry_s).await;
+        assert_eq!(wire.subscribe("$share/g/t", 1).await, 1);
+        wire.leave().await;
+    }
+    first.connected(0).await;
+    let mut roams = come_back(&second, "roams", 1).await;
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    for _ in 0..4 {
+        publish(&first, "t", "m").await;
+    }
+    for _ in 0..2 {
+        let (_, id, _) = roams.delivery().await;
+        roams.acknowledge(id).await;
+    }
+    roams.silence().await;
+    assert_eq!(database.rows(&queued("stays away")), "2");
+}
+
 /// What goes on for one connection more, and was kept until then, has rows by which other nodes go.
 #[tokio::test]
 async fn what_a_session_changes_on_its_last_connection_other_nodes_know() {
