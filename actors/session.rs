@@ -157,6 +157,10 @@ impl Session {
 
     fn event(&mut self, event: Event, ctx: &mut Context<Self>) {
         let (now, mut turn) = (self.now(), TURN.take());
+        if matches!(event, Event::End(..) | Event::Leave(..)) {
+            // Nothing is said behind the last word.
+            self.acknowledge(&mut turn, now, ctx);
+        }
         self.twin.handle(event, now, &mut turn.effects);
         self.act(&mut turn, now, ctx);
         TURN.set(turn);

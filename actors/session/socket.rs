@@ -125,7 +125,7 @@ impl Session {
 
     /// Acknowledges the publish whose subscribers were to be first: before the next frame or in the next turn, whichever
     /// comes first.
-    fn acknowledge(&mut self, turn: &mut Turn, now: Time, ctx: &mut Context<Self>) -> bool {
+    pub(super) fn acknowledge(&mut self, turn: &mut Turn, now: Time, ctx: &mut Context<Self>) -> bool {
         let Some(ticket) = self.answer.take() else { return false };
         self.twin.handle(Event::Durable { ticket }, now, &mut turn.effects);
         self.act(turn, now, ctx);

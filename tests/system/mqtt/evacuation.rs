@@ -91,3 +91,43 @@ async fn so_many_go_in_a_second_and_so_many_stay() {
     assert_eq!(Wire::connect(broker.plain(), true, &gone, false).await.1, [1, 0]);
     drop(wires);
 }
+
+/// Who subscribes is written to before the publisher is answered; a session that ended in between had the publisher send it again.
+#[tokio::test]
+async fn who_is_sent_elsewhere_has_been_answered_for_what_others_have() {
+    let database = Database::new();
+    let broker = Broker::open(&database).await;
+    // The last by name goes last.
+    let (mut subscriber, _) = Wire::connect(broker.plain(), true, "subscriber", true).await;
+    assert_eq!(subscriber.subscribe("t", 0).await, 0);
+    let hears = tokio::spawn(async move {
+        let mut heard = std::collections::BTreeSet::new();
+        while let Some((0x30, body)) = subscriber.receive().await {
+            heard.insert(String::from_utf8_lossy(&body[4..]).into_owned());
+        }
+        heard
+    });
+    let mut publish = Vec::new();
+    for n in 0..60 {
+        let (mut publisher, _) = Wire::connect(broker.plain(), true, &format!("p{n}"), true).await;
+        publish.push(tokio::spawn(async move {
+            for nth in 0.. {
+                publisher.publish("t", 1, 1, &format!("p{n} {nth}")).await;
+                if publisher.receive().await.is_none_or(|(first, _)| first != 0x40) {
+                    return format!("p{n} {nth}");
+                }
+            }
+            unreachable!("it goes on until it is ended")
+        }));
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    broker.sessions.evacuate(Evacuate { per_second: 100_000, down_to: 0, wait_s: 1 }, another());
+    let mut unanswered = Vec::new();
+    for publish in publish {
+        unanswered.push(publish.await.expect("no panic"));
+    }
+    let heard = hears.await.expect("no panic");
+    assert!(!heard.is_empty());
+    unanswered.retain(|text| heard.contains(text));
+    assert!(unanswered.is_empty(), "{unanswered:?}");
+}
