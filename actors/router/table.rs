@@ -46,8 +46,9 @@ impl Table {
     pub(super) fn reach(&self, client: &ClientId, now: Time) -> Reach {
         match self.clients.get(client) {
             Some(Client { inbox: Some(inbox), .. }) if inbox.has_room() => Reach::Connected,
+            Some(Client { inbox: Some(_), kept: false, .. }) => Reach::Lost,
             Some(Client { over_at, .. }) if now < *over_at => Reach::Away,
-            _ => Reach::Over,
+            _ => Reach::Lost,
         }
     }
 

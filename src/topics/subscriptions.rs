@@ -33,10 +33,10 @@ pub struct Match<C> {
 pub enum Reach {
     /// And has room.
     Connected,
-    /// Or connected, and has none.
+    /// Or connected, and has none; what comes waits in the database.
     Away,
-    /// Its session has ended, and is still here.
-    Over,
+    /// What comes is lost: its session has ended, or ends with its connection and has no room.
+    Lost,
 }
 
 /// The subscriptions of all clients. `C` names a client.
@@ -233,7 +233,7 @@ mod tests {
             let times = turns.iter().filter(|&&turn| turn == client).count();
             assert_eq!(times, if client == "a" { 2 + 6 } else { 2 }, "{client}");
         }
-        let better = [(Reach::Connected, Reach::Away), (Reach::Connected, Reach::Over), (Reach::Away, Reach::Over)];
+        let better = [(Reach::Connected, Reach::Away), (Reach::Connected, Reach::Lost), (Reach::Away, Reach::Lost)];
         for (b, others) in better {
             let mut out = Vec::new();
             for _ in 0..3 {

@@ -168,6 +168,10 @@ async fn a_member_without_room_leaves_its_turn_to_one_that_has_some() {
         tuned.sessions.direct_max = 4.try_into().expect("not zero");
     })
     .await;
+    let (mut away, _) = Wire::connect(broker.plain(), true, "away", false).await;
+    assert_eq!(away.subscribe("$share/g/t", 1).await, 1);
+    away.leave().await;
+    broker.connected(0).await;
     let (mut slow, _) = Wire::connect(broker.plain(), true, "slow", true).await;
     let (mut quick, _) = Wire::connect(broker.plain(), true, "quick", true).await;
     for wire in [&mut slow, &mut quick] {
@@ -186,6 +190,13 @@ async fn a_member_without_room_leaves_its_turn_to_one_that_has_some() {
             drawn += 1;
         }
     }
+    quick.leave().await;
+    broker.connected(2).await;
+    for id in 41..=44 {
+        publisher.publish("t", 1, id, "m").await;
+        assert_eq!(publisher.receive().await.map(|(first, _)| first), Some(0x40), "a PUBACK");
+    }
+    assert_eq!(database.rows("select count(*) from wakala.message where client_id = 'away'"), "4");
     let direct = broker.store.metrics().direct.copies(0);
     assert!(drawn >= 40 - 2 * 4 - 16, "{drawn}");
     assert_eq!(direct.refused["full"], 0, "{direct:?}");
