@@ -244,7 +244,7 @@ impl Store {
                 // One that ends with its connection, and goes on until then, has a queue too.
                 "select client_id, epoch, expires_at, filter, coalesce(qos, 0::smallint), coalesce(options, 0::smallint), identifier \
                  from wakala.session s left join wakala.subscription using (client_id) \
-                 where (expiry_s > 0 or filter is not null) \
+                 where (expiry_s > 0 or filter is not null or (connected and began < epoch)) \
                  and not exists (select from wakala.terminal t where t.id = s.client_id) \
                  and ($1::text[] is null or client_id = any($1)) order by client_id",
             )

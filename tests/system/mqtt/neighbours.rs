@@ -221,6 +221,11 @@ async fn what_a_session_changes_on_its_last_connection_other_nodes_know() {
     for payload in ["asked for", "asked for now"] {
         assert_eq!(wire.delivery().await.2, payload);
     }
+    // Without subscriptions it is there all the same.
+    wire.send(&[0xA2, 11, 0, 8, 0, 0, 3, b'b', b'/', b'+', 0, 1, b'c']).await;
+    assert_eq!(wire.receive().await.map(|(first, _)| first), Some(0xB0));
+    let kept = second.store.kept_guests(None).await.expect("the database is there");
+    assert_eq!(kept.iter().map(|kept| kept.client.as_str()).collect::<Vec<_>>(), ["kept"]);
     wire.leave().await;
     first.connected(0).await;
     until(&database, "select count(*) from wakala.subscription", "0").await;
