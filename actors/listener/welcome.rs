@@ -235,7 +235,7 @@ impl Door {
         if !terms.takes(&client) {
             return Err(Refusal::PacketTooLarge);
         }
-        if !self.sessions.has_room_for(&client, self.connections_max) {
+        if self.sessions.admission().is_stopping() || !self.sessions.has_room_for(&client, self.connections_max) {
             return Err(Refusal::UseAnotherServer);
         }
         match bearer {
@@ -291,6 +291,7 @@ impl Door {
 
     /// Opens what is stored of the session and hands the connection to its actor.
     async fn open(&self, io: IoBoxed, frames: Frames, admitted: Admitted, traits: Traits) {
+        let _coming = self.sessions.admission().coming();
         let Admitted { client, rights, who, named, terms, papers, lease } = admitted;
         let (now, guest) = (self.sessions.clock().now(), matches!(who, Who::Guest { .. }));
         let stored = !matches!(who, Who::Guest { stored: false });

@@ -117,8 +117,8 @@ struct Inner {
     alone: Arc<Semaphore>,
     /// Nobody is let in any more.
     stopping: watch::Sender<bool>,
-    /// Those who have come and have no answer yet.
-    unanswered: AtomicUsize,
+    /// Those who are on their way in.
+    coming: AtomicUsize,
     counts: Counts,
 }
 
@@ -145,19 +145,13 @@ struct Caller {
     told: oneshot::Sender<Result<(Epoch, Loaded), NotOpened>>,
 }
 
-/// One that has come, until it is answered or waits no longer.
-struct Unanswered<'a>(&'a AtomicUsize);
+/// One that is on his way in, until he is told that he is not or is found among the sessions.
+#[must_use]
+pub(crate) struct Coming(Arc<Inner>);
 
-impl<'a> Unanswered<'a> {
-    fn of(inner: &'a Inner) -> Self {
-        inner.unanswered.fetch_add(1, Ordering::Relaxed);
-        Self(&inner.unanswered)
-    }
-}
-
-impl Drop for Unanswered<'_> {
+impl Drop for Coming {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.coming.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -185,7 +179,7 @@ impl Admission {
             arrived: Arc::clone(&arrived),
             alone: Arc::new(Semaphore::new(ALONE_MAX)),
             stopping: watch::Sender::new(false),
-            unanswered: AtomicUsize::new(0),
+            coming: AtomicUsize::new(0),
             counts: Counts::default(),
         });
         store.handle().spawn(work(Arc::downgrade(&inner), Arc::clone(&arrived)));
@@ -198,13 +192,16 @@ impl Admission {
     /// # Errors
     /// Why it was not opened.
     pub async fn open(&self, opening: Opening, gone: impl Future<Output = ()>) -> Result<(Epoch, Loaded), NotOpened> {
-        let _unanswered = Unanswered::of(&self.0);
         let (told, mut hears) = oneshot::channel();
         let left = Arc::<AtomicBool>::default();
         let caller = Caller { opening, gone: Arc::clone(&left), passed_over: 0, told };
         let turned_away = self.0.waiting().come(caller, self.0.clock.now());
         if let Some(caller) = turned_away {
             self.0.tell(caller, Err(self.0.busy()));
+        }
+        if self.is_stopping() {
+            // Whoever opens sessions may be in the middle of a commit.
+            self.0.send_all_away();
         }
         self.0.arrived.notify_one();
         let nobody = |_| Err(Error::Away("nobody opens sessions any more".to_owned()).into());
@@ -229,10 +226,21 @@ impl Admission {
         let _ = self.0.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        *self.0.stopping.borrow()
+    }
+
+    /// Counts one who is on his way in.
+    pub(crate) fn coming(&self) -> Coming {
+        self.0.coming.fetch_add(1, Ordering::Relaxed);
+        Coming(Arc::clone(&self.0))
+    }
+
     /// Nobody is on his way in.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.0.unanswered.load(Ordering::Relaxed) == 0
+        self.0.coming.load(Ordering::Relaxed) == 0
     }
 
     /// How many wait.

@@ -64,9 +64,10 @@ impl Store {
                     }
                 }
             }
-            // Nobody opens these sessions until the commit: it would take what is forgotten here for what came.
+            // Nobody opens these sessions until the commit: it would take what is forgotten here for what came, and read past what
+            // is released here.
             let owned: Vec<(bool,)> = sqlx::query_as(
-                "with s as materialized (select client_id, epoch from wakala.session where client_id = any($1) \
+                "with s as materialized (select client_id, epoch from wakala.session where client_id = any($1::text[] || $4::text[]) \
                    order by client_id for no key update), \
                  f as (select nth, f.client_id, f.packet_id, coalesce(s.epoch = f.epoch, false) as owned \
                    from unnest($1::text[], $2::bigint[], $3::integer[]) with ordinality f (client_id, epoch, packet_id, nth) \
@@ -78,6 +79,7 @@ impl Store {
             .bind(forgets.0)
             .bind(forgets.1)
             .bind(forgets.2)
+            .bind(received.0.clone())
             .fetch_all(&mut *opened)
             .await?;
             let kept: Vec<(String, i64)> = sqlx::query_as(

@@ -80,6 +80,42 @@ async fn who_waits_to_be_let_in_while_the_node_stops_is_told_where_else_to_go() 
     stopping.await.expect("no panic");
 }
 
+/// Nor was he seen who waits for the end of his own earlier connection to be stored, or of whom nothing is stored.
+#[tokio::test]
+async fn who_is_on_his_way_in_while_the_node_stops_is_told_where_else_to_go() {
+    let database = Database::new();
+    let options = listener::Options { elsewhere: vec!["mqtt-2:8883".to_owned()], ..super::anywhere() };
+    let broker = Broker::made(database.store().await, options, |deps| deps.open.anonymous = true).await;
+    let (kept, _) = Wire::connect(broker.plain(), true, "kept", false).await;
+    let holding = Holding::new(&database, "select from wakala.session where client_id = 'kept' for update");
+    let mut passing = Wire::open(broker.plain(), true).await;
+    kept.cut();
+    broker.connected(0).await;
+    let mut kept = Wire::open(broker.plain(), true).await;
+    kept.say_hello("kept", false).await;
+    until_accepted(&broker, 3).await;
+    let Broker { listening, sessions: _sessions, .. } = broker;
+    let stopping = tokio::spawn(listening.stop());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    passing.say_hello("passing", true).await;
+    for wire in [&mut kept, &mut passing] {
+        let (first, body) = wire.receive().await.expect("a CONNACK");
+        let said = String::from_utf8_lossy(&body);
+        assert!((first, body[1]) == (0x20, 0x9C) && said.contains("mqtt-2:8883"), "{body:x?}");
+    }
+    drop(holding);
+    stopping.await.expect("no panic");
+}
+
+async fn until_accepted(broker: &Broker, count: u64) {
+    let accepted = async {
+        while broker.store.metrics().connections.plain.get() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), accepted).await.expect("they are accepted");
+}
+
 /// And with passwords many wait for theirs to be verified.
 #[tokio::test]
 async fn whose_password_waits_while_the_node_stops_is_told_where_else_to_go() {
@@ -98,9 +134,7 @@ async fn whose_password_waits_while_the_node_stops_is_told_where_else_to_go() {
         wire.say_hello(name, true).await;
         wires.push(wire);
     }
-    while broker.store.metrics().connections.plain.get() < 2 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until_accepted(&broker, 2).await;
     let Broker { listening, sessions: _sessions, .. } = broker;
     let stopping = tokio::spawn(listening.stop());
     for mut wire in wires {
